@@ -1,0 +1,907 @@
+"""PyTorch ViC-MAE: masked autoencoding and contrastive learning over two views, with one ViT encoder.
+
+Shapes use B batch, T frames, C channels, H x W pixels, L patches of a frame, K visible patches, D hidden size,
+p patch size, V reconstructed views.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_vicmae import ViCMAEConfig
+
+
+@dataclass
+class ViCMAEForPreTrainingOutput(ModelOutput):
+    r"""
+    loss (`torch.Tensor` of shape `()`):
+        `reconstruction_loss + contrastive_weight * contrastive_loss`.
+    reconstruction_loss (`torch.Tensor` of shape `()`):
+        Mean squared error over the masked patches of the reconstructed views.
+    contrastive_loss (`torch.Tensor` of shape `()`, *optional*):
+        The contrastive part before weighting; `None` for plain MAE.
+    logits (`torch.Tensor` of shape `(B, V, L, p * p * C)`):
+        Reconstructed patches; pixels are ordered row, column, channel.
+    mask (`torch.Tensor` of shape `(B, 2, L)`):
+        1 where a patch was hidden from the encoder, 0 where it was kept.
+    ids_restore (`torch.LongTensor` of shape `(B, 2, L)`):
+        Rank of every patch in its view's noise: patch l was kept if `ids_restore[..., l] < K`.
+    hidden_states, attentions (`tuple` of `torch.Tensor`, *optional*):
+        Of the encoder, a sample's views one after the other: `(2 * B, 1 + K, D)`, `(2 * B, heads, 1 + K, 1 + K)`.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Patches and positions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sincos_positions(height: int, width: int, hidden_size: int) -> torch.Tensor:
+    """
+    Fixed sine-cosine positions of a `height` x `width` grid: `(1, height, width, hidden_size)`, float32.
+
+    The first half of the channels encodes the column (x), the second half the row (y), each as sines then cosines of
+    frequencies 10000 ** (-4 k / hidden_size): the layout of MAE's checkpoints.
+
+    Raises:
+        ValueError: if `hidden_size` is not a multiple of 4.
+    """
+    if hidden_size % 4:
+        raise ValueError(f"The width must be a multiple of 4 (sine and cosine of x and of y), got {hidden_size}.")
+    frequencies = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+
+    def encode(length: int) -> torch.Tensor:
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    columns = encode(width)[None, :, :].expand(height, width, -1)
+    rows = encode(height)[:, None, :].expand(height, width, -1)
+    return torch.cat([columns, rows], dim=-1).unsqueeze(0).float()
+
+
+def resample_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Positions `(1, h, w, D)` resampled in two dimensions (bicubic) to `(1, height, width, D)`."""
+    if positions.shape[1:3] == (height, width):
+        return positions
+    resampled = F.interpolate(positions.permute(0, 3, 1, 2).float(), size=(height, width), mode="bicubic")
+    return resampled.permute(0, 2, 3, 1).to(positions.dtype)
+
+
+def resample_temporal_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Temporal positions `(1, t, D)` resampled linearly to `(1, length, D)`."""
+    if positions.shape[1] == length:
+        return positions
+    resampled = F.interpolate(positions.transpose(1, 2).float(), size=length, mode="linear")
+    return resampled.transpose(1, 2).to(positions.dtype)
+
+
+def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Frames `(..., C, H, W)` as patches `(..., L, C, p, p)`, row by row."""
+    *batch, channels, height, width = pixel_values.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = pixel_values.reshape(*batch, channels, rows, patch_size, columns, patch_size)
+    order = [patches.ndim + axis for axis in (-4, -2, -5, -3, -1)]
+    patches = patches.permute(*range(len(batch)), *order)
+    return patches.reshape(*batch, rows * columns, channels, patch_size, patch_size)
+
+
+def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int) -> torch.Tensor:
+    """Patches `(..., L, p * p * C)`, pixels ordered row, column, channel -> frames `(..., C, height, width)`."""
+    *batch, _, size = patches.shape
+    patch_size = math.isqrt(size // num_channels)
+    rows, columns = height // patch_size, width // patch_size
+    patches = patches.reshape(*batch, rows, columns, patch_size, patch_size, num_channels)
+    order = [patches.ndim + axis for axis in (-1, -5, -3, -4, -2)]
+    return patches.permute(*range(len(batch)), *order).reshape(*batch, num_channels, height, width)
+
+
+class ViCMAEPatchEmbeddings(nn.Module):
+    """
+    Linear embedding of patches, of single frames (`video=False`) or of tubelets of `tubelet_size` frames.
+
+    Either kind takes images and clips alike: an image is a still clip of one tubelet, and a frame embedding sees the
+    mean of a tubelet, which is what its weights replicated along time and divided by `tubelet_size` would compute.
+    """
+
+    def __init__(self, config: ViCMAEConfig, video: bool):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.tubelet_size = config.tubelet_size
+        self.num_channels = config.num_channels
+        kernel_size = (config.patch_size, config.patch_size)
+        if video:
+            kernel_size = (config.tubelet_size, *kernel_size)
+        # Holds the weights in the layout that checkpoints of ViTs have; it is applied as a linear layer.
+        convolution = nn.Conv3d if video else nn.Conv2d
+        self.projection = convolution(config.num_channels, config.hidden_size, kernel_size, stride=kernel_size)
+
+    def forward(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        `pixel_values` `(B, C, H, W)` or `(B, T, C, H, W)` -> `(B, t, L, D)` with t = 1 for images, T / tubelet_size
+        for clips. With `ids_keep` `(B, K)` only those patches are embedded: `(B, t, K, D)`.
+
+        Raises:
+            ValueError: if the shape does not fit the channels, the patches or the tubelets.
+        """
+        self.check_shape(pixel_values)
+        weight, bias = self.projection.weight, self.projection.bias
+        is_video = weight.ndim == 5
+        patches = patchify(pixel_values.to(weight.dtype), self.patch_size)
+        if pixel_values.ndim == 4:
+            patches = patches.unsqueeze(1)
+            weight = weight.sum(2) if is_video else weight
+        else:
+            patches = patches.unflatten(1, (-1, self.tubelet_size))
+            patches = patches.movedim(2, 4) if is_video else patches.mean(2)
+        if ids_keep is not None:
+            index = ids_keep[:, None, :, None].expand(-1, patches.shape[1], -1, weight[0].numel())
+            patches = patches.flatten(3).gather(2, index)
+        return F.linear(patches.reshape(*patches.shape[:3], -1), weight.flatten(1), bias)
+
+    def check_shape(self, pixel_values: torch.Tensor) -> None:
+        shape = tuple(pixel_values.shape)
+        if pixel_values.ndim not in (4, 5):
+            raise ValueError(
+                "pixel_values must be images (batch, channels, height, width) or clips (batch, frames, channels, "
+                f"height, width), got shape {shape}."
+            )
+        if shape[-3] != self.num_channels:
+            raise ValueError(
+                f"Expected {self.num_channels} channels, got {shape[-3]} in pixel_values of shape {shape}."
+            )
+        if min(shape[-2:]) == 0 or shape[-2] % self.patch_size or shape[-1] % self.patch_size:
+            raise ValueError(
+                f"Height and width must be multiples of patch_size={self.patch_size}, got {shape[-2]} x {shape[-1]}."
+            )
+        if pixel_values.ndim == 5 and (shape[1] == 0 or shape[1] % self.tubelet_size):
+            raise ValueError(
+                f"The number of frames must be a multiple of tubelet_size={self.tubelet_size}, got {shape[1]}."
+            )
+
+
+class ViCMAEEmbeddings(nn.Module):
+    """Class token, patch embeddings, fixed spatial positions and, for video, temporal ones, learned from zero."""
+
+    def __init__(self, config: ViCMAEConfig, video: bool):
+        super().__init__()
+        self.patch_embeddings = ViCMAEPatchEmbeddings(config, video)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.patch_grid = config.patch_grid
+        # Saved with the weights: converted checkpoints may bring positions of their own.
+        self.register_buffer("position_embeddings", torch.empty(1, *self.patch_grid, config.hidden_size))
+        self.register_buffer("cls_position_embedding", torch.empty(1, 1, config.hidden_size))
+        self.temporal_position_embeddings = None
+        if video:
+            length = config.num_frames // config.tubelet_size
+            self.temporal_position_embeddings = nn.Parameter(torch.empty(1, length, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Images or clips -> `(B, 1 + t * L, D)`; with `ids_keep` `(B, K)` -> `(B, 1 + t * K, D)`."""
+        embeddings = self.patch_embeddings(pixel_values, ids_keep)
+        batch_size, length, _, hidden_size = embeddings.shape
+        patch_size = self.patch_embeddings.patch_size
+        height, width = (size // patch_size for size in pixel_values.shape[-2:])
+        positions = resample_positions(self.position_embeddings, height, width).flatten(1, 2)
+        if ids_keep is not None:
+            index = ids_keep.unsqueeze(-1).expand(-1, -1, hidden_size)
+            positions = positions.expand(batch_size, -1, -1).gather(1, index)
+        embeddings = embeddings + positions.unsqueeze(1)
+        if self.temporal_position_embeddings is not None:
+            embeddings = embeddings + resample_temporal_positions(self.temporal_position_embeddings, length).unsqueeze(
+                2
+            )
+        cls_token = (self.cls_token + self.cls_position_embedding).expand(batch_size, -1, -1)
+        return self.dropout(torch.cat([cls_token, embeddings.flatten(1, 2)], dim=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transformer layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    attention_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attention_weights = attention_weights + attention_mask
+    attention_weights = F.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attention_weights = F.dropout(attention_weights, p=dropout, training=module.training)
+    attention_output = torch.matmul(attention_weights, value).transpose(1, 2).contiguous()
+    return attention_output, attention_weights
+
+
+class ViCMAEAttention(nn.Module):
+    def __init__(self, config: ViCMAEConfig, hidden_size: int, num_attention_heads: int):
+        super().__init__()
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"The width must be a multiple of the number of attention heads ({num_attention_heads}), "
+                f"got {hidden_size}."
+            )
+        self.config = config
+        self.head_dim = hidden_size // num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, length, hidden_size = hidden_states.shape
+        heads_shape = (batch_size, length, -1, self.head_dim)
+        query_states = self.q_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        key_states = self.k_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attention_output, attention_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask=None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attention_output = self.o_proj(attention_output.reshape(batch_size, length, hidden_size))
+        return attention_output, attention_weights
+
+
+class ViCMAEMLP(nn.Module):
+    def __init__(self, config: ViCMAEConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class ViCMAEDropPath(nn.Module):
+    """Stochastic depth: drops the whole residual branch of a sample with probability `drop_path_rate`."""
+
+    def __init__(self, drop_path_rate: float):
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_path_rate == 0.0 or not self.training:
+            return hidden_states
+        keep_rate = 1 - self.drop_path_rate
+        keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_rate)
+        return hidden_states * keep / keep_rate
+
+
+class ViCMAELayer(GradientCheckpointingLayer):
+    """Pre-norm Transformer block of the encoder and, with its own sizes, of the decoder."""
+
+    def __init__(
+        self,
+        config: ViCMAEConfig,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = ViCMAEAttention(config, hidden_size, num_attention_heads)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ViCMAEMLP(config, hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = ViCMAEDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
+        mlp_output = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(mlp_output))
+
+
+class ViCMAEDecoder(nn.Module):
+    """Reconstructs the pixels of every patch of a frame from its visible tokens."""
+
+    def __init__(self, config: ViCMAEConfig):
+        super().__init__()
+        hidden_size = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, hidden_size)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, hidden_size))
+        self.patch_grid = config.patch_grid
+        self.register_buffer("position_embeddings", torch.empty(1, *self.patch_grid, hidden_size))
+        self.register_buffer("cls_position_embedding", torch.empty(1, 1, hidden_size))
+        self.decoder_layers = nn.ModuleList(
+            ViCMAELayer(config, hidden_size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.prediction = nn.Linear(hidden_size, config.patch_size**2 * config.num_channels)
+
+    def forward(
+        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int], **kwargs
+    ) -> torch.Tensor:
+        """Encoded frames `(N, 1 + K, D)`, `ids_restore` `(N, L)` -> predicted patches `(N, L, p * p * C)`."""
+        hidden_states = self.embed(hidden_states)
+        cls_token, visible_tokens = hidden_states[:, :1], hidden_states[:, 1:]
+        batch_size, num_visible, hidden_size = visible_tokens.shape
+        mask_tokens = self.mask_token.to(visible_tokens.dtype)
+        mask_tokens = mask_tokens.expand(batch_size, ids_restore.shape[1] - num_visible, -1)
+        tokens = torch.cat([visible_tokens, mask_tokens], dim=1)
+        tokens = tokens.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, hidden_size))
+        positions = resample_positions(self.position_embeddings, *grid).flatten(1, 2)
+        hidden_states = torch.cat([cls_token + self.cls_position_embedding, tokens + positions], dim=1)
+        for layer in self.decoder_layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.prediction(self.layernorm(hidden_states)[:, 1:])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Communication between processes
+#
+# DistributedDataParallel averages gradients over W processes. With these two functions, whose backward passes sum over
+# the processes, the mean over processes of their losses has exactly the gradients of one process on the joined batch.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class AllGather(torch.autograd.Function):
+    """`(B, ...)` of each process -> `(W * B, ...)` of all, in order of rank."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = tensor.new_empty(world_size() * tensor.shape[0], *tensor.shape[1:])
+        dist.all_gather_into_tensor(gathered, tensor.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[dist.get_rank()]
+
+
+class AllReduceSum(torch.autograd.Function):
+    """Sum of a tensor over the processes."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.contiguous().clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
+    """`(B, ...)` -> `(W * B, ...)`, with gradients to the process that each row came from."""
+    return tensor if world_size() == 1 else AllGather.apply(tensor)
+
+
+class ViCMAEBatchNorm(nn.BatchNorm1d):
+    """
+    Batch norm over the batches of all processes, on any device (`nn.SyncBatchNorm` refuses the CPU), in float32.
+
+    Every process must bring the same number of samples, as the training loops here do.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or world_size() == 1:
+            # The statistics of half-precision sums are poor; the result returns to the input's type.
+            return super().forward(hidden_states.float()).to(hidden_states.dtype)
+        values = hidden_states.float()
+        count = values.shape[0] * world_size()
+        mean = AllReduceSum.apply(values.sum(0)) / count
+        variance = AllReduceSum.apply((values - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * count / (count - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        values = (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return values.to(hidden_states.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Objectives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ViCMAEProjector(nn.Sequential):
+    """Projection and target network in one (they share their weights), after Bardes et al.; supplement, section A."""
+
+    def __init__(self, config: ViCMAEConfig):
+        width = config.projector_hidden_size
+        super().__init__(
+            nn.Linear(config.hidden_size, width),
+            ViCMAEBatchNorm(width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            ViCMAEBatchNorm(width),
+            nn.ReLU(),
+            nn.Linear(width, config.projector_output_size),
+        )
+
+
+def info_nce_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.Tensor | float) -> torch.Tensor:
+    """
+    `ctr(p_i, z_j) + ctr(z_j, p_i)` of Algorithm 1 for projections `(B, P)` of the two views, negatives from all
+    processes. `logit_scale` is exp(tau).
+    """
+    first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+    labels = torch.arange(first.shape[0], device=first.device)
+    if world_size() > 1:
+        labels = labels + dist.get_rank() * first.shape[0]
+    first_to_second = F.cross_entropy(first @ gather_batch(second).T * logit_scale, labels)
+    second_to_first = F.cross_entropy(second @ gather_batch(first).T * logit_scale, labels)
+    return 2 * first_to_second + 2 * second_to_first
+
+
+def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.Tensor | float) -> torch.Tensor:
+    """
+    NT-Xent over the 2 W B projections of all processes: each is compared with all others, the positive being the other
+    view of its sample. The objective of the authors' released code on one process.
+    """
+    first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+    batch_size = first.shape[0]
+    anchors = torch.cat([first, second])
+    others = torch.cat([gather_batch(first), gather_batch(second)])
+    total = others.shape[0] // 2
+    own = torch.arange(batch_size, device=first.device)
+    if world_size() > 1:
+        own = own + dist.get_rank() * batch_size
+    own, positives = torch.cat([own, own + total]), torch.cat([own + total, own])
+    similarities = (anchors @ others.T) * logit_scale
+    similarities = similarities.scatter(1, own.unsqueeze(1), float("-inf"))
+    return F.cross_entropy(similarities, positives)
+
+
+def simsiam_loss(projection: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Supplement, equation (1), for one direction: projections `(B, D)` against encoder outputs `(B, D)`, detached."""
+    projection, target = F.normalize(projection, dim=-1), F.normalize(target.detach(), dim=-1)
+    return 2 * (1 - (projection * target).sum(-1)).mean()
+
+
+def vicreg_loss(first: torch.Tensor, second: torch.Tensor, config: ViCMAEConfig) -> torch.Tensor:
+    """Supplement, equations (2) to (4), for l2-normalised projections `(B, P)`, over the batch of all processes."""
+    first, second = gather_batch(F.normalize(first, dim=-1)), gather_batch(F.normalize(second, dim=-1))
+    invariance = (first - second).square().sum(-1).mean()
+    variance = covariance = 0.0
+    for projections in (first, second):
+        variance = variance + F.relu(1 - torch.sqrt(projections.var(dim=0) + 1e-4)).mean()
+        centred = projections - projections.mean(dim=0)
+        matrix = centred.T @ centred / (projections.shape[0] - 1)
+        off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
+        covariance = covariance + off_diagonal / projections.shape[1]
+    return (
+        config.vicreg_invariance_weight * invariance
+        + config.vicreg_variance_weight * variance
+        + config.vicreg_covariance_weight * covariance
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class FitToModel(ConversionOps):
+    """
+    Fits an embedding from a checkpoint to the model that `from_pretrained` builds, where the two differ in size.
+
+    A patch embedding of single frames is replicated along time and divided by the tubelet size, so that a still video
+    gives the tokens of its frame; the reverse sums over time. Positions are resampled, in two dimensions or in time.
+    Anything else stays as it is, and Transformers reports the mismatch.
+    """
+
+    def convert(
+        self, input_dict: dict, source_patterns: list[str], target_patterns: list[str], **kwargs
+    ) -> dict[str, torch.Tensor]:
+        tensors = next(iter(input_dict.values()))
+        tensor = tensors[0] if isinstance(tensors, list) else tensors
+        shape = kwargs["model"].get_parameter_or_buffer(kwargs["full_layer_name"]).shape
+        return {target_patterns[0]: fit_embedding(tensor, shape)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return FitToModel()
+
+
+def fit_embedding(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The conversions of `FitToModel`, told apart by their shapes; returns `tensor` itself if none of them fits."""
+    if tensor.ndim == 4 and len(shape) == 5:
+        return tensor.unsqueeze(2).expand(-1, -1, shape[2], -1, -1).contiguous() / shape[2]
+    if tensor.ndim == 5 and len(shape) == 4:
+        return tensor.sum(2)
+    if tensor.ndim == len(shape) == 4 and tensor.shape[0] == 1:
+        return resample_positions(tensor, *shape[1:3])
+    if tensor.ndim == len(shape) == 3:
+        return resample_temporal_positions(tensor, shape[1])
+    return tensor
+
+
+register_checkpoint_conversion_mapping(
+    "vicmae",
+    [
+        WeightConverter(name, name, operations=[FitToModel()])
+        for name in (
+            "embeddings.patch_embeddings.projection.weight",
+            "embeddings.position_embeddings",
+            "embeddings.temporal_position_embeddings",
+            "decoder.position_embeddings",
+        )
+    ],
+    overwrite=True,
+)
+
+
+class ViCMAEPreTrainedModel(PreTrainedModel):
+    config: ViCMAEConfig
+    config_class = ViCMAEConfig
+    base_model_prefix = "vicmae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "video")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViCMAEEmbeddings", "ViCMAELayer", "ViCMAEDecoder"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # ".layers." is the encoder; the decoder's blocks are of the same class.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(ViCMAELayer, layer_name="layers"),
+        "attentions": OutputRecorder(ViCMAEAttention, index=1, layer_name="layers"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform linear layers (supplement, section A); the patch embedding counts as one."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            weight = module.weight
+            bound = math.sqrt(6 / (weight.shape[0] + weight[0].numel()))
+            init.uniform_(weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, ViCMAEEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.copy_(
+                module.position_embeddings, sincos_positions(*module.patch_grid, module.position_embeddings.shape[-1])
+            )
+            init.zeros_(module.cls_position_embedding)
+            if module.temporal_position_embeddings is not None:
+                init.zeros_(module.temporal_position_embeddings)
+        elif isinstance(module, ViCMAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            init.copy_(
+                module.position_embeddings, sincos_positions(*module.patch_grid, module.position_embeddings.shape[-1])
+            )
+            init.zeros_(module.cls_position_embedding)
+        elif isinstance(module, ViCMAEForPreTraining):
+            if module.logit_scale is not None:
+                init.constant_(module.logit_scale, -math.log(self.config.temperature))
+        else:
+            super()._init_weights(module)
+
+
+class ViCMAEModel(ViCMAEPreTrainedModel):
+    """
+    The encoder. It never masks, and is deterministic in eval mode.
+
+    Args:
+        config: the model's configuration.
+        video: whether patches span `config.tubelet_size` frames and have temporal positions. The heads that embed
+            single frames (pretraining, image classification) set it to False.
+    """
+
+    # What a pretraining checkpoint holds beside the encoder, and what a frame encoder has none of: temporal positions
+    # that start at zero leave its features as they are.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\.", r"^logit_scale$", r"^classifier\."]
+    _keys_to_ignore_on_load_missing = [r"^embeddings\.temporal_position_embeddings$"]
+
+    def __init__(self, config: ViCMAEConfig, video: bool = True):
+        super().__init__(config)
+        self.embeddings = ViCMAEEmbeddings(config, video)
+        last_layer = max(config.num_hidden_layers - 1, 1)
+        self.layers = nn.ModuleList(
+            ViCMAELayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path_rate=config.drop_path_rate * index / last_layer,
+            )
+            for index in range(config.num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    def encode(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Tokens `(B, N, D)` through all layers and the final norm -> `(B, N, D)`."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.layernorm(hidden_states)
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor | None = None, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: images `(B, C, H, W)` or clips `(B, T, C, H, W)`, normalised. Height and width are multiples
+                of the patch size, T of `tubelet_size`; positions are resampled where they differ from the config's.
+
+        Returns:
+            `last_hidden_state` `(B, 1 + t * L, D)`: class token, then tubelet by tubelet; `pooler_output` `(B, D)`.
+
+        Raises:
+            ValueError: if the shape does not fit the model.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values is required.")
+        last_hidden_state = self.encode(self.embeddings(pixel_values), **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state, pooler_output=self.pool(last_hidden_state)
+        )
+
+    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """`(B, 1 + N, D)` -> `(B, D)`, by `config.pooling`."""
+        return last_hidden_state[:, 0] if self.config.pooling == "cls" else last_hidden_state[:, 1:].mean(1)
+
+
+class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
+    """
+    ViC-MAE's pretraining (Algorithm 1): `encode_views`, `reconstruct`, `project`, and the two losses.
+
+    The attribute `contrastive_weight` starts as the config's; a training loop may change it on the way (Table 1: 0
+    until epoch 200).
+    """
+
+    def __init__(self, config: ViCMAEConfig):
+        super().__init__(config)
+        self.vicmae = ViCMAEModel(config, video=False)
+        self.decoder = ViCMAEDecoder(config)
+        self.projector = None if config.contrastive_loss == "none" else ViCMAEProjector(config)
+        self.logit_scale = nn.Parameter(torch.empty(())) if config.learnable_temperature else None
+        self.contrastive_weight = config.contrastive_weight
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vicmae.get_input_embeddings()
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, noise: torch.Tensor | None = None, **kwargs
+    ) -> ViCMAEForPreTrainingOutput:
+        """
+        Args:
+            pixel_values: two views of every sample, `(B, 2, C, H, W)`, normalised.
+            noise: `(B, 2, L)`, ranks the patches of a view: the smallest are kept. Random by default.
+
+        Raises:
+            ValueError: if a shape does not fit, or fewer than two samples reach the batch norm of the projector.
+        """
+        hidden_states, mask, ids_restore = self.encode_views(pixel_values, noise, **kwargs)
+        logits = self.reconstruct(hidden_states, ids_restore, pixel_values.shape[-2:], **kwargs)
+        loss = reconstruction_loss = self.reconstruction_loss(pixel_values, logits, mask)
+        contrastive_loss = None
+        if self.projector is not None:
+            contrastive_loss = self.contrastive_loss(self.project(hidden_states), hidden_states)
+            loss = reconstruction_loss + self.contrastive_weight * contrastive_loss
+        return ViCMAEForPreTrainingOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction_loss,
+            contrastive_loss=contrastive_loss,
+            logits=logits,
+            mask=mask,
+            ids_restore=ids_restore,
+        )
+
+    def encode_views(
+        self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Masks and encodes both views in one batch.
+
+        Returns:
+            hidden states of the visible tokens `(B, 2, 1 + K, D)`, mask `(B, 2, L)`, ids_restore `(B, 2, L)`.
+        """
+        if pixel_values is None or pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            shape = None if pixel_values is None else tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values must be two views (batch, 2, channels, height, width), got {shape}.")
+        frames = pixel_values.flatten(0, 1)
+        self.get_input_embeddings().check_shape(frames)
+        patch_size = self.config.patch_size
+        num_patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
+        num_visible = int(num_patches * (1 - self.config.mask_ratio))
+        if not 0 < num_visible < num_patches:
+            raise ValueError(
+                f"mask_ratio={self.config.mask_ratio} leaves {num_visible} of {num_patches} patches visible; at least "
+                "one must be visible and one masked."
+            )
+        noise_shape = (*pixel_values.shape[:2], num_patches)
+        if noise is None:
+            noise = torch.rand(noise_shape, device=pixel_values.device)
+        elif tuple(noise.shape) != noise_shape:
+            raise ValueError(f"noise must have shape {noise_shape}, one value a patch, got {tuple(noise.shape)}.")
+        ids_shuffle = torch.argsort(noise, dim=-1)
+        ids_restore = torch.argsort(ids_shuffle, dim=-1)
+        mask = (ids_restore >= num_visible).to(torch.float32)
+        ids_keep = ids_shuffle[..., :num_visible].flatten(0, 1)
+        hidden_states = self.vicmae.encode(self.vicmae.embeddings(frames, ids_keep), **kwargs)
+        return hidden_states.unflatten(0, (-1, 2)), mask, ids_restore
+
+    def reconstruct(
+        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, image_size: tuple[int, int], **kwargs
+    ) -> torch.Tensor:
+        """Visible tokens `(B, 2, 1 + K, D)` of frames of `image_size` pixels -> patches `(B, V, L, p * p * C)`."""
+        num_views = 2 if self.config.reconstruct == "both" else 1
+        grid = tuple(size // self.config.patch_size for size in image_size)
+        logits = self.decoder(
+            hidden_states[:, :num_views].flatten(0, 1), ids_restore[:, :num_views].flatten(0, 1), grid, **kwargs
+        )
+        return logits.unflatten(0, (-1, num_views))
+
+    def reconstruction_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Views `(B, V, C, H, W)` as patches `(B, V, L, p * p * C)`, each normalised if `norm_pix_loss`."""
+        target = patchify(pixel_values.float(), self.config.patch_size)
+        target = target.movedim(-3, -1).flatten(-3)
+        if self.config.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            target = (target - mean) / torch.sqrt(variance + 1e-6)
+        return target
+
+    def reconstruction_loss(
+        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean squared error over the masked patches of the reconstructed views (Algorithm 1)."""
+        num_views = logits.shape[1]
+        target = self.reconstruction_target(pixel_values[:, :num_views])
+        patch_loss = (logits.float() - target).square().mean(-1)
+        mask = mask[:, :num_views]
+        return (patch_loss * mask).sum() / mask.sum()
+
+    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        Pools the visible tokens `(B, 2, 1 + K, D)` and projects each view by itself, so that batch statistics are
+        taken per view -> `(B, 2, P)`. ViC-MAE pools the patch tokens; section B's baselines read the class token.
+        """
+        pooled = self.pool_views(hidden_states)
+        if self.training and pooled.shape[0] * world_size() < 2:
+            raise ValueError(
+                "The projector's batch norm and the negatives of a contrastive loss need at least 2 samples in the "
+                f"batch, got {pooled.shape[0]}."
+            )
+        return torch.stack([self.projector(view) for view in pooled.unbind(1)], dim=1)
+
+    def pool_views(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.config.contrastive_loss in ("simsiam", "vicreg"):
+            return hidden_states[:, :, 0]
+        return hidden_states[:, :, 1:].mean(2)
+
+    def contrastive_loss(self, projections: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The configured objective on projections `(B, 2, P)`, in float32, over the batch of all processes."""
+        with torch.autocast(projections.device.type, enabled=False):
+            first, second = projections.float().unbind(1)
+            if self.config.contrastive_loss == "simsiam":
+                first_target, second_target = self.pool_views(hidden_states).float().unbind(1)
+                return simsiam_loss(first, second_target) + simsiam_loss(second, first_target)
+            if self.config.contrastive_loss == "vicreg":
+                return vicreg_loss(first, second, self.config)
+            loss_function = {"info_nce": info_nce_loss, "nt_xent": nt_xent_loss}[self.config.contrastive_loss]
+            logit_scale = 1 / self.config.temperature if self.logit_scale is None else self.logit_scale.float().exp()
+            return loss_function(first, second, logit_scale)
+
+
+class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
+    """The encoder and a linear classifier on its pooled output. Patches are embedded frame by frame."""
+
+    _embeds_video = False
+
+    def __init__(self, config: ViCMAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vicmae = ViCMAEModel(config, video=self._embeds_video)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vicmae.get_input_embeddings()
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: images `(B, C, H, W)` or clips `(B, T, C, H, W)`, normalised.
+            labels: class indices `(B,)`, or targets `(B, num_labels)`: probabilities (mixup), 0 / 1 for
+                `problem_type="multi_label_classification"`, numbers for `"regression"`.
+
+        Raises:
+            ValueError: if a shape does not fit the model or the problem.
+        """
+        logits = self.classifier(self.vicmae(pixel_values, **kwargs).pooler_output)
+        loss = None if labels is None else self.classification_loss(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        problem_type = self.config.problem_type
+        if problem_type is None:
+            problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
+        logits, labels = logits.float(), labels.to(logits.device)
+        is_index = problem_type == "single_label_classification" and not labels.is_floating_point()
+        expected = (logits.shape[0],) if is_index else tuple(logits.shape)
+        if labels.numel() != math.prod(expected):
+            raise ValueError(f"labels for {problem_type} must have shape {expected}, got {tuple(labels.shape)}.")
+        labels = labels.reshape(expected)
+        if problem_type == "regression":
+            return F.mse_loss(logits, labels.float())
+        if problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.float())
+        return F.cross_entropy(logits, labels)
+
+
+class ViCMAEForVideoClassification(ViCMAEForImageClassification):
+    """The same for clips: joint space-time attention over tubelets of `config.tubelet_size` frames."""
+
+    _embeds_video = True
+
+
+__all__ = [
+    "ViCMAEForImageClassification",
+    "ViCMAEForPreTraining",
+    "ViCMAEForVideoClassification",
+    "ViCMAEModel",
+    "ViCMAEPreTrainedModel",
+]
