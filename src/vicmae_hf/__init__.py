@@ -2,19 +2,23 @@
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
+    AutoVideoProcessor,
 )
 
 from .configuration_vicmae import ViCMAEConfig
+from .image_processing_vicmae import ViCMAEImageProcessor, ViCMAEImageProcessorPil
 from .modeling_vicmae import (
     ViCMAEForImageClassification,
     ViCMAEForPreTraining,
     ViCMAEForVideoClassification,
     ViCMAEModel,
 )
+from .video_processing_vicmae import ViCMAEVideoProcessor
 
 
 AutoConfig.register("vicmae", ViCMAEConfig)
@@ -22,6 +26,10 @@ AutoModel.register(ViCMAEConfig, ViCMAEModel)
 AutoModelForPreTraining.register(ViCMAEConfig, ViCMAEForPreTraining)
 AutoModelForImageClassification.register(ViCMAEConfig, ViCMAEForImageClassification)
 AutoModelForVideoClassification.register(ViCMAEConfig, ViCMAEForVideoClassification)
+AutoImageProcessor.register(
+    ViCMAEConfig, image_processor_classes={"torchvision": ViCMAEImageProcessor, "pil": ViCMAEImageProcessorPil}
+)
+AutoVideoProcessor.register(ViCMAEConfig, video_processor_classes={"torchvision": ViCMAEVideoProcessor})
 
 __version__ = "0.1.0"
 
@@ -30,5 +38,8 @@ __all__ = [
     "ViCMAEForImageClassification",
     "ViCMAEForPreTraining",
     "ViCMAEForVideoClassification",
+    "ViCMAEImageProcessor",
+    "ViCMAEImageProcessorPil",
     "ViCMAEModel",
+    "ViCMAEVideoProcessor",
 ]

@@ -20,6 +20,8 @@ class ViCMAEConfig(PreTrainedConfig):
             (`ViCMAEModel`, `ViCMAEForVideoClassification`); pretraining and image models embed single frames.
         pooling (`"cls"` or `"mean"`): what `pooler_output` and the classifiers read: the class token, or the mean of
             the patch tokens.
+        norm_after_pooling: whether the encoder's final norm is applied to the mean instead of to each token, as
+            finetuned ViTs of the MAE family do (their `fc_norm`). For classifiers with `pooling="mean"`.
         drop_path_rate: stochastic depth of the last layer; it grows linearly from 0 at the first (Table 2).
 
     Decoder: decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size.
@@ -61,6 +63,7 @@ class ViCMAEConfig(PreTrainedConfig):
     num_frames: int = 16
     tubelet_size: int = 2
     pooling: Literal["cls", "mean"] = "cls"
+    norm_after_pooling: bool = False
     drop_path_rate: float | int = 0.0
 
     decoder_hidden_size: int = 512
@@ -156,6 +159,8 @@ class ViCMAEConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_frames must be a multiple of tubelet_size={self.tubelet_size}, got {self.num_frames}."
             )
+        if self.norm_after_pooling and self.pooling != "mean":
+            raise ValueError(f"norm_after_pooling=True needs pooling='mean', got {self.pooling!r}.")
         if self.contrastive_loss == "simsiam" and self.projector_output_size != self.hidden_size:
             raise ValueError(
                 "contrastive_loss='simsiam' compares projections with encoder outputs: projector_output_size must be "

@@ -192,8 +192,8 @@ class ViCMAEEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.patch_grid = config.patch_grid
         # Saved with the weights: converted checkpoints may bring positions of their own.
-        self.register_buffer("position_embeddings", torch.empty(1, *self.patch_grid, config.hidden_size))
-        self.register_buffer("cls_position_embedding", torch.empty(1, 1, config.hidden_size))
+        self.register_buffer("position_embeddings", sincos_positions(*self.patch_grid, config.hidden_size))
+        self.register_buffer("cls_position_embedding", torch.zeros(1, 1, config.hidden_size))
         self.temporal_position_embeddings = None
         if video:
             length = config.num_frames // config.tubelet_size
@@ -345,8 +345,8 @@ class ViCMAEDecoder(nn.Module):
         self.embed = nn.Linear(config.hidden_size, hidden_size)
         self.mask_token = nn.Parameter(torch.empty(1, 1, hidden_size))
         self.patch_grid = config.patch_grid
-        self.register_buffer("position_embeddings", torch.empty(1, *self.patch_grid, hidden_size))
-        self.register_buffer("cls_position_embedding", torch.empty(1, 1, hidden_size))
+        self.register_buffer("position_embeddings", sincos_positions(*self.patch_grid, hidden_size))
+        self.register_buffer("cls_position_embedding", torch.zeros(1, 1, hidden_size))
         self.decoder_layers = nn.ModuleList(
             ViCMAELayer(config, hidden_size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -430,9 +430,9 @@ class ViCMAEBatchNorm(nn.BatchNorm1d):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.training or world_size() == 1:
-            # The statistics of half-precision sums are poor; the result returns to the input's type.
-            return super().forward(hidden_states.float()).to(hidden_states.dtype)
-        values = hidden_states.float()
+            # Under autocast the parameters are float32, so the statistics are too; the result returns to the input's type.
+            return super().forward(hidden_states.to(self.weight.dtype)).to(hidden_states.dtype)
+        values = hidden_states.to(torch.promote_types(self.weight.dtype, torch.float32))
         count = values.shape[0] * world_size()
         mean = AllReduceSum.apply(values.sum(0)) / count
         variance = AllReduceSum.apply((values - mean).square().sum(0)) / count
@@ -666,10 +666,10 @@ class ViCMAEModel(ViCMAEPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     def encode(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Tokens `(B, N, D)` through all layers and the final norm -> `(B, N, D)`."""
+        """Tokens `(B, N, D)` through all layers and, unless it comes after pooling, the final norm -> `(B, N, D)`."""
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.layernorm(hidden_states)
+        return hidden_states if self.config.norm_after_pooling else self.layernorm(hidden_states)
 
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
@@ -694,7 +694,8 @@ class ViCMAEModel(ViCMAEPreTrainedModel):
 
     def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """`(B, 1 + N, D)` -> `(B, D)`, by `config.pooling`."""
-        return last_hidden_state[:, 0] if self.config.pooling == "cls" else last_hidden_state[:, 1:].mean(1)
+        pooled = last_hidden_state[:, 0] if self.config.pooling == "cls" else last_hidden_state[:, 1:].mean(1)
+        return self.layernorm(pooled) if self.config.norm_after_pooling else pooled
 
 
 class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
@@ -707,6 +708,8 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
 
     def __init__(self, config: ViCMAEConfig):
         super().__init__(config)
+        if config.norm_after_pooling:
+            raise ValueError("Pretraining reads normalised tokens: expected norm_after_pooling=False, got True.")
         self.vicmae = ViCMAEModel(config, video=False)
         self.decoder = ViCMAEDecoder(config)
         self.projector = None if config.contrastive_loss == "none" else ViCMAEProjector(config)
@@ -858,7 +861,6 @@ class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
         return self.vicmae.get_input_embeddings()
 
     @can_return_tuple
-    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
     ) -> ImageClassifierOutput:
@@ -871,9 +873,12 @@ class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
         Raises:
             ValueError: if a shape does not fit the model or the problem.
         """
-        logits = self.classifier(self.vicmae(pixel_values, **kwargs).pooler_output)
+        outputs = self.vicmae(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.classification_loss(logits, labels)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         problem_type = self.config.problem_type

@@ -1,0 +1,92 @@
+"""
+Linear probe of a frozen encoder on labelled folders (ROOT/CLASS_NAME/FILE), beside the same probe of an encoder with
+random weights.
+
+    python examples/pytorch/run_linear_probe.py --model_name_or_path outputs/demo \
+        --train_data data/demo/appearance/train --eval_data data/demo/appearance/eval --output_dir outputs/demo/probe
+"""
+
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import AutoImageProcessor, set_seed
+
+from vicmae_hf import ViCMAEModel
+from vicmae_hf.data.labelled import list_labelled_files
+from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.training.probes import linear_probe, read_labelled_frames
+from vicmae_hf.training.reporting import write_json
+from vicmae_hf.training.session import run_script
+
+
+@dataclass(kw_only=True)
+class ProbeArguments:
+    model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
+    train_data: str = setting(REQUIRED, "labelled folder that the classifier is trained on")
+    eval_data: str = setting(REQUIRED, "labelled folder of held-out files")
+    output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
+    num_frames: int = setting(4, "frames of a video whose features are averaged")
+    num_seeds: int = setting(5, "probes, each on its own 80 % of the training files; untrained encoders likewise")
+
+    def __post_init__(self):
+        for name in ["num_frames", "num_seeds"]:
+            if getattr(self, name) < 1:
+                raise ArgumentsError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+
+
+def main() -> None:
+    arguments = parse_arguments(ProbeArguments)
+    try:
+        processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
+        model = ViCMAEModel.from_pretrained(arguments.model_name_or_path)
+    except OSError as error:
+        raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
+    train_files = list_labelled_files(arguments.train_data)
+    eval_files = list_labelled_files(arguments.eval_data, train_files.class_names)
+    train = read_labelled_frames(train_files, processor, arguments.num_frames)
+    evaluation = read_labelled_frames(eval_files, processor, arguments.num_frames)
+
+    seeds = range(arguments.num_seeds)
+    pretrained = linear_probe(model, train, evaluation, seeds)
+    untrained = []
+    for seed in seeds:
+        set_seed(seed)
+        untrained += linear_probe(ViCMAEModel(model.config), train, evaluation, [seed])
+
+    results = {
+        "eval_top1": mean(pretrained, "top1"),
+        "eval_top5": mean(pretrained, "top5"),
+        "eval_top1_spread": spread(pretrained),
+        "untrained_eval_top1": mean(untrained, "top1"),
+        "untrained_eval_top5": mean(untrained, "top5"),
+        "untrained_eval_top1_spread": spread(untrained),
+        "num_classes": len(train.class_names),
+        "num_train_samples": len(train.labels),
+        "num_eval_samples": len(evaluation.labels),
+        "num_failed": train.num_failed + evaluation.num_failed,
+        "runs": {"pretrained": pretrained, "untrained": untrained},
+    }
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "all_results.json", results)
+    write_json(output_dir / "arguments.json", asdict(arguments))
+    print(
+        f"Linear probe on {len(evaluation.labels)} held-out files of {len(train.class_names)} classes "
+        f"(chance {100 / len(train.class_names):.1f} %), mean and standard deviation of {arguments.num_seeds} runs:\n"
+        f"  pretrained {results['eval_top1']:.1f} ± {results['eval_top1_spread']:.1f} % top-1\n"
+        f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
+        f"Results: {output_dir / 'all_results.json'}"
+    )
+
+
+def mean(runs: list[dict[str, float]], name: str) -> float:
+    return statistics.fmean(run[name] for run in runs)
+
+
+def spread(runs: list[dict[str, float]]) -> float:
+    return statistics.stdev(run["top1"] for run in runs) if len(runs) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    run_script(main)

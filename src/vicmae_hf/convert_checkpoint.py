@@ -1,0 +1,642 @@
+"""
+Converts checkpoints of other code bases: ViC-MAE's authors (pretraining and finetuned), MAE, Transformers' ViTMAE.
+
+    python -m vicmae_hf.convert_checkpoint --checkpoint FILE.pth --output_dir DIR
+
+Every tensor is found in the key tables below, or the conversion stops; nothing is left at random values.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import os
+import pickle
+import re
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import ViTMAEConfig
+
+from .configuration_vicmae import ViCMAEConfig
+from .errors import InputError
+from .image_processing_vicmae import ViCMAEImageProcessor
+from .modeling_vicmae import (
+    ViCMAEForImageClassification,
+    ViCMAEForPreTraining,
+    ViCMAEModel,
+    ViCMAEPreTrainedModel,
+    resample_positions,
+)
+from .video_processing_vicmae import ViCMAEVideoProcessor
+
+
+logger = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Key tables: (name there, name here), of modules or tensors. `{}` is the number of a layer; what follows a module's
+# name (".weight") stays. A tensor with several names here is split: three are queries, keys and values, two the
+# positions of the class token and of the patches.
+# ---------------------------------------------------------------------------------------------------------------------
+
+KeyTable = list[tuple[str, str]]
+
+TIMM_LAYER = [
+    ("norm1", "layernorm_before"),
+    ("attn.qkv", "attention.q_proj attention.k_proj attention.v_proj"),
+    ("attn.proj", "attention.o_proj"),
+    ("norm2", "layernorm_after"),
+    ("mlp.fc1", "mlp.fc1"),
+    ("mlp.fc2", "mlp.fc2"),
+]
+
+# Transformers before version 5, and what version 5 still writes to files.
+VIT_MAE_LAYER = [
+    ("layernorm_before", "layernorm_before"),
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("layernorm_after", "layernorm_after"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+]
+
+VICMAE_LAYER = [
+    ("layernorm_before", "layernorm_before"),
+    ("attention.q_proj", "attention.q_proj"),
+    ("attention.k_proj", "attention.k_proj"),
+    ("attention.v_proj", "attention.v_proj"),
+    ("attention.o_proj", "attention.o_proj"),
+    ("layernorm_after", "layernorm_after"),
+    ("mlp.fc1", "mlp.fc1"),
+    ("mlp.fc2", "mlp.fc2"),
+]
+
+
+def layers(source: str, target: str, table: KeyTable) -> KeyTable:
+    """`table` with every name inside the layer `source`, and `target` respectively."""
+    return [
+        (f"{source}.{name}", " ".join(f"{target}.{target_name}" for target_name in target_names.split()))
+        for name, target_names in table
+    ]
+
+
+TIMM_KEYS = [
+    ("cls_token", "vicmae.embeddings.cls_token"),
+    ("pos_embed", "vicmae.embeddings.cls_position_embedding vicmae.embeddings.position_embeddings"),
+    ("patch_embed.proj", "vicmae.embeddings.patch_embeddings.projection"),
+    *layers("blocks.{}", "vicmae.layers.{}", TIMM_LAYER),
+]
+
+RELEASED_KEYS = [
+    *TIMM_KEYS,
+    ("norm", "vicmae.layernorm"),
+    ("decoder_embed", "decoder.embed"),
+    ("mask_token", "decoder.mask_token"),
+    ("decoder_pos_embed", "decoder.cls_position_embedding decoder.position_embeddings"),
+    *layers("decoder_blocks.{}", "decoder.decoder_layers.{}", TIMM_LAYER),
+    ("decoder_norm", "decoder.layernorm"),
+    ("decoder_pred", "decoder.prediction"),
+    ("projector", "projector"),
+    ("head", "classifier"),
+]
+
+POOLED_KEYS = [*TIMM_KEYS, ("fc_norm", "vicmae.layernorm"), ("head", "classifier")]
+
+VIT_MAE_KEYS = [
+    ("vit.embeddings.cls_token", "vicmae.embeddings.cls_token"),
+    (
+        "vit.embeddings.position_embeddings",
+        "vicmae.embeddings.cls_position_embedding vicmae.embeddings.position_embeddings",
+    ),
+    ("vit.embeddings.patch_embeddings.projection", "vicmae.embeddings.patch_embeddings.projection"),
+    ("vit.layernorm", "vicmae.layernorm"),
+    ("decoder.decoder_embed", "decoder.embed"),
+    ("decoder.mask_token", "decoder.mask_token"),
+    ("decoder.decoder_pos_embed", "decoder.cls_position_embedding decoder.position_embeddings"),
+    ("decoder.decoder_norm", "decoder.layernorm"),
+    ("decoder.decoder_pred", "decoder.prediction"),
+]
+
+KEY_TABLES: dict[str, KeyTable] = {
+    # ViC-MAE and MAE, and ViTs finetuned on the class token.
+    "released": RELEASED_KEYS,
+    # ViTs finetuned on the mean of the patch tokens, which is normalised after pooling.
+    "pooled": POOLED_KEYS,
+    # `facebook/vit-mae-base` on the Hub.
+    "vit_mae": [
+        *VIT_MAE_KEYS,
+        *layers("vit.encoder.layer.{}", "vicmae.layers.{}", VIT_MAE_LAYER),
+        *layers("decoder.decoder_layers.{}", "decoder.decoder_layers.{}", VIT_MAE_LAYER),
+    ],
+    # `save_pretrained` of Transformers 5.23.
+    "vit_mae_saved": [
+        *VIT_MAE_KEYS,
+        *layers("vit.encoder.layer.{}", "vicmae.layers.{}", VIT_MAE_LAYER),
+        *layers("decoder.decoder_encoder.layer.{}", "decoder.decoder_layers.{}", VIT_MAE_LAYER),
+    ],
+    # `state_dict()` of Transformers 5.23.
+    "vit_mae_in_memory": [
+        *VIT_MAE_KEYS,
+        *layers("vit.layers.{}", "vicmae.layers.{}", VICMAE_LAYER),
+        *layers("decoder.decoder_layers.{}", "decoder.decoder_layers.{}", VICMAE_LAYER),
+    ],
+}
+
+# Heads can't be read off the weights: by width, ViT-S, B, L, H; and the decoders of S, of all others (method.md).
+ENCODER_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
+DECODER_HEADS = {256: 8, 512: 16}
+
+# The released code minimises 0.97 * pixel + 0.03 * contrastive; ours is pixel + weight * contrastive.
+RELEASED_OBJECTIVE = {
+    "contrastive_loss": "nt_xent",
+    "contrastive_weight": 0.03 / 0.97,
+    "temperature": 0.1,
+    "mask_ratio": 0.5,
+    "reconstruct": "both",
+}
+MAE_OBJECTIVE = {"contrastive_loss": "none", "reconstruct": "both"}
+
+# What a ViTMAE configuration knows and its weights don't tell.
+VIT_MAE_FIELDS = [
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "mask_ratio",
+    "norm_pix_loss",
+]
+
+MODEL_CLASSES: dict[str, type[ViCMAEPreTrainedModel]] = {
+    model_class.__name__: model_class
+    for model_class in (ViCMAEForPreTraining, ViCMAEForImageClassification, ViCMAEModel)
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State dicts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def convert_state_dict(
+    state_dict: dict[str, torch.Tensor], image_size: int | tuple[int, int] | None = None, **config_overrides
+) -> tuple[ViCMAEConfig, dict[str, torch.Tensor]]:
+    """
+    Renames a checkpoint's tensors and reads the model's sizes off them. Values stay as they are, bit by bit, unless
+    positions are resampled.
+
+    Args:
+        state_dict: a checkpoint's tensors by name, or the dict that holds them under "model", as released files do.
+        image_size: pixels, one number or (height, width). Positions of another grid are resampled in two dimensions,
+            with a warning. Needed where the number of positions is not a square.
+        config_overrides: fields of `ViCMAEConfig` that the weights don't tell, such as `num_attention_heads`.
+
+    Returns:
+        The configuration, whose `architectures` names the class, and the state dict, which this class loads strictly
+        (`ViCMAEModel`, for files that hold only an encoder, with `video=False`).
+
+    Raises:
+        InputError: if keys are missing or unexpected (all are listed), shapes don't fit each other, or the image size
+            or number of heads can't be inferred.
+    """
+    state_dict = state_dict["model"] if isinstance(state_dict.get("model"), dict) else state_dict
+    not_tensors = [str(key) for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    if not_tensors:
+        raise InputError(f"Expected a tensor under every key, got something else under {list_names(not_tensors)}.")
+    known_fields = {field.name for field in dataclasses.fields(ViCMAEConfig)}
+    unknown_fields = sorted(set(config_overrides) - known_fields)
+    if unknown_fields:
+        raise InputError(f"ViCMAEConfig has no field {list_names(unknown_fields)}.")
+
+    table = KEY_TABLES[recognize_keys(state_dict)]
+    tensors = {}
+    unexpected = []
+    for key, tensor in state_dict.items():
+        names = translate(key, table)
+        if names is None:
+            unexpected.append(key)
+        else:
+            tensors.update(zip(names, split_tensor(tensor, len(names)), strict=True))
+
+    structure = infer_structure(tensors, is_pooled=table is POOLED_KEYS)
+    structure.update({name: value for name, value in config_overrides.items() if name in structure})
+    expected = expected_shapes(ViCMAEConfig(**structure))
+    back = [(target, source) for source, targets in table for target in targets.split()]
+    missing = dict.fromkeys((translate(name, back) or [name])[0] for name in expected if name not in tensors)
+    unexpected += dict.fromkeys(translate(name, back)[0] for name in tensors if name not in expected)
+    if missing or unexpected:
+        raise InputError(
+            f"The checkpoint does not hold a whole {structure['architectures'][0]}. "
+            f"Missing keys: {list_names(missing)}. Unexpected keys: {list_names(unexpected)}."
+        )
+
+    settings = {**structure, **infer_sizes(tensors), **config_overrides}
+    for prefix, table_of_heads, head_dim in [("", ENCODER_HEADS, 64), ("decoder_", DECODER_HEADS, 32)]:
+        if f"{prefix}hidden_size" in settings and f"{prefix}num_attention_heads" not in settings:
+            settings[f"{prefix}num_attention_heads"] = infer_heads(settings, prefix, table_of_heads, head_dim)
+    settings["image_size"] = place_positions(tensors, settings["patch_size"], image_size)
+
+    config = ViCMAEConfig(**settings)
+    wrong_shapes = [
+        f"{translate(name, back)[0]} (as {name}: expected {tuple(shape)}, got {tuple(tensors[name].shape)})"
+        for name, shape in expected_shapes(config).items()
+        if tensors[name].shape != shape
+    ]
+    if wrong_shapes:
+        raise InputError(f"Shapes that don't fit the configuration: {list_names(wrong_shapes)}.")
+    if config.architectures == ["ViCMAEModel"]:
+        tensors = {name.removeprefix("vicmae."): tensor for name, tensor in tensors.items()}
+    return config, tensors
+
+
+def revert_state_dict(state_dict: dict[str, torch.Tensor], keys: str = "released") -> dict[str, torch.Tensor]:
+    """
+    The reverse of `convert_state_dict`, bit by bit: tensors of a model of ours under the names of `KEY_TABLES[keys]`.
+
+    Raises:
+        InputError: if a tensor has no name there, or a part of a fused tensor is missing.
+    """
+    if not any(name.startswith("vicmae.") for name in state_dict):
+        state_dict = {f"vicmae.{name}": tensor for name, tensor in state_dict.items()}
+    remaining = dict(state_dict)
+    reverted = {}
+    for source, targets in KEY_TABLES[keys]:
+        first_target = targets.split()[0]
+        for name in state_dict:
+            match = match_name(name, first_target)
+            if match is None:
+                continue
+            names = [fill(target, match) for target in targets.split()]
+            missing = [part for part in names if part not in remaining]
+            if missing:
+                raise InputError(f"{fill(source, match)} can't be put together: missing {list_names(missing)}.")
+            reverted[fill(source, match)] = join_tensors([remaining.pop(part) for part in names])
+    if remaining:
+        raise InputError(f"Tensors without a name in the key table {keys!r}: {list_names(remaining)}.")
+    return reverted
+
+
+def recognize_keys(state_dict: dict[str, torch.Tensor]) -> str:
+    """The key table that knows most of the checkpoint's keys: a name in `KEY_TABLES`."""
+    found = {name: sum(translate(key, table) is not None for key in state_dict) for name, table in KEY_TABLES.items()}
+    best = max(found, key=found.get)
+    if found[best] == 0:
+        raise InputError(
+            "Not a checkpoint of ViC-MAE, MAE, a timm-style ViT or ViTMAE: no key is known among "
+            f"{list_names(state_dict)}."
+        )
+    return best
+
+
+def match_name(name: str, pattern: str) -> re.Match | None:
+    """Matches a module's tensor, or the tensor itself; groups: the layer (for a pattern with `{}`) and the rest."""
+    layer_pattern = re.escape(pattern).replace(r"\{\}", r"(?P<layer>\d+)")
+    return re.fullmatch(layer_pattern + r"(?P<rest>(\..+)?)", name)
+
+
+def fill(pattern: str, match: re.Match) -> str:
+    groups = match.groupdict()
+    return pattern.replace("{}", groups.get("layer", "")) + groups["rest"]
+
+
+def translate(name: str, table: KeyTable) -> list[str] | None:
+    """All names of a tensor on the other side of a table, or None."""
+    for source, targets in table:
+        match = match_name(name, source)
+        if match:
+            return [fill(target, match) for target in targets.split()]
+    return None
+
+
+def split_tensor(tensor: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:
+    """Fused queries, keys and values `(3 * D, ...)`, or positions `(1, 1 + L, D)`: class token, patches."""
+    if number == 1:
+        return (tensor,)
+    # Copies, because safetensors does not write tensors that share memory.
+    if number == 3:
+        return tuple(part.clone() for part in tensor.tensor_split(3))
+    if tensor.ndim != 3:
+        raise InputError(f"Expected positions of shape (1, 1 + patches, width), got {tuple(tensor.shape)}.")
+    return tensor[:, :1].clone(), tensor[:, 1:].clone()
+
+
+def join_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The reverse of `split_tensor`; positions of patches come as a grid `(1, h, w, D)`."""
+    if len(tensors) == 2:
+        return torch.cat([tensors[0], tensors[1].flatten(1, 2)], dim=1)
+    return torch.cat(tensors) if len(tensors) == 3 else tensors[0]
+
+
+def infer_structure(tensors: dict[str, torch.Tensor], is_pooled: bool) -> dict:
+    """The settings that decide which tensors a model has, and the objective, by the tensors' names."""
+    settings = {
+        "num_hidden_layers": count_layers(tensors, "vicmae.layers.{}"),
+        "qkv_bias": "vicmae.layers.0.attention.q_proj.bias" in tensors,
+    }
+    if any(name.startswith(("decoder.", "projector.")) for name in tensors):
+        settings["architectures"] = ["ViCMAEForPreTraining"]
+        settings["learnable_temperature"] = False
+        settings["decoder_num_hidden_layers"] = count_layers(tensors, "decoder.decoder_layers.{}")
+        has_projector = any(name.startswith("projector.") for name in tensors)
+        settings.update(RELEASED_OBJECTIVE if has_projector else MAE_OBJECTIVE)
+    elif any(name.startswith("classifier.") for name in tensors):
+        settings["architectures"] = ["ViCMAEForImageClassification"]
+        settings.update(pooling="mean" if is_pooled else "cls", norm_after_pooling=is_pooled)
+    else:
+        settings["architectures"] = ["ViCMAEModel"]
+        settings.update(pooling="mean" if is_pooled else "cls", norm_after_pooling=is_pooled)
+    return settings
+
+
+def count_layers(tensors: dict[str, torch.Tensor], pattern: str) -> int:
+    matches = [match_name(name, pattern) for name in tensors]
+    # At least one, so that the keys of a file without layers are listed as missing.
+    return max((int(match["layer"]) + 1 for match in matches if match), default=1)
+
+
+def infer_sizes(tensors: dict[str, torch.Tensor]) -> dict:
+    """The widths and the patch size, by the shapes of the tensors."""
+    patch_weight = tensors["vicmae.embeddings.patch_embeddings.projection.weight"]
+    if patch_weight.ndim != 4:
+        raise InputError(
+            "Expected a patch embedding of single frames, with weights (width, channels, height, width), got shape "
+            f"{tuple(patch_weight.shape)}."
+        )
+    sizes = {
+        "hidden_size": patch_weight.shape[0],
+        "num_channels": patch_weight.shape[1],
+        "patch_size": patch_weight.shape[3],
+        "intermediate_size": tensors["vicmae.layers.0.mlp.fc1.weight"].shape[0],
+    }
+    if "decoder.embed.weight" in tensors:
+        sizes["decoder_hidden_size"] = tensors["decoder.embed.weight"].shape[0]
+        sizes["decoder_intermediate_size"] = tensors["decoder.decoder_layers.0.mlp.fc1.weight"].shape[0]
+    if "projector.0.weight" in tensors:
+        sizes["projector_hidden_size"] = tensors["projector.0.weight"].shape[0]
+        sizes["projector_output_size"] = tensors["projector.6.weight"].shape[0]
+    if "classifier.weight" in tensors:
+        sizes["num_labels"] = tensors["classifier.weight"].shape[0]
+    return sizes
+
+
+def infer_heads(settings: dict, prefix: str, table_of_heads: dict[int, int], head_dim: int) -> int:
+    """The number of attention heads of a known width, or a guess that is said."""
+    width = settings[f"{prefix}hidden_size"]
+    if width in table_of_heads:
+        return table_of_heads[width]
+    name = f"{prefix}num_attention_heads"
+    if width % head_dim:
+        raise InputError(
+            f"{name} can't be read off the weights, and {width} channels are no known width (known are "
+            f"{sorted(table_of_heads)}, or multiples of {head_dim}). Give it, with --config_overrides {name}=NUMBER."
+        )
+    logger.warning(
+        f"{name} can't be read off the weights: taking {width // head_dim} heads of {head_dim} channels. If the model "
+        f"was trained with another number, give it with --config_overrides {name}=NUMBER."
+    )
+    return width // head_dim
+
+
+def place_positions(
+    tensors: dict[str, torch.Tensor], patch_size: int, image_size: int | tuple[int, int] | None
+) -> int | tuple[int, int]:
+    """
+    Gives the positions of patches `(1, L, D)` in `tensors` their grid `(1, h, w, D)`, resampled to `image_size`.
+    Returns the image size. A square number of positions is a square grid, as in all the code bases we read.
+    """
+    names = [name for name in tensors if name.endswith(".position_embeddings")]
+    counts = {name: tensors[name].shape[1] for name in names}
+    count = counts[names[0]]
+    if set(counts.values()) != {count}:
+        raise InputError(f"Expected as many positions of patches in the decoder as in the encoder, got {counts}.")
+    side = math.isqrt(count)
+    source_grid = (side, side) if side * side == count else None
+    grid = source_grid
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, width) < patch_size or height % patch_size or width % patch_size:
+            raise InputError(f"image_size must be a multiple of the patch size {patch_size}, got {image_size}.")
+        grid = (height // patch_size, width // patch_size)
+        if source_grid is None and math.prod(grid) == count:
+            source_grid = grid
+    if source_grid is None:
+        raise InputError(
+            f"{count} positions of patches are no square grid: image_size must be the (height, width) of {count} "
+            f"patches of {patch_size} x {patch_size} pixels, got {image_size} (on the command line: --image_size)."
+        )
+    if grid != source_grid:
+        logger.warning(
+            f"Positions resampled in two dimensions from {source_grid[0]} x {source_grid[1]} to {grid[0]} x {grid[1]} "
+            "patches."
+        )
+    for name in names:
+        tensors[name] = resample_positions(tensors[name].unflatten(1, source_grid), *grid).contiguous()
+    height, width = grid[0] * patch_size, grid[1] * patch_size
+    return height if height == width else (height, width)
+
+
+def build_model(config: ViCMAEConfig) -> ViCMAEPreTrainedModel:
+    """The model that a converted checkpoint is for, without memory for its weights."""
+    model_class = MODEL_CLASSES[config.architectures[0]]
+    with torch.device("meta"):
+        return model_class(config, video=False) if model_class is ViCMAEModel else model_class(config)
+
+
+def expected_shapes(config: ViCMAEConfig) -> dict[str, torch.Size]:
+    """Shapes of all tensors of the model; the encoder's names start with "vicmae." in every class."""
+    model = build_model(config)
+    prefix = "vicmae." if isinstance(model, ViCMAEModel) else ""
+    return {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def list_names(names) -> str:
+    return ", ".join(names) or "none"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(checkpoint: str | Path) -> tuple[dict, dict]:
+    """
+    Reads a .pth or .safetensors file, or a folder of Transformers' ViTMAE.
+
+    Returns:
+        What the file holds, and, of a folder, the configuration's fields that are ours too.
+
+    Raises:
+        InputError: if there is nothing to read, or a file is damaged or holds more than tensors and plain settings.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        return read_folder(path)
+    return read_file(path), {}
+
+
+def read_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{folder}: expected a folder with config.json, as written by save_pretrained.")
+    fields = read_json(config_file)
+    if fields.get("model_type") != "vit_mae":
+        raise InputError(f"{config_file}: expected model_type 'vit_mae', got {fields.get('model_type')!r}.")
+    config = ViTMAEConfig.from_dict(fields)
+    settings = {name: getattr(config, name) for name in VIT_MAE_FIELDS}
+
+    index_file = folder / "model.safetensors.index.json"
+    if index_file.is_file():
+        shards = read_json(index_file)["weight_map"]
+        state_dict = {}
+        for shard in sorted(set(shards.values())):
+            state_dict.update(read_file(folder / shard))
+        lost = [name for name in shards if name not in state_dict]
+        if lost:
+            raise InputError(f"{index_file}: its files lack {list_names(lost)}.")
+        return state_dict, settings
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return read_file(folder / name), settings
+    raise InputError(
+        f"{folder}: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin, found none of them."
+    )
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not a whole JSON file ({error}).") from error
+
+
+def read_file(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise InputError(f"{path}: not a whole safetensors file ({error}).") from error
+    try:
+        # The released files keep their training arguments.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what unpickling a damaged file raises depends on the damage
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted:
+            reason = f"refused, because it wants to use {wanted[1]}, which may run code"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "refused, because it is damaged or holds other things than tensors and plain settings"
+        else:
+            reason = f"not a whole PyTorch file ({type(error).__name__})"
+        raise InputError(f"{path}: {reason}. Nothing in it was run.") from error
+    if not isinstance(contents, dict):
+        raise InputError(f"{path}: expected a dict of tensors, got {type(contents).__name__}.")
+    return contents
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    **config_overrides,
+) -> ViCMAEPreTrainedModel:
+    """
+    Converts a file or folder (see `read_checkpoint`, `convert_state_dict`) and writes a folder for `from_pretrained`:
+    config.json, model.safetensors, and the processors for the model's image size.
+
+    Raises:
+        InputError: if the checkpoint can't be read or converted; its message starts with the path.
+    """
+    source, target = Path(checkpoint).resolve(), (Path(output_dir) / "model.safetensors").resolve()
+    if target in (source, source / target.name):
+        raise InputError(f"{checkpoint}: the conversion would overwrite it, choose another output folder.")
+    contents, settings = read_checkpoint(checkpoint)
+    settings.update(config_overrides)
+    if image_size is not None:
+        settings["image_size"] = image_size
+    try:
+        config, state_dict = convert_state_dict(contents, **settings)
+    except ValueError as error:
+        raise InputError(f"{checkpoint}: {error}") from error
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    model = build_model(config)
+    model.load_state_dict(state_dict, strict=True, assign=True)
+    model.save_pretrained(output_dir)
+    for processor in build_processors(config):
+        processor.save_pretrained(output_dir)
+    return model
+
+
+def build_processors(config: ViCMAEConfig) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
+    """The processors for a model's image size: a centre crop of an image that is 256/224 as large."""
+    height, width = config.image_height_and_width
+    sizes = {
+        "size": {"shortest_edge": round(max(height, width) * 256 / 224)},
+        "crop_size": {"height": height, "width": width},
+    }
+    return ViCMAEImageProcessor(**sizes), ViCMAEVideoProcessor(**sizes)
+
+
+def parse_overrides(text: str) -> dict:
+    """ "name=value,name=value", values as in YAML."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    malformed = ["".join(pair) for pair in pairs if not pair[1]]
+    if malformed:
+        raise InputError(f"--config_overrides: expected name=value, got {list_names(malformed)}.")
+    return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vicmae_hf.convert_checkpoint", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors file, or folder of a ViTMAE model")
+    parser.add_argument("--output_dir", required=True, help="folder to write, for from_pretrained")
+    parser.add_argument("--image_size", type=int, nargs="+", help="pixels: one number, or height and width")
+    parser.add_argument("--config_overrides", help='fields of ViCMAEConfig, as "name=value,name=value"')
+    arguments = parser.parse_args()
+    if arguments.image_size is not None and len(arguments.image_size) > 2:
+        parser.error(f"--image_size: expected one number, or height and width, got {arguments.image_size}.")
+    logging.basicConfig(format="%(message)s")
+    try:
+        overrides = parse_overrides(arguments.config_overrides) if arguments.config_overrides else {}
+        size = arguments.image_size
+        if size is not None:
+            overrides["image_size"] = size[0] if len(size) == 1 else size
+        model = convert_checkpoint(arguments.checkpoint, arguments.output_dir, **overrides)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(describe(model))
+    print(f"Written to {arguments.output_dir}: {', '.join(sorted(os.listdir(arguments.output_dir)))}")
+
+
+def describe(model: ViCMAEPreTrainedModel) -> str:
+    """What was recognised, in words, and the configuration."""
+    config = model.config
+    kinds = {
+        "ViCMAEForPreTraining": "MAE pretraining" if config.contrastive_loss == "none" else "ViC-MAE pretraining",
+        "ViCMAEForImageClassification": f"finetuned ViT, pooling {config.pooling!r}",
+        "ViCMAEModel": "encoder alone",
+    }
+    tensors = model.state_dict().values()
+    name = type(model).__name__
+    return (
+        f"{config}\nRecognised: {kinds[name]}. Converted: {len(tensors)} tensors, "
+        f"{sum(tensor.numel() for tensor in tensors):,} values, all that {name} has."
+    )
+
+
+if __name__ == "__main__":
+    main()

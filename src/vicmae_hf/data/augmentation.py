@@ -1,0 +1,51 @@
+"""Random views of frames."""
+
+from collections.abc import Sequence
+
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+from ..errors import InputError
+
+
+def normalize_pixels(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 `(..., 3, H, W)` -> float32 of the same shape, `(pixel / 255 - mean) / std`, on the device it is on."""
+    mean = torch.tensor(mean, device=pixel_values.device).view(-1, 1, 1) * 255
+    std = torch.tensor(std, device=pixel_values.device).view(-1, 1, 1) * 255
+    return (pixel_values.float() - mean) / std
+
+
+class RandomView:
+    """
+    Random resized crop and horizontal flip (Table 1: hflip, crop [0.5, 1]), drawn anew for every frame.
+
+    Args:
+        image_size: height and width of the view in pixels; one number for both.
+        crop_scale: smallest and largest share of the frame's area.
+        horizontal_flip: whether to flip every second view on average.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        crop_scale: tuple[float, float] = (0.5, 1.0),
+        horizontal_flip: bool = True,
+    ):
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) <= 0:
+            raise InputError(f"image_size must be one positive number or (height, width), got {image_size}.")
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise InputError(f"crop_scale must be two ascending shares in (0, 1], got {crop_scale}.")
+        steps = [v2.RandomResizedCrop(size, scale=crop_scale, interpolation=InterpolationMode.BICUBIC, antialias=True)]
+        if horizontal_flip:
+            steps.append(v2.RandomHorizontalFlip())
+        self.transform = v2.Compose(steps)
+
+    def __call__(self, frames: Sequence[torch.Tensor], seed: int) -> torch.Tensor:
+        """
+        Frames `(3, H, W)` of any sizes, uint8 -> views `(len(frames), 3, height, width)`, uint8. The same seed gives
+        the same views; the global random state stays as it is.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torch.stack([self.transform(frame) for frame in frames])

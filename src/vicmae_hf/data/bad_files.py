@@ -1,0 +1,96 @@
+"""The record of files that could not be read, shared by all workers and processes of a run."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from ..errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+
+class BadFilesError(InputError):
+    """Too many files could not be read."""
+
+
+class BadFiles:
+    """
+    Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
+
+    Workers append to the file and read what others have found, so that each bad file is tried about once in a run.
+
+    Args:
+        path: where to keep the record. An existing record is continued.
+        num_files: how many files there are.
+        max_share: the share of them that may be bad. One bad file is always allowed, unless it is 0.
+    """
+
+    def __init__(self, path: str | os.PathLike | None, num_files: int, max_share: float):
+        if not 0 <= max_share <= 1:
+            raise InputError(f"max_bad_files is a share between 0 and 1, got {max_share}.")
+        self.path = None if path is None else Path(path)
+        self.num_files = num_files
+        self.max_share = max_share
+        self.max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
+        self.errors: dict[str, str] = {}
+        self.update()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.errors
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    def add(self, name: str, error: str) -> None:
+        """
+        Records a bad file.
+
+        Raises:
+            BadFilesError: if there are now more than allowed, or no good file is left.
+        """
+        if name not in self.errors:
+            self.errors[name] = error
+            logger.warning("Skipped for the rest of the run: %s", error)
+            self._append(name, error)
+            self.update()
+        self.check()
+
+    def check(self) -> None:
+        """Raises a BadFilesError that names the first bad files if there are more than allowed."""
+        if len(self) <= self.max_files and len(self) < self.num_files:
+            return
+        first = "; ".join(list(self.errors.values())[:3])
+        raise BadFilesError(
+            f"{len(self)} of {self.num_files} files could not be read, and --max_bad_files {self.max_share} allows "
+            f"{self.max_files}. Repair or remove them, or allow more. The first: {first}"
+        )
+
+    def rewrite(self) -> None:
+        """Leaves each bad file once in the record (two workers may have met one at the same time)."""
+        self.update()
+        if self.path is not None and self.errors:
+            self.path.write_text("".join(self._line(name, error) for name, error in self.errors.items()))
+
+    def _line(self, name: str, error: str) -> str:
+        return json.dumps({"path": name, "error": error}) + "\n"
+
+    def _append(self, name: str, error: str) -> None:
+        if self.path is None:
+            return
+        # One write call in append mode, so that lines of several workers do not mix.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, self._line(name, error).encode())
+        finally:
+            os.close(descriptor)
+
+    def update(self) -> None:
+        """Reads what other processes have recorded."""
+        if self.path is None or not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                entry = json.loads(line)
+                self.errors.setdefault(entry["path"], entry["error"])

@@ -1,0 +1,28 @@
+"""Reading of image files."""
+
+import io
+
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as F
+
+
+class ImageDecodingError(ValueError):
+    """An image could not be read; the message names it and says why."""
+
+
+def read_image(source: str | bytes) -> torch.Tensor:
+    """
+    An image file, or the bytes of one, as uint8 RGB `(3, H, W)`, turned upright as its EXIF orientation says.
+
+    Raises:
+        ImageDecodingError: if Pillow cannot read it.
+    """
+    name = source if isinstance(source, str) else f"{len(source)} bytes"
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    # Pillow raises SyntaxError on some broken files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageDecodingError(f"{name}: {error}") from error
+    return F.pil_to_tensor(upright)

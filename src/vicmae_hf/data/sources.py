@@ -1,0 +1,125 @@
+"""From what a user names (folders, Parquet files, datasets) to tables of videos and images."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from ..errors import InputError
+
+
+VIDEO_EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+
+
+class DataSourceError(InputError):
+    """A data source is missing, empty or not understood; the message names it and says what was expected."""
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One video or image: its path or its bytes, and a name to report it by."""
+
+    media: str | bytes
+    name: str
+    is_video: bool
+
+
+class MediaSource:
+    """
+    A table of videos and images, memory-mapped by `datasets` where it can be.
+
+    Args:
+        name: as the user gave it.
+        table: has the column `column`, of paths (string) or of `{"path", "bytes"}` (`Image` or `Video`, not decoded).
+        column: name of that column.
+        is_video: whether all rows are videos; None where the file extension tells.
+    """
+
+    def __init__(self, name: str, table: datasets.Dataset, column: str, is_video: bool | None = None):
+        self.name = name
+        self.table = table.select_columns([column])
+        self.column = column
+        self.is_video = is_video
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> MediaItem:
+        value = self.table[index][self.column]
+        if isinstance(value, str):
+            value = {"path": value, "bytes": None}
+        path = value["path"]
+        has_file = value["bytes"] is None
+        is_video = self.is_video if self.is_video is not None else Path(path).suffix.lower() in VIDEO_EXTENSIONS
+        name = path if has_file else f"{self.name}[{index}]" + (f" ({path})" if path else "")
+        return MediaItem(path if has_file else value["bytes"], name, is_video)
+
+
+def open_source(name: str | os.PathLike) -> MediaSource:
+    """
+    Opens a folder of videos and images (any nesting), a Parquet file or a folder of them, a folder written by
+    `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train").
+
+    Raises:
+        DataSourceError: if it does not exist or holds no videos or images.
+    """
+    name = os.fspath(name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return _open_parquet(name, [path])
+        raise DataSourceError(f"{name}: expected a folder, a .parquet file or a dataset's name, got a file.")
+    if not path.exists():
+        return _open_hub_dataset(name)
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        return _from_dataset(name, datasets.load_from_disk(str(path)))
+    files = _list_files(path)
+    media = [str(file) for file in files if file.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
+    if media:
+        return MediaSource(name, datasets.Dataset.from_dict({"path": media}), "path")
+    parquet = [file for file in files if file.suffix == ".parquet"]
+    if parquet:
+        return _open_parquet(name, parquet)
+    raise DataSourceError(
+        f"{name}: no videos ({' '.join(sorted(VIDEO_EXTENSIONS))}), images ({' '.join(sorted(IMAGE_EXTENSIONS))}) or "
+        f"Parquet files found among its {len(files)} files."
+    )
+
+
+def _list_files(folder: Path) -> list[Path]:
+    files = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+        files += [Path(root, entry) for entry in names if not entry.startswith(".")]
+    return sorted(files)
+
+
+def _open_parquet(name: str, files: list[Path]) -> MediaSource:
+    return _from_dataset(name, datasets.Dataset.from_parquet([str(file) for file in files]))
+
+
+def _open_hub_dataset(name: str) -> MediaSource:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise DataSourceError(f"{name}: no such file or folder.")
+    try:
+        dataset = datasets.load_dataset(name, split="train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataSourceError(
+            f"{name}: no such folder, and no dataset of that name could be loaded ({reason})."
+        ) from error
+    return _from_dataset(name, dataset)
+
+
+def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource:
+    for kind, is_video in [(datasets.Video, True), (datasets.Image, False)]:
+        for column, feature in dataset.features.items():
+            if isinstance(feature, kind):
+                return MediaSource(name, dataset.cast_column(column, kind(decode=False)), column, is_video)
+    raise DataSourceError(
+        f"{name}: expected a column of type Video or Image, got {', '.join(map(str, dataset.features.values()))} in "
+        f"columns {', '.join(dataset.column_names)}."
+    )

@@ -1,0 +1,8 @@
+"""Errors that tell a user what to mend."""
+
+
+class InputError(ValueError):
+    """
+    A file, folder, setting or checkpoint that the user gave is wrong. The message names it, says what was expected and
+    what to do; the scripts print it as one line, without a traceback.
+    """

@@ -1,0 +1,198 @@
+"""Settings of the example scripts: dataclasses, from the command line and from a YAML or JSON file."""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from transformers import PreTrainedConfig
+
+from ..errors import InputError
+
+
+Arguments = TypeVar("Arguments")
+
+REQUIRED = MISSING
+
+
+class ArgumentsError(InputError):
+    """A setting is wrong; the message names it, its value and what was expected."""
+
+
+def setting(default: Any, help: str, **metadata) -> Any:
+    """A dataclass field with a default, or `REQUIRED`, and a help text."""
+    metadata["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class TrainingArguments:
+    """What every training script takes; the scripts' own settings are in subclasses."""
+
+    train_data: list[str] = setting(REQUIRED, "folders, Parquet files or dataset names")
+    output_dir: str = setting(REQUIRED, "where everything is written")
+    model_name_or_path: str | None = setting(None, "checkpoint to start from; without it, random weights")
+    config_overrides: str | None = setting(None, 'config fields as "name=value,name=value"')
+    image_size: list[int] | None = setting(None, "pixels: one number, or height and width; default: the config's")
+    per_device_train_batch_size: int = setting(64, "samples per process and step")
+    gradient_accumulation_steps: int = setting(1, "steps per update")
+    num_train_epochs: int = setting(800, "passes over the data (Table 1: 800)")
+    max_train_steps: int | None = setting(None, "updates; overrides the number of epochs")
+    base_learning_rate: float = setting(1.5e-4, "learning rate = this x total batch / 256 (Table 1: 1.5e-4)")
+    warmup_epochs: float = setting(40.0, "epochs of linear warmup (Table 1: 40)")
+    weight_decay: float = setting(0.05, "on matrices only (Table 1: 0.05)")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    seed: int = setting(0, "of weights, data order, views and masks")
+    dataloader_num_workers: int = setting(4, "loading processes per training process; 0 loads in the training process")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("decord", "video decoder tried first")
+    max_bad_files: float = setting(0.05, "share of unreadable files that stops the run; one is allowed unless 0")
+    logging_steps: int = setting(10, "updates between two lines of metrics.jsonl")
+    checkpointing_steps: int = setting(1000, "updates between checkpoints; 0 writes none")
+    save_total_limit: int | None = setting(3, "newest checkpoints kept")
+    resume_from_checkpoint: str | None = setting(None, "checkpoint folder, or 'latest' of output_dir")
+    overwrite_output_dir: bool = setting(False, "allow an output_dir that holds a run; its checkpoints are deleted")
+    report_to: list[str] = setting([], "trackers of Accelerate, for example tensorboard")
+    push_to_hub: bool = setting(False, "upload output_dir, without checkpoints, to the Hub at the end")
+    hub_model_id: str | None = setting(None, "repository on the Hub; default: the name of output_dir")
+
+    def __post_init__(self):
+        for name in [
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "logging_steps",
+            "max_train_steps",
+            "save_total_limit",
+        ]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
+        for name in ["base_learning_rate", "warmup_epochs", "weight_decay", "dataloader_num_workers", "seed"]:
+            if not getattr(self, name) >= 0:
+                raise ArgumentsError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        if self.checkpointing_steps < 0:
+            raise ArgumentsError(f"--checkpointing_steps must not be negative, got {self.checkpointing_steps}.")
+        if self.image_size is not None and (len(self.image_size) not in (1, 2) or min(self.image_size) < 1):
+            raise ArgumentsError(f"--image_size must be one or two positive numbers, got {self.image_size}.")
+        if not 0 <= self.max_bad_files <= 1:
+            raise ArgumentsError(f"--max_bad_files is a share between 0 and 1, got {self.max_bad_files}.")
+
+
+@dataclass(kw_only=True)
+class PretrainingArguments(TrainingArguments):
+    """Settings of `run_pretraining.py`."""
+
+    train_data_weights: list[float] | None = setting(None, "relative share of each data source; default: its size")
+    samples_per_file: int = setting(1, "pairs drawn from each file in an epoch")
+    frame_sampling: Literal["distant", "fixed_gap", "max_gap", "adjacent", "same"] = setting(
+        "distant", "which two frames of a video make a pair"
+    )
+    window_seconds: float = setting(64 / 30, "window of distant sampling; 0 takes the whole video")
+    num_segments: int = setting(2, "segments of that window")
+    gap_seconds: float = setting(1.0, "gap for fixed_gap and max_gap")
+    contrastive_start_epoch: float = setting(200.0, "the contrastive weight is 0 before (Table 1: 200)")
+
+
+def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
+    """
+    Reads `arguments_class` from the command line. A first argument that ends in .yaml, .yml or .json is a file of the
+    same settings; flags after it win.
+
+    Raises:
+        ArgumentsError: if the file cannot be read or has an unknown setting, or a value is out of range. (A wrong flag
+            ends the program with argparse's usage message.)
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(arguments_class)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = [*_settings_as_flags(argv[0], arguments_class), *argv[1:]]
+    return arguments_class(**vars(parser.parse_args(argv)))
+
+
+def build_parser(arguments_class: type) -> argparse.ArgumentParser:
+    """A parser with one flag for each field; booleans are `--name` and `--no-name`."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [settings.yaml|settings.json] [--flag value ...]", allow_abbrev=False
+    )
+    for entry in fields(arguments_class):
+        has_default = entry.default is not MISSING or entry.default_factory is not MISSING
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        options = {"help": entry.metadata["help"].replace("%", "%%")}
+        options |= {"default": default} if has_default else {"required": True}
+        value_type = _without_none(entry.type)
+        if value_type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(value_type) is list:
+            options |= {"type": get_args(value_type)[0], "nargs": "*" if default == [] else "+"}
+        elif get_origin(value_type) is Literal:
+            options["choices"] = get_args(value_type)
+        else:
+            options["type"] = value_type
+        parser.add_argument(f"--{entry.name}", **options)
+    return parser
+
+
+def _without_none(annotation: Any) -> Any:
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    return options[0] if type(None) in get_args(annotation) else annotation
+
+
+def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
+    """Settings of a file as flags, so that they pass through the same checks."""
+    try:
+        text = Path(path).read_text()
+        settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ArgumentsError(f"{path}: cannot be read as settings ({error}).") from error
+    if not isinstance(settings, dict):
+        raise ArgumentsError(f"{path}: expected settings as `name: value`, got {type(settings).__name__}.")
+    known = {entry.name: _without_none(entry.type) for entry in fields(arguments_class)}
+    flags = []
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ArgumentsError(
+                f"{path}: unknown setting {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+        if value is None:
+            continue
+        if known[name] is bool:
+            if not isinstance(value, bool):
+                raise ArgumentsError(f"{path}: {name} must be true or false, got {value!r}.")
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, dict):
+            flags.append(f"--{name}=" + ",".join(f"{key}={entry}" for key, entry in value.items()))
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str | None) -> dict[str, Any]:
+    """
+    "name=value,name=value" as config fields; values are read as YAML.
+
+    Raises:
+        ArgumentsError: if a name is no field of the config or a pair is malformed.
+    """
+    known = [entry.name for entry in fields(config_class)]
+    changes = {}
+    for pair in filter(None, (overrides or "").split(",")):
+        name, separator, value = (part.strip() for part in pair.partition("="))
+        if not separator:
+            raise ArgumentsError(f"--config_overrides: expected name=value, got {pair!r}.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ArgumentsError(f"--config_overrides: the config has no field {name!r}.{hint}")
+        changes[name] = yaml.safe_load(value)
+    return changes

@@ -1,0 +1,134 @@
+"""Checkpoints from which a run goes on exactly where it was."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import InputError
+
+
+STATE_FILE = "training_state.json"
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, or belongs to another run; the message says which and why."""
+
+
+def unwrap(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
+    """The model as it was before Accelerate prepared it."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
+def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The folders `checkpoint-STEP`, oldest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+class Checkpoints:
+    """
+    Writes and reads `output_dir/checkpoint-STEP`: the model as `save_pretrained` leaves it, Accelerate's state of
+    optimizer, gradient scaler and random numbers, and the step.
+
+    A folder of that name is always whole: it is written and deleted under another name.
+
+    Args:
+        accelerator: has prepared model and optimizer.
+        output_dir: where the folders are.
+        save_total_limit: how many of the newest are kept; None keeps all.
+        run_settings: what decides the order of the data; a checkpoint of a run with other ones is refused.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: str | os.PathLike,
+        save_total_limit: int | None,
+        run_settings: dict[str, Any],
+    ):
+        self.accelerator = accelerator
+        self.output_dir = Path(output_dir)
+        self.save_total_limit = save_total_limit
+        self.run_settings = run_settings
+        accelerator.register_save_state_pre_hook(self._save_model)
+        accelerator.register_load_state_pre_hook(self._load_model)
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint of `step`, then removes the oldest beyond the limit. All processes call it."""
+        partial = self.output_dir / f".partial-checkpoint-{step}"
+        final = self.output_dir / f"checkpoint-{step}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            (partial / STATE_FILE).write_text(json.dumps({"step": step, "run_settings": self.run_settings}, indent=2))
+            if final.exists():
+                self._remove(final)
+            partial.rename(final)
+            for path in list_checkpoints(self.output_dir)[: -self.save_total_limit] if self.save_total_limit else []:
+                self._remove(path)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, path: str) -> int:
+        """
+        Restores a checkpoint (or the newest, for "latest") and returns its step; 0 if there is none to be the latest.
+
+        Raises:
+            CheckpointError: if it does not exist or comes from a run with other data, batch or seed.
+        """
+        checkpoint = self.find(path)
+        if checkpoint is None:
+            return 0
+        state = json.loads((checkpoint / STATE_FILE).read_text())
+        for name, value in self.run_settings.items():
+            before = state["run_settings"].get(name)
+            if before != value:
+                raise CheckpointError(
+                    f"{checkpoint} is of a run with {name} = {before}, this one has {value}: it cannot go on exactly "
+                    "where that was. Use the same setting, or start anew from its weights with --model_name_or_path."
+                )
+        self.accelerator.load_state(str(checkpoint))
+        return state["step"]
+
+    def find(self, path: str) -> Path | None:
+        """The folder that "latest" or a path means; None if there is no latest."""
+        if path == "latest":
+            return next(reversed(list_checkpoints(self.output_dir)), None)
+        if not (Path(path) / STATE_FILE).is_file():
+            raise CheckpointError(f"--resume_from_checkpoint {path}: no checkpoint there ({STATE_FILE} is missing).")
+        return Path(path)
+
+    def remove_all(self) -> None:
+        """Removes every checkpoint."""
+        for path in list_checkpoints(self.output_dir):
+            self._remove(path)
+
+    def remove_leftovers(self) -> None:
+        """Removes what interrupted runs left half written or half deleted."""
+        for path in self.output_dir.glob(".partial-checkpoint-*"):
+            shutil.rmtree(path)
+
+    # In Accelerate's own format a checkpoint of several processes would not open in one, nor with `from_pretrained`.
+    def _save_model(self, models: list, weights: list, output_dir: str) -> None:
+        if self.accelerator.is_main_process:
+            unwrap(self.accelerator, models[0]).save_pretrained(output_dir)
+        weights.clear()
+
+    def _load_model(self, models: list, input_dir: str) -> None:
+        load_model(unwrap(self.accelerator, models.pop()), Path(input_dir) / "model.safetensors")
+
+    def _remove(self, path: Path) -> None:
+        doomed = path.with_name(f".partial-{path.name}-old")
+        path.rename(doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,207 @@
+"""Pretraining: Algorithm 1 with the recipe of Table 1."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from ..data.augmentation import normalize_pixels
+from ..data.bad_files import BadFilesError
+from ..data.frame_pairs import FramePairDataset
+from ..data.loading import EpochBatchSampler, build_dataloader
+from ..image_processing_vicmae import ViCMAEImageProcessor
+from ..modeling_vicmae import ViCMAEForPreTraining
+from ..video_processing_vicmae import ViCMAEVideoProcessor
+from .arguments import PretrainingArguments
+from .checkpointing import Checkpoints
+from .loop import Schedule, train
+from .model_card import write_pretraining_card
+from .optimization import parameter_groups, scaled_learning_rate
+from .plots import plot_losses, plot_reconstructions
+from .reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
+
+
+logger = get_logger(__name__)
+
+NUM_PICTURED_SAMPLES = 8
+
+
+def pretrain(
+    accelerator: Accelerator,
+    model: ViCMAEForPreTraining,
+    dataset: FramePairDataset,
+    arguments: PretrainingArguments,
+) -> dict[str, Any]:
+    """
+    Trains `model` on `dataset` and leaves in `arguments.output_dir` the model, its processors and card, metrics,
+    settings, results, pictures and checkpoints.
+
+    Returns:
+        The content of `all_results.json`.
+
+    Raises:
+        BadFilesError: if too many files cannot be read.
+        CheckpointError: if the checkpoint to resume from does not fit.
+        NonFiniteLossError: if the loss becomes infinite or NaN.
+    """
+    output_dir = Path(arguments.output_dir)
+    batch_multiple = accelerator.num_processes * arguments.gradient_accumulation_steps
+    total_batch_size = arguments.per_device_train_batch_size * batch_multiple
+    checkpoints = Checkpoints(
+        accelerator,
+        output_dir,
+        arguments.save_total_limit,
+        run_settings={
+            "seed": arguments.seed,
+            "num_files": dataset.num_files,
+            "samples_per_file": dataset.samples_per_file,
+            "per_device_train_batch_size": arguments.per_device_train_batch_size,
+            "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+            "num_processes": accelerator.num_processes,
+        },
+    )
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, arguments.weight_decay), lr=0.0, betas=(0.9, 0.95), fused=True
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    unwrapped_model = accelerator.unwrap_model(model, keep_torch_compile=False)
+    if accelerator.is_main_process:
+        checkpoints.remove_leftovers()
+        if not arguments.resume_from_checkpoint:
+            checkpoints.remove_all()
+    start_step = 0
+    if arguments.resume_from_checkpoint:
+        start_step = checkpoints.load(arguments.resume_from_checkpoint)
+        logger.warning("Going on from step %d.", start_step)
+
+    sampler_settings = {
+        "lengths": [len(source) for source in dataset.sources],
+        "num_samples": len(dataset),
+        "batch_size": arguments.per_device_train_batch_size,
+        "batch_multiple": batch_multiple,
+        "weights": arguments.train_data_weights,
+        "seed": arguments.seed,
+    }
+    steps_per_epoch = EpochBatchSampler(num_epochs=1, **sampler_settings).batches_per_epoch // batch_multiple
+    num_steps = arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch
+    if len(dataset) < total_batch_size:
+        logger.warning(
+            "%d samples are fewer than the total batch of %d: an epoch repeats them to fill one.",
+            len(dataset),
+            total_batch_size,
+        )
+    batch_sampler = EpochBatchSampler(
+        num_epochs=math.ceil(num_steps / steps_per_epoch),
+        start_batch=start_step * batch_multiple,
+        **sampler_settings,
+    )
+    batches = accelerator.prepare_data_loader(
+        build_dataloader(
+            dataset, batch_sampler, arguments.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda"
+        )
+    )
+    schedule = Schedule(
+        num_steps=num_steps,
+        start_step=start_step,
+        steps_per_epoch=steps_per_epoch,
+        num_warmup_steps=arguments.warmup_epochs * steps_per_epoch,
+        peak_learning_rate=scaled_learning_rate(arguments.base_learning_rate, total_batch_size),
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+    )
+    settings = {
+        **asdict(arguments),
+        "model": unwrapped_model.config.to_dict(),
+        "num_processes": accelerator.num_processes,
+        "total_batch_size": total_batch_size,
+        "learning_rate": schedule.peak_learning_rate,
+        "num_steps": num_steps,
+        "steps_per_epoch": steps_per_epoch,
+    }
+    processors = build_processors(unwrapped_model.config.image_height_and_width)
+    if accelerator.is_main_process:
+        write_json(output_dir / "arguments.json", settings)
+        for processor in processors:
+            processor.save_pretrained(output_dir)
+
+    mean, std = processors[0].image_mean, processors[0].image_std
+
+    def compute_losses(batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
+        is_contrastive = epoch >= arguments.contrastive_start_epoch
+        unwrapped_model.contrastive_weight = unwrapped_model.config.contrastive_weight if is_contrastive else 0.0
+        output = model(normalize_pixels(batch["pixel_values"], mean, std))
+        losses = {
+            "loss": output.loss,
+            "reconstruction_loss": output.reconstruction_loss,
+            "contrastive_loss": output.contrastive_loss,
+        }
+        return {name: value for name, value in losses.items() if value is not None}
+
+    metrics_log = MetricsLog(accelerator, output_dir, "pairs", num_steps, start_step)
+    try:
+        results = train(
+            accelerator,
+            model,
+            optimizer,
+            batches,
+            compute_losses,
+            schedule,
+            metrics_log,
+            checkpoints,
+            seed=arguments.seed,
+            logging_steps=arguments.logging_steps,
+            checkpointing_steps=arguments.checkpointing_steps,
+        )
+    except BadFilesError as error:
+        # From a worker the message comes with the worker's traceback; the record has the message alone.
+        dataset.bad_files.update()
+        dataset.bad_files.check()
+        raise error
+    finally:
+        metrics_log.close()
+    results["pairs_per_second"] = results.pop("samples_per_second")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        dataset.bad_files.rewrite()
+        results = {
+            "num_steps": num_steps,
+            "epochs": num_steps / steps_per_epoch,
+            "num_train_files": dataset.num_files,
+            "num_failed": len(dataset.bad_files),
+            **results,
+            **peak_memory_mib(accelerator.device),
+        }
+        unwrapped_model.contrastive_weight = unwrapped_model.config.contrastive_weight
+        unwrapped_model.save_pretrained(output_dir)
+        write_json(output_dir / "all_results.json", results)
+        write_pictures(unwrapped_model, dataset, mean, std, output_dir)
+        write_pretraining_card(output_dir, settings, results)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def build_processors(image_size: tuple[int, int]) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
+    """Processors for evaluation at `(height, width)` pixels: the crop is 7 / 8 of the resized short side."""
+    height, width = image_size
+    options = {
+        "size": {"shortest_edge": round(max(height, width) * 256 / 224)},
+        "crop_size": {"height": height, "width": width},
+    }
+    return ViCMAEImageProcessor(**options), ViCMAEVideoProcessor(**options)
+
+
+def write_pictures(
+    model: ViCMAEForPreTraining, dataset: FramePairDataset, mean: list[float], std: list[float], output_dir: Path
+) -> None:
+    """`plots/losses.png` and `plots/reconstructions.png`, of samples spread over the dataset."""
+    plots = output_dir / "plots"
+    plots.mkdir(exist_ok=True)
+    metrics = read_metrics(output_dir)
+    if metrics:
+        plot_losses(metrics, plots / "losses.png")
+    count = min(NUM_PICTURED_SAMPLES, len(dataset))
+    views = torch.stack([dataset[index * len(dataset) // count]["pixel_values"] for index in range(count)])
+    plot_reconstructions(model, views, mean, std, plots / "reconstructions.png")

@@ -1,0 +1,147 @@
+"""Probes of a frozen encoder: features of labelled files, and a linear classifier on them (Table 3)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data.images import ImageDecodingError
+from ..data.labelled import LabelledFiles, read_frames
+from ..data.video import VideoDecodingError
+from ..errors import InputError
+from ..image_processing_vicmae import ViCMAEImageProcessor
+from ..modeling_vicmae import ViCMAEModel
+from .optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """
+    Preprocessed frames of labelled files.
+
+    Args:
+        pixel_values: `(N, F, 3, H, W)`, F frames of each file (an image is repeated).
+        labels: `(N,)`.
+        class_names: of the labels.
+        num_failed: files that could not be read and are left out.
+    """
+
+    pixel_values: torch.Tensor
+    labels: torch.Tensor
+    class_names: list[str]
+    num_failed: int
+
+
+def read_labelled_frames(
+    files: LabelledFiles, processor: ViCMAEImageProcessor, num_frames: int, video_backend: str = "decord"
+) -> LabelledFrames:
+    """
+    Reads `num_frames` frames of every file, evenly spread over a video. For sets that fit into memory.
+
+    Raises:
+        InputError: if no file can be read.
+    """
+    pixel_values, labels = [], []
+    for path, label in tqdm(list(zip(files.paths, files.labels, strict=True)), desc="reading frames"):
+        try:
+            frames = read_frames(path, num_frames, video_backend)
+        except (VideoDecodingError, ImageDecodingError) as error:
+            logger.warning("Left out: %s", error)
+            continue
+        frames = processor(list(frames), return_tensors="pt").pixel_values
+        pixel_values.append(frames.expand(num_frames, -1, -1, -1))
+        labels.append(label)
+    if not labels:
+        raise InputError(f"None of {len(files.paths)} files could be read; the first: {files.paths[0]}")
+    return LabelledFrames(
+        torch.stack(pixel_values), torch.tensor(labels), files.class_names, len(files.paths) - len(labels)
+    )
+
+
+@torch.no_grad()
+def extract_features(model: ViCMAEModel, pixel_values: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+    """Frames `(N, F, 3, H, W)` -> `pooler_output` averaged over a file's frames, `(N, D)`, on the CPU."""
+    model.eval()
+    frames = pixel_values.flatten(0, 1).split(batch_size)
+    features = [model(batch.to(model.device)).pooler_output.float().cpu() for batch in frames]
+    return torch.cat(features).unflatten(0, pixel_values.shape[:2]).mean(1)
+
+
+def train_linear_probe(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    *,
+    seed: int,
+    num_epochs: int = 90,
+    warmup_epochs: int = 10,
+    base_learning_rate: float = 0.1,
+    batch_size: int = 256,
+) -> nn.Module:
+    """
+    A linear classifier on features `(N, D)`, after a batch norm without affine parameters; SGD with momentum 0.9,
+    cosine decay, no weight decay (Table 3, at a smaller batch).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    probe = nn.Sequential(nn.BatchNorm1d(features.shape[1], affine=False), nn.Linear(features.shape[1], num_classes))
+    nn.init.normal_(probe[1].weight, std=0.01, generator=generator)
+    nn.init.zeros_(probe[1].bias)
+    batch_size = min(batch_size, len(features))
+    peak = scaled_learning_rate(base_learning_rate, batch_size)
+    optimizer = torch.optim.SGD(probe.parameters(), lr=peak, momentum=0.9)
+    steps_per_epoch = len(features) // batch_size
+    num_steps = num_epochs * steps_per_epoch
+    probe.train()
+    for step in range(num_steps):
+        if step % steps_per_epoch == 0:
+            order = torch.randperm(len(features), generator=generator)
+        start = step % steps_per_epoch * batch_size
+        batch = order[start : start + batch_size]
+        set_learning_rate(optimizer, peak, learning_rate_factor(step, warmup_epochs * steps_per_epoch, num_steps))
+        optimizer.zero_grad()
+        F.cross_entropy(probe(features[batch]), labels[batch]).backward()
+        optimizer.step()
+    return probe.eval()
+
+
+@torch.no_grad()
+def top_k_accuracy(logits: torch.Tensor, labels: torch.Tensor, k: int) -> float:
+    """Percentage of samples whose label is among the `k` largest of `logits` `(N, classes)`."""
+    hits = logits.topk(min(k, logits.shape[1])).indices == labels[:, None]
+    return 100 * hits.any(1).float().mean().item()
+
+
+def balanced_subset(labels: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
+    """Indices of a random `fraction` of every class, at least one of each."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        count = max(round(fraction * len(members)), 1)
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen)
+
+
+def linear_probe(
+    model: ViCMAEModel, train: LabelledFrames, evaluation: LabelledFrames, seeds: Sequence[int]
+) -> list[dict[str, float]]:
+    """
+    `top1` and `top5` in percent on held-out files, once a seed. Each seed trains on its own random 80 % of every
+    class's training files, so that the spread tells how much depends on which files were labelled.
+    """
+    train_features = extract_features(model, train.pixel_values)
+    eval_features = extract_features(model, evaluation.pixel_values)
+    results = []
+    for seed in seeds:
+        chosen = balanced_subset(train.labels, 0.8, seed)
+        probe = train_linear_probe(train_features[chosen], train.labels[chosen], len(train.class_names), seed=seed)
+        logits = probe(eval_features)
+        results.append({f"top{k}": top_k_accuracy(logits, evaluation.labels, k) for k in (1, 5)})
+    return results

@@ -1,0 +1,112 @@
+"""What a run says of itself: the log of metrics, the progress bar, results and settings."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    Path(path).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl`, oldest first; none if there is no log yet."""
+    path = Path(output_dir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def peak_memory_mib(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process in MiB: resident, and allocated on the GPU."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    if device.type == "cuda":
+        peak["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return peak
+
+
+class MetricsLog:
+    """
+    Averages losses between log lines and writes them to `metrics.jsonl`, to Accelerate's trackers and to a progress
+    bar. Only the main process writes.
+
+    Args:
+        samples_name: what a sample is called in `{samples_name}_per_second`.
+        num_steps: updates of the run; start_step: those done before resuming. Lines of the log beyond it, which an
+            interrupted run left, are dropped.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: str | os.PathLike,
+        samples_name: str,
+        num_steps: int,
+        start_step: int = 0,
+    ):
+        self.accelerator = accelerator
+        self.path = Path(output_dir) / "metrics.jsonl"
+        self.samples_name = samples_name
+        self.sums: dict[str, float] = {}
+        self.num_updates = 0
+        self.before = (0, 0.0, 0.0)
+        if accelerator.is_main_process:
+            kept = [line for line in read_metrics(output_dir) if line["step"] <= start_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.progress = tqdm(
+            total=num_steps, initial=start_step, disable=not accelerator.is_main_process, dynamic_ncols=True
+        )
+
+    def update(
+        self,
+        losses: dict[str, float],
+        *,
+        step: int,
+        epoch: float,
+        learning_rate: float,
+        num_samples: int,
+        elapsed_seconds: float,
+        wait_seconds: float,
+        write: bool,
+    ) -> None:
+        """Takes the losses of one update, and the counts since the start of this run; writes a line if `write`."""
+        self.progress.update()
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.num_updates += 1
+        if not write:
+            return
+        samples, seconds, waited = (
+            now - before for now, before in zip((num_samples, elapsed_seconds, wait_seconds), self.before, strict=True)
+        )
+        line = {
+            "step": step,
+            "epoch": round(epoch, 4),
+            **{name: value / self.num_updates for name, value in self.sums.items()},
+            "learning_rate": learning_rate,
+            f"{self.samples_name}_per_second": samples / seconds,
+            "data_wait_share": waited / seconds,
+        }
+        self.sums, self.num_updates = {}, 0
+        self.before = (num_samples, elapsed_seconds, wait_seconds)
+        self.progress.set_postfix(
+            {
+                "loss": f"{line['loss']:.4f}",
+                f"{self.samples_name}/s": f"{samples / seconds:.0f}",
+                "waiting for data": f"{waited / seconds:.0%}",
+            }
+        )
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
+
+    def close(self) -> None:
+        self.progress.close()

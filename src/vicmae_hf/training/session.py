@@ -1,0 +1,127 @@
+"""What every training script does around its training: errors, accelerator, output folder, upload."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel, set_seed
+
+from ..errors import InputError
+from .arguments import ArgumentsError, TrainingArguments, parse_config_overrides
+from .checkpointing import list_checkpoints
+from .loop import NonFiniteLossError
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """
+    Runs a script. What the user can mend ends it with one line on stderr and exit status 1, anything else with its
+    traceback.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        main()
+    except (InputError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if dist.is_initialized():
+            # Other processes may be waiting for this one; at once, the launcher sees it gone and stops them.
+            os._exit(1)
+        sys.exit(1)
+
+
+def start_session(arguments: TrainingArguments) -> Accelerator:
+    """
+    The accelerator with its trackers, and an output folder that is safe to write to; everything that can fail for the
+    settings fails here, before any data is read.
+
+    Raises:
+        ArgumentsError: if the output folder holds a run that this one would replace, or the Hub refuses.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        mixed_precision=arguments.mixed_precision,
+        log_with=arguments.report_to or None,
+        project_dir=arguments.output_dir,
+        # The buffers are fixed positions and statistics that are already the same in all processes.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    arguments.mixed_precision = accelerator.mixed_precision
+    if accelerator.is_main_process:
+        check_output_dir(arguments)
+        if arguments.push_to_hub:
+            create_repository(arguments)
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    if arguments.report_to:
+        settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, (int, float, str))}
+        accelerator.init_trackers("vicmae", config=settings)
+    set_seed(arguments.seed)
+    return accelerator
+
+
+def check_output_dir(arguments: TrainingArguments) -> None:
+    """Raises an ArgumentsError if the run would replace another one without being told to."""
+    folder = Path(arguments.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentsError(f"--output_dir {folder} is a file; expected a folder.")
+    holds_run = bool(list_checkpoints(folder)) or (folder / "model.safetensors").exists()
+    if holds_run and not arguments.resume_from_checkpoint and not arguments.overwrite_output_dir:
+        raise ArgumentsError(
+            f"--output_dir {folder} already holds a run. Go on with it (--resume_from_checkpoint latest), choose "
+            "another folder, or replace it (--overwrite_output_dir)."
+        )
+
+
+def create_repository(arguments: TrainingArguments) -> None:
+    name = arguments.hub_model_id or Path(arguments.output_dir).name
+    try:
+        arguments.hub_model_id = HfApi().create_repo(name, exist_ok=True).repo_id
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArgumentsError(f"--push_to_hub: the repository {name} cannot be created ({reason}).") from error
+
+
+def build_model(model_class: type[Model], arguments: TrainingArguments) -> Model:
+    """
+    A model with random weights, or from `--model_name_or_path`, with `--image_size` and `--config_overrides` applied.
+
+    Raises:
+        ArgumentsError: if there is no such checkpoint, or the settings do not fit together.
+    """
+    changes = parse_config_overrides(model_class.config_class, arguments.config_overrides)
+    if arguments.image_size is not None:
+        changes["image_size"] = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size[0]
+    try:
+        if arguments.model_name_or_path is None:
+            model = model_class(model_class.config_class(**changes))
+        else:
+            model = model_class.from_pretrained(arguments.model_name_or_path, **changes)
+    except (OSError, ValueError) as error:
+        source = arguments.model_name_or_path or "--image_size and --config_overrides"
+        raise ArgumentsError(f"The model cannot be built from {source}: {error}") from error
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
+    """Uploads the output folder if asked to, and closes trackers and process group."""
+    if accelerator.is_main_process and arguments.push_to_hub:
+        HfApi().upload_folder(
+            repo_id=arguments.hub_model_id,
+            folder_path=arguments.output_dir,
+            ignore_patterns=["checkpoint-*/**", ".partial-*/**"],
+            commit_message="End of training",
+        )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()

@@ -1,0 +1,365 @@
+"""Deterministic preprocessing of videos: decoding, frame sampling, test views, crops, ImageNet normalisation."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    is_pil_image,
+    is_valid_image,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import TensorType, is_av_available, logging, requires_backends
+from transformers.video_processing_utils import BaseVideoProcessor, BatchFeature
+from transformers.video_utils import (
+    VideoInput,
+    VideoMetadata,
+    group_videos_by_shape,
+    make_batched_videos,
+    reorder_videos,
+)
+
+
+if is_av_available():
+    import av
+
+logger = logging.get_logger(__name__)
+
+
+def sample_frame_indices(
+    total_num_frames: int,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    video_fps: float | None = None,
+    num_clips: int = 1,
+) -> np.ndarray:
+    """Chooses the frames of `num_clips` clips of a video, without chance.
+
+    - neither `num_frames` nor `fps`: every frame, one clip.
+    - `num_frames`: uniform over the whole video, as on Something-Something v2. The video is cut into `num_frames`
+      equal segments; clip k of K takes from each the frame at the fraction (k + 1/2) / K, so one clip takes the
+      middles. A video of fewer frames repeats them.
+    - `fps`: as before, with as many frames as the video lasts at `fps` frames per second, at least one.
+    - `num_frames` and `fps`: dense, as on Kinetics (16 frames, every 4th of 30 per second: `fps=7.5`). One clip lies
+      in the middle of the video, several are spread from its start to its end; a clip that is longer than the video
+      repeats the last frame.
+
+    Args:
+        total_num_frames (`int`): Frames in the video.
+        num_frames (`int`, *optional*): Frames per clip.
+        fps (`float`, *optional*): Frames per second of the clip.
+        video_fps (`float`, *optional*): Frames per second of the video; needed with `fps`.
+        num_clips (`int`, *optional*, defaults to 1): Clips per video, temporal test views.
+
+    Returns:
+        `np.ndarray` of shape (num_clips, frames per clip): indices in [0, total_num_frames), int64.
+
+    Raises:
+        ValueError: for counts below 1, rates that are not positive, `fps` without `video_fps`, and several clips
+            without `num_frames` or `fps`.
+    """
+    counts = {"total_num_frames": total_num_frames, "num_frames": num_frames, "num_clips": num_clips}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"Expected {name} to be at least 1, got {count}.")
+    for name, rate in {"fps": fps, "video_fps": video_fps}.items():
+        if rate is not None and not rate > 0:
+            raise ValueError(f"Expected {name} to be positive, got {rate}.")
+    if fps is not None and video_fps is None:
+        raise ValueError(
+            f"Sampling at fps={fps} needs the video's own frame rate, got None. Pass it as `video_metadata`, or "
+            "sample with `num_frames` alone."
+        )
+
+    if num_frames is None and fps is None:
+        if num_clips > 1:
+            raise ValueError(f"Expected num_clips=1 without num_frames or fps, got num_clips={num_clips}.")
+        return np.arange(total_num_frames)[None]
+
+    clips = np.arange(num_clips)[:, None]
+    if num_frames is not None and fps is not None:
+        offsets = np.arange(num_frames)[None] * video_fps / fps
+        room = max(total_num_frames - 1 - offsets[0, -1], 0)
+        starts = room * clips / (num_clips - 1) if num_clips > 1 else np.array([[room / 2]])
+        indices = np.floor(np.floor(starts) + offsets + 0.5).astype(np.int64)
+        return np.minimum(indices, total_num_frames - 1)
+
+    if num_frames is None:
+        num_frames = max(1, int(total_num_frames / video_fps * fps))
+    # (segment + (clip + 1/2) / num_clips) * total / num_frames in whole numbers: no rounding error at the borders.
+    numerators = (2 * num_clips * np.arange(num_frames)[None] + 2 * clips + 1) * total_num_frames
+    return numerators // (2 * num_clips * num_frames)
+
+
+def spatial_crop_offsets(length: int, crop_length: int, num_crops: int) -> list[int]:
+    """Offsets in pixels of `num_crops` crops along a side of `length` pixels, evenly spaced from edge to edge.
+
+    One crop lies in the centre; three are left, centre and right (top, centre and bottom).
+
+    Raises:
+        ValueError: if `num_crops` is below 1.
+    """
+    if num_crops < 1:
+        raise ValueError(f"Expected num_crops to be at least 1, got {num_crops}.")
+    room = max(length - crop_length, 0)
+    if num_crops == 1:
+        return [room // 2]
+    return [room * crop // (num_crops - 1) for crop in range(num_crops)]
+
+
+def read_video(
+    video: str, sample_indices_fn: Callable[..., np.ndarray] | None = None
+) -> tuple[torch.Tensor, VideoMetadata]:
+    """Decodes frames of a file or URL, upright (the rotation in its metadata is applied).
+
+    The frames are decoded in order from the first to the last wanted one. This is exact for every codec, where the
+    decoders with seeking that Transformers offers are not (decord is a frame off on HEVC), and costs no more when the
+    frames are spread over the video.
+
+    Args:
+        video (`str`): Path or URL.
+        sample_indices_fn (`Callable`, *optional*): Called with `metadata=VideoMetadata`, returns the indices of the
+            wanted frames, in any order and with repetitions. All frames if it is not given.
+
+    Returns:
+        Frames (T, 3, H, W), uint8, in the order of the indices; metadata with `frames_indices`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: if PyAV is not installed.
+        ValueError: if the file holds no video, or cannot be decoded.
+    """
+    requires_backends(read_video, ["av"])
+    if sample_indices_fn is None:
+        sample_indices_fn = all_frame_indices
+    try:
+        with av.open(video) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise ValueError(f"{video}: expected a file with a video stream, found none.")
+            stream.thread_type = "AUTO"
+            frame_rate = stream.average_rate or stream.guessed_rate
+            metadata = VideoMetadata(
+                total_num_frames=stream.frames or sum(packet.size > 0 for packet in container.demux(stream)),
+                fps=float(frame_rate) if frame_rate else None,
+                video_backend="pyav",
+            )
+            indices = sample_indices_fn(metadata=metadata)
+            frames, num_decoded = decode_frames(container, stream, indices)
+            if 0 < num_decoded <= max(indices):
+                logger.warning(
+                    f"{video}: expected {metadata.total_num_frames} frames, found {num_decoded}; sampling those."
+                )
+                metadata.total_num_frames = num_decoded
+                indices = sample_indices_fn(metadata=metadata)
+                frames, num_decoded = decode_frames(container, stream, indices)
+    except av.error.InvalidDataError as error:
+        raise ValueError(f"{video}: expected a video that can be decoded, got: {error}.") from error
+    if num_decoded == 0:
+        raise ValueError(f"{video}: expected at least one frame, found none.")
+
+    pixels = torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)
+    metadata.frames_indices = indices
+    metadata.height, metadata.width = pixels.shape[-2:]
+    if metadata.fps is not None:
+        metadata.duration = metadata.total_num_frames / metadata.fps
+    return pixels, metadata
+
+
+def all_frame_indices(metadata: VideoMetadata) -> np.ndarray:
+    return np.arange(metadata.total_num_frames)
+
+
+def decode_frames(container, stream, indices: np.ndarray) -> tuple[dict[int, np.ndarray], int]:
+    """Decodes from the start to the last of `indices`: those frames (H, W, 3) by index, and how many were decoded."""
+    wanted, last = set(indices.tolist()), max(indices)
+    frames, num_decoded = {}, 0
+    container.seek(0)
+    for frame in container.decode(stream):
+        if num_decoded in wanted:
+            # Degrees anticlockwise, in quarter turns for every camera.
+            frames[num_decoded] = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+        num_decoded += 1
+        if num_decoded > last:
+            break
+    return frames, num_decoded
+
+
+class ViCMAEVideoProcessorKwargs(VideosKwargs, total=False):
+    """
+    num_clips (`int`): Temporal test views: clips that are sampled from each video.
+    num_crops (`int`): Spatial test views: crops along the longer side of each frame.
+    """
+
+    num_clips: int
+    num_crops: int
+
+
+class ViCMAEVideoProcessor(BaseVideoProcessor):
+    """Preprocesses videos: frame sampling, short side to 256, centre crop of 224, ImageNet normalisation.
+
+    Videos are paths or URLs, arrays or tensors (T, C, H, W) or (T, H, W, C), or lists of frames (PIL images, arrays,
+    tensors), one or a list of them, of 1, 3 or 4 channels; gray becomes RGB, transparency is blended with white.
+
+    The output `pixel_values` is (B, T, 3, H, W), float32; with several test views (B, V, T, 3, H, W), where
+    V = `num_clips` * `num_crops` and the crops of a clip follow each other (the paper's 3x7 views, spatial x temporal:
+    `num_crops=3, num_clips=7`).
+
+    `do_sample_frames=True` chooses frames by `num_frames` and `fps` (see `sample_frame_indices`); without it all
+    frames are used. A file shorter than a clip repeats frames. So do frames in memory that come with their `fps` in
+    `video_metadata`; without it, fewer than `num_frames` are an error, as elsewhere in Transformers.
+
+    Raises:
+        ValueError: for empty input, a wrong number of channels, more frames wanted than there are in memory, `fps`
+            without the video's frame rate, several clips without sampling, several crops without `do_center_crop`,
+            and files that cannot be decoded.
+    """
+
+    valid_kwargs = ViCMAEVideoProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    resample = PILImageResampling.BICUBIC
+    do_center_crop = True
+    crop_size = {"height": 224, "width": 224}
+    do_rescale = True
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_sample_frames = False
+    num_clips = 1
+    num_crops = 1
+
+    def preprocess(self, videos: VideoInput, **kwargs: Unpack[ViCMAEVideoProcessorKwargs]) -> BatchFeature:
+        num_clips = kwargs.get("num_clips", self.num_clips)
+        if num_clips != 1 and not kwargs.get("do_sample_frames", self.do_sample_frames):
+            raise ValueError(f"Expected do_sample_frames=True with num_clips={num_clips}, got False.")
+        do_convert_rgb = kwargs.get("do_convert_rgb", self.do_convert_rgb)
+        input_data_format = kwargs.pop("input_data_format", self.input_data_format)
+        videos = make_batched_videos(prepare_frames(videos, do_convert_rgb))
+        videos = [
+            video if isinstance(video, str | list) else channels_first(video, input_data_format) for video in videos
+        ]
+        return super().preprocess(videos, input_data_format=ChannelDimension.FIRST, **kwargs)
+
+    def fetch_videos(self, video_url_or_urls, sample_indices_fn: Callable[..., np.ndarray] | None = None):
+        """Decodes with PyAV; the library's own method needs torchcodec and an installed FFmpeg."""
+        if isinstance(video_url_or_urls, list):
+            return list(
+                zip(*(self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls), strict=True)
+            )
+        return read_video(video_url_or_urls, sample_indices_fn)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """Indices of the frames of all clips, clip after clip (num_clips * frames per clip)."""
+        num_frames = num_frames if num_frames is not None else self.num_frames
+        fps = fps if fps is not None else self.fps
+        num_clips = num_clips if num_clips is not None else self.num_clips
+        if metadata.fps is None and num_frames is not None and num_frames > metadata.total_num_frames:
+            raise ValueError(
+                f"Expected at least num_frames={num_frames} frames, got {metadata.total_num_frames}. To repeat "
+                "frames, pass `video_metadata` with their `fps`; to take them as they are, `do_sample_frames=False`."
+            )
+        indices = sample_frame_indices(metadata.total_num_frames, num_frames, fps, metadata.fps, num_clips)
+        return indices.reshape(-1)
+
+    def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
+        """(T, 1 | 3 | 4, H, W) to (T, 3, H, W), frame by frame as images are converted."""
+        if video.shape[1] == 3:
+            return video
+        return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
+
+    def _preprocess(
+        self,
+        videos: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | int | None,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | tuple[float, ...] | None,
+        image_std: float | tuple[float, ...] | None,
+        num_clips: int,
+        num_crops: int,
+        return_tensors: str | TensorType | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        if num_crops > 1 and not do_center_crop:
+            raise ValueError(f"Expected do_center_crop=True with num_crops={num_crops}, got {do_center_crop}.")
+        grouped_videos, grouped_videos_index = group_videos_by_shape(videos)
+        for shape, frames in grouped_videos.items():  # (B, num_clips * T, C, H, W)
+            if do_resize:
+                frames = self.resize(frames, size=size, resample=resample)
+            crops = self.crop_along_longer_side(frames, crop_size, num_crops) if do_center_crop else [frames]
+            views = torch.stack(crops, dim=1).unflatten(2, (num_clips, -1))  # (B, num_crops, num_clips, T, C, H, W)
+            views = views.transpose(1, 2).flatten(1, 2)  # (B, num_clips * num_crops, T, C, H, W)
+            views = self.rescale_and_normalize(views, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            grouped_videos[shape] = views.squeeze(1) if views.shape[1] == 1 else views
+        pixel_values = reorder_videos(grouped_videos, grouped_videos_index)
+        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def crop_along_longer_side(self, videos: torch.Tensor, crop_size: SizeDict, num_crops: int) -> list[torch.Tensor]:
+        """`num_crops` crops of videos (..., H, W): evenly spaced along the longer side, in the centre of the other."""
+        height, width = videos.shape[-2:]
+        axis, length, crop_length = (-2, height, crop_size.height) if height > width else (-1, width, crop_size.width)
+        offsets = spatial_crop_offsets(length, crop_length, num_crops)
+        windows = [videos.narrow(axis, offset, min(crop_length, length)) for offset in offsets]
+        return [self.center_crop(window, crop_size) for window in windows]
+
+
+def prepare_frames(videos: VideoInput, do_convert_rgb: bool):
+    """Checks `videos` at any nesting; paths become strings, and PIL images arrays, whose modes would else be lost."""
+    if isinstance(videos, list | tuple):
+        if not videos:
+            raise ValueError("Expected at least one video with at least one frame, got an empty list.")
+        return [prepare_frames(video, do_convert_rgb) for video in videos]
+    if isinstance(videos, os.PathLike):
+        return os.fspath(videos)
+    if is_pil_image(videos):
+        return convert_to_rgb(videos, return_numpy=True) if do_convert_rgb else np.array(videos)
+    if is_valid_image(videos) and (videos.ndim not in (3, 4, 5) or 0 in videos.shape):
+        raise ValueError(
+            "Expected frames (C, H, W) or (H, W, C), videos (T, C, H, W) or (T, H, W, C), or batches of videos, with "
+            f"at least one frame and one pixel, got an array of shape {tuple(videos.shape)}."
+        )
+    return videos
+
+
+def channels_first(video: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+    """(T, C, H, W) or (T, H, W, C) to (T, C, H, W)."""
+    channels = (1, 3, 4)
+    if input_data_format is None:
+        input_data_format = ChannelDimension.FIRST if video.shape[1] in channels else ChannelDimension.LAST
+    frames = torch.as_tensor(np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video)
+    if input_data_format == ChannelDimension.LAST:
+        frames = frames.permute(0, 3, 1, 2)
+    if frames.shape[1] not in channels:
+        raise ValueError(
+            "Expected a video (T, C, H, W) or (T, H, W, C) with 1, 3 or 4 channels, got one of shape "
+            f"{tuple(video.shape)}."
+        )
+    return frames
+
+
+__all__ = ["ViCMAEVideoProcessor", "sample_frame_indices", "spatial_crop_offsets"]
