@@ -280,6 +280,12 @@ def test_finetuned_file_has_the_logits(tmp_path, pooled):
         expected.append(apply_linear(feature, tensors, "head"))
     with torch.no_grad():
         torch.testing.assert_close(model(images).logits, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    if pooled:
+        # Its norm belongs to the pooled feature: neither the tokens of pretraining nor the class token can use it.
+        with pytest.raises(ValueError, match="norm_after_pooling"):
+            ViCMAEForPreTraining(model.config)
+        with pytest.raises(ValueError, match="norm_after_pooling"):
+            convert_state_dict(tensors, num_attention_heads=HEADS, pooling="cls")
 
 
 def test_file_with_an_encoder_alone(tmp_path):
@@ -392,32 +398,38 @@ def test_shard_that_lacks_a_tensor(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def bitwise_cases() -> dict:
-    vit_mae = make_vit_mae().state_dict()
-    saved = {
-        name.replace("decoder.decoder_layers.", "decoder.decoder_encoder.layer."): tensor
-        for name, tensor in hub_names(vit_mae).items()
-    }
+def without_qkv_bias(tensors: dict) -> dict:
+    return {name: tensor for name, tensor in tensors.items() if "qkv.bias" not in name}
+
+
+def in_half_precision(tensors: dict) -> dict:
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+def vit_mae_saved_names() -> dict:
     return {
-        "pretraining": ("released", pretraining_tensors()),
-        "mae": ("released", {**encoder_tensors(), **decoder_tensors()}),
-        "finetuned": ("released", finetuned_tensors("norm")),
-        "pooled": ("pooled", finetuned_tensors("fc_norm")),
-        "encoder": ("released", encoder_tensors()),
-        "no qkv bias": (
-            "released",
-            {name: tensor for name, tensor in encoder_tensors().items() if "qkv.bias" not in name},
-        ),
-        "half precision": ("released", {name: tensor.half() for name, tensor in encoder_tensors().items()}),
-        "vit_mae": ("vit_mae", hub_names(vit_mae)),
-        "vit_mae_saved": ("vit_mae_saved", saved),
-        "vit_mae_in_memory": ("vit_mae_in_memory", dict(vit_mae)),
+        name.replace("decoder.decoder_layers.", "decoder.decoder_encoder.layer."): tensor
+        for name, tensor in hub_names(make_vit_mae().state_dict()).items()
     }
 
 
-@pytest.mark.parametrize("case", list(bitwise_cases()))
-def test_reverting_is_bitwise(case):
-    keys, tensors = bitwise_cases()[case]
+@pytest.mark.parametrize(
+    ("keys", "make_tensors"),
+    [
+        pytest.param("released", pretraining_tensors, id="vicmae"),
+        pytest.param("released", lambda: {**encoder_tensors(), **decoder_tensors()}, id="mae"),
+        pytest.param("released", lambda: finetuned_tensors("norm"), id="finetuned"),
+        pytest.param("pooled", lambda: finetuned_tensors("fc_norm"), id="pooled"),
+        pytest.param("released", encoder_tensors, id="encoder"),
+        pytest.param("released", lambda: without_qkv_bias(encoder_tensors()), id="no_qkv_bias"),
+        pytest.param("released", lambda: in_half_precision(encoder_tensors()), id="half_precision"),
+        pytest.param("vit_mae", lambda: hub_names(make_vit_mae().state_dict()), id="vit_mae"),
+        pytest.param("vit_mae_saved", vit_mae_saved_names, id="vit_mae_saved"),
+        pytest.param("vit_mae_in_memory", lambda: make_vit_mae().state_dict(), id="vit_mae_in_memory"),
+    ],
+)
+def test_reverting_is_bitwise(keys, make_tensors):
+    tensors = make_tensors()
     _, converted = convert_state_dict(tensors, **HEAD_COUNTS)
     reverted = revert_state_dict(converted, keys)
     assert set(reverted) == set(tensors)
@@ -449,6 +461,8 @@ def test_missing_and_unexpected_keys_are_all_listed():
     listed_missing = listed_missing.split("Missing keys: ")[1]
     assert sorted(listed_missing.rstrip(". ").split(", ")) == sorted(missing)
     assert sorted(listed_unexpected.rstrip(". ").split(", ")) == sorted(unexpected)
+    with pytest.raises(ValueError, match=r"Missing keys: none. Unexpected keys: register_tokens\."):
+        convert_state_dict({**pretraining_tensors(), "register_tokens": torch.zeros(1, 4, WIDTH)}, **HEAD_COUNTS)
 
 
 def test_a_layer_in_the_middle_is_missing():
@@ -663,6 +677,7 @@ def test_command_line_errors_are_one_line(tmp_path, monkeypatch):
         (["--checkpoint", str(tmp_path / "none.pth")], r"error: .*none\.pth: no such file"),
         (["--checkpoint", path], r"error: .*mae\.pth: num_attention_heads can't be read off the weights"),
         (["--checkpoint", path, "--config_overrides", "num_attention_heads"], "error: --config_overrides: expected"),
+        (["--checkpoint", path, "--config_overrides", "num_attention_heads=x"], "error: .*num_attention_heads"),
     ]:
         monkeypatch.setattr(sys, "argv", ["convert_checkpoint", *flags, "--output_dir", str(tmp_path / "out")])
         with pytest.raises(SystemExit, match=message) as error:

@@ -29,6 +29,7 @@ def main() -> None:
             window_seconds=arguments.window_seconds,
             num_segments=arguments.num_segments,
             gap_seconds=arguments.gap_seconds,
+            color_augmentation=arguments.color_augmentation,
             samples_per_file=arguments.samples_per_file,
             video_backend=arguments.video_backend,
             seed=arguments.seed,

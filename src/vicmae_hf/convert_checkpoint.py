@@ -617,7 +617,7 @@ def main() -> None:
             overrides["image_size"] = size[0] if len(size) == 1 else size
         model = convert_checkpoint(arguments.checkpoint, arguments.output_dir, **overrides)
     except (ValueError, OSError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
     print(describe(model))
     print(f"Written to {arguments.output_dir}: {', '.join(sorted(os.listdir(arguments.output_dir)))}")
 

@@ -62,7 +62,7 @@ class ViCMAEForPreTrainingOutput(ModelOutput):
 
 def sincos_positions(height: int, width: int, hidden_size: int) -> torch.Tensor:
     """
-    Fixed sine-cosine positions of a `height` x `width` grid: `(1, height, width, hidden_size)`, float32.
+    Fixed sine-cosine positions of a `height` x `width` grid: `(1, height, width, hidden_size)`, default dtype.
 
     The first half of the channels encodes the column (x), the second half the row (y), each as sines then cosines of
     frequencies 10000 ** (-4 k / hidden_size): the layout of MAE's checkpoints.
@@ -80,7 +80,7 @@ def sincos_positions(height: int, width: int, hidden_size: int) -> torch.Tensor:
 
     columns = encode(width)[None, :, :].expand(height, width, -1)
     rows = encode(height)[:, None, :].expand(height, width, -1)
-    return torch.cat([columns, rows], dim=-1).unsqueeze(0).float()
+    return torch.cat([columns, rows], dim=-1).unsqueeze(0).to(torch.get_default_dtype())
 
 
 def resample_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -430,7 +430,7 @@ class ViCMAEBatchNorm(nn.BatchNorm1d):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.training or world_size() == 1:
-            # Under autocast the parameters are float32, so the statistics are too; the result returns to the input's type.
+            # In the parameters' type, which under autocast is float32: statistics of half-precision sums are poor.
             return super().forward(hidden_states.to(self.weight.dtype)).to(hidden_states.dtype)
         values = hidden_states.to(torch.promote_types(self.weight.dtype, torch.float32))
         count = values.shape[0] * world_size()

@@ -15,6 +15,13 @@ def normalize_pixels(pixel_values: torch.Tensor, mean: Sequence[float], std: Seq
     return (pixel_values.float() - mean) / std
 
 
+def color_steps(is_first: bool) -> list[v2.Transform]:
+    """The colour augmentation of the authors' released code: blur for the first view, solarisation for others."""
+    jitter = v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8)
+    last = v2.GaussianBlur(kernel_size=(5, 9), sigma=(0.1, 2)) if is_first else v2.RandomSolarize(128, p=0.2)
+    return [jitter, v2.RandomGrayscale(0.2), last]
+
+
 class RandomView:
     """
     Random resized crop and horizontal flip (Table 1: hflip, crop [0.5, 1]), drawn anew for every frame.
@@ -23,6 +30,7 @@ class RandomView:
         image_size: height and width of the view in pixels; one number for both.
         crop_scale: smallest and largest share of the frame's area.
         horizontal_flip: whether to flip every second view on average.
+        color_augmentation: whether to change colours as well, as the released code does and the paper does not.
     """
 
     def __init__(
@@ -30,6 +38,7 @@ class RandomView:
         image_size: int | Sequence[int],
         crop_scale: tuple[float, float] = (0.5, 1.0),
         horizontal_flip: bool = True,
+        color_augmentation: bool = False,
     ):
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(size) != 2 or min(size) <= 0:
@@ -39,7 +48,8 @@ class RandomView:
         steps = [v2.RandomResizedCrop(size, scale=crop_scale, interpolation=InterpolationMode.BICUBIC, antialias=True)]
         if horizontal_flip:
             steps.append(v2.RandomHorizontalFlip())
-        self.transform = v2.Compose(steps)
+        self.first_view = v2.Compose(steps + (color_steps(is_first=True) if color_augmentation else []))
+        self.other_views = v2.Compose(steps + (color_steps(is_first=False) if color_augmentation else []))
 
     def __call__(self, frames: Sequence[torch.Tensor], seed: int) -> torch.Tensor:
         """
@@ -47,5 +57,7 @@ class RandomView:
         the same views; the global random state stays as it is.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return torch.stack([self.transform(frame) for frame in frames])
+            # Not torch.manual_seed, which seeds the devices too.
+            torch.default_generator.manual_seed(seed)
+            first, *others = frames
+            return torch.stack([self.first_view(first), *(self.other_views(frame) for frame in others)])

@@ -19,7 +19,7 @@ class BadFiles:
     """
     Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
 
-    Workers append to the file and read what others have found, so that each bad file is tried about once in a run.
+    Workers append to the file and read what others have found.
 
     Args:
         path: where to keep the record. An existing record is continued.
@@ -35,10 +35,8 @@ class BadFiles:
         self.max_share = max_share
         self.max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
         self.errors: dict[str, str] = {}
+        self.num_bytes_read = 0
         self.update()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.errors
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -51,10 +49,12 @@ class BadFiles:
             BadFilesError: if there are now more than allowed, or no good file is left.
         """
         if name not in self.errors:
-            self.errors[name] = error
-            logger.warning("Skipped for the rest of the run: %s", error)
-            self._append(name, error)
             self.update()
+        if name not in self.errors:
+            # What is read from bytes does not know its name.
+            self.errors[name] = error = error if name in error else f"{name}: {error}"
+            logger.warning("Replaced by other files: %s", error)
+            self._append(name, error)
         self.check()
 
     def check(self) -> None:
@@ -62,16 +62,18 @@ class BadFiles:
         if len(self) <= self.max_files and len(self) < self.num_files:
             return
         first = "; ".join(list(self.errors.values())[:3])
-        raise BadFilesError(
-            f"{len(self)} of {self.num_files} files could not be read, and --max_bad_files {self.max_share} allows "
-            f"{self.max_files}. Repair or remove them, or allow more. The first: {first}"
-        )
+        if len(self) > self.max_files:
+            limit = f"--max_bad_files {self.max_share} allows {self.max_files}. Repair or remove them, or allow more."
+        else:
+            limit = "none is left."
+        raise BadFilesError(f"{len(self)} of {self.num_files} files could not be read, and {limit} The first: {first}")
 
     def rewrite(self) -> None:
         """Leaves each bad file once in the record (two workers may have met one at the same time)."""
         self.update()
         if self.path is not None and self.errors:
-            self.path.write_text("".join(self._line(name, error) for name, error in self.errors.items()))
+            lines = "".join(self._line(name, error) for name, error in self.errors.items())
+            self.num_bytes_read = self.path.write_bytes(lines.encode())
 
     def _line(self, name: str, error: str) -> str:
         return json.dumps({"path": name, "error": error}) + "\n"
@@ -90,7 +92,11 @@ class BadFiles:
         """Reads what other processes have recorded."""
         if self.path is None or not self.path.exists():
             return
-        for line in self.path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                entry = json.loads(line)
-                self.errors.setdefault(entry["path"], entry["error"])
+        with self.path.open("rb") as file:
+            file.seek(self.num_bytes_read)
+            for line in file:
+                # Without its end, another process is still writing it.
+                if line.endswith(b"\n"):
+                    entry = json.loads(line)
+                    self.errors.setdefault(entry["path"], entry["error"])
+                    self.num_bytes_read += len(line)

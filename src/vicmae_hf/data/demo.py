@@ -43,9 +43,9 @@ FRAME_SIZES = ((128, 96), (128, 96), (112, 112), (96, 128), (160, 112))  # (widt
 BRIGHTNESS = (0.4, 0.6)
 TINT = 0.15  # largest deviation of a colour channel from grey
 OBJECT_CONTRAST = (0.5, 0.8)
-SMALL_OBJECTS = 2  # on each backdrop
+SMALL_OBJECTS = 4  # on each backdrop
 SMALL_CONTRAST = 0.3
-BACKDROP_CONTRAST = (0.0, 0.15)
+BACKDROP_CONTRAST = (0.0, 0.25)
 BACKDROP_PERIOD = (16, 40)  # of its texture, in pixels
 BACKDROP_SECONDS = 0.7  # a backdrop lasts so long, and fades into the next one in the last third
 SCROLL_MARGIN = 32  # pixels that a backdrop is larger than the frame, to scroll within
@@ -122,18 +122,19 @@ def turn(x, y, angle):
 
 
 def paint(texture, u, v, palette):
-    """Colours, (H, W, 3), of a texture at coordinates in periods."""
-    share = np.clip(0.5 + 3 * TEXTURES[texture](u, v), 0, 1)[..., None]
-    return palette[0] + share * (palette[1] - palette[0])
+    """Colours, (3, H, W), of a texture at coordinates in periods."""
+    share = np.clip(0.5 + 3 * TEXTURES[texture](u, v), 0, 1)
+    first, second = palette[:, :, None, None]
+    return first + share * (second - first)
 
 
 def paste_object(canvas, shape, texture, palette, place, period, shift):
-    """Draws an object onto `canvas` (H, W, 3). It is cut off at top and bottom, and wraps around left and right.
+    """Draws an object onto `canvas` (3, H, W). It is cut off at top and bottom, and wraps around left and right.
 
     `place` is its centre's x and y and its radius in pixels, and its angle in radians; `period` of the texture is in
     pixels, its `shift` in periods.
     """
-    height, width = canvas.shape[:2]
+    height, width = canvas.shape[1:]
     # Python's numbers, unlike NumPy's, leave float32 arrays at float32, which is twice as fast.
     centre_x, centre_y, radius, angle, period = (float(number) for number in (*place, period))
     shift = [float(number) for number in shift]
@@ -143,13 +144,13 @@ def paste_object(canvas, shape, texture, palette, place, period, shift):
     x, y = turn((columns - centre_x).astype(np.float32), (rows - centre_y).astype(np.float32)[:, None], angle)
     colours = paint(texture, x / period - shift[0], y / period - shift[1], palette)
     distance = SHAPES[shape](np.hypot(x, y) / radius, np.arctan2(y, x))
-    share = np.clip(0.5 + distance * radius, 0, 1)[..., None]
-    window = np.ix_(rows, columns % width)
+    share = np.clip(0.5 + distance * radius, 0, 1)
+    window = np.s_[:, rows[:, None], columns % width]
     canvas[window] += share * (colours - canvas[window])
 
 
 def draw_backdrop(random, width, height):
-    """A softly textured ground with a few small objects, (H, W, 3) in 0..1."""
+    """A softly textured ground with a few small objects, (3, H, W) in 0..1."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     u, v = turn(x, y, random.uniform(0, 2 * np.pi))
     period = random.uniform(*BACKDROP_PERIOD)
@@ -197,13 +198,14 @@ class Scene:
         return x, y, radius, angle
 
     def backdrop(self, seconds):
+        """What is behind the object, (3, H, W) in 0..1."""
         position = self.backdrop_start + seconds / BACKDROP_SECONDS
         index, share = int(position), max(0.0, 3 * (position % 1) - 2)
         views = []
         for i in (index, index + 1):
             across = 0.5 + 0.5 * self.scrolls[i] * np.clip(position - i - 0.5, -1, 1)
             left, top = (SCROLL_MARGIN * across).astype(int)
-            views.append(self.backdrops[i][top : top + self.height, left : left + self.width])
+            views.append(self.backdrops[i][:, top : top + self.height, left : left + self.width])
         return views[0] + share * (views[1] - views[0])
 
     def draw(self, seconds):
@@ -214,8 +216,8 @@ class Scene:
         place = self.place(seconds)
         period = 2 * place[2] / self.periods
         paste_object(frame, self.shape, self.texture, palette, place, period, self.texture_shift)
-        brightness = 0.85 + 0.15 * wave(0.8 * seconds + self.wobble[0])
-        return (frame * (255 * brightness)).astype(np.uint8)
+        brightness = 0.85 + 0.15 * float(wave(0.8 * seconds + self.wobble[0]))
+        return np.ascontiguousarray((frame * (255 * brightness)).astype(np.uint8).transpose(1, 2, 0))
 
 
 @dataclass(frozen=True)

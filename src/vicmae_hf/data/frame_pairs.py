@@ -1,5 +1,6 @@
 """Pairs of views: two frames of a video, or two crops of an image."""
 
+import operator
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class FramePairDataset(torch.utils.data.Dataset):
     and after resuming.
 
     A file that cannot be read is recorded in `bad_files`; another one, drawn from the same numbers, takes its place.
+    The record does not decide what is read: of a file damaged in parts, one worker may know while another does not.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class FramePairDataset(torch.utils.data.Dataset):
         return self.num_files * self.samples_per_file
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, torch.Tensor]:
-        if isinstance(key, int):
+        if not isinstance(key, tuple):
+            key = operator.index(key)
             if not -len(self) <= key < len(self):
                 raise IndexError(f"index {key} is out of range for {len(self)} samples.")
             key = (0, key % len(self), key % len(self))
@@ -67,9 +70,6 @@ class FramePairDataset(torch.utils.data.Dataset):
             if attempt > 0:
                 index = int(generator.integers(self.num_files))
             item = self.item(index % self.num_files)
-            if item.name in self.bad_files:
-                self.bad_files.check()
-                continue
             try:
                 return {"pixel_values": self.read_pair(item, generator)}
             except (VideoDecodingError, ImageDecodingError) as error:
@@ -102,6 +102,7 @@ def load_frame_pairs(
     gap_seconds: float = FrameSampling.gap_seconds,
     crop_scale: tuple[float, float] = (0.5, 1.0),
     horizontal_flip: bool = True,
+    color_augmentation: bool = False,
     samples_per_file: int = 1,
     video_backend: str = "decord",
     seed: int = 0,
@@ -115,7 +116,7 @@ def load_frame_pairs(
         sources: a path or name, or several (see `open_source`).
         image_size: height and width of the views in pixels; one number for both.
         frame_sampling, window_seconds, num_segments, gap_seconds: which frames of a video (see `FrameSampling`).
-        crop_scale, horizontal_flip: how a view is cut from a frame (see `RandomView`).
+        crop_scale, horizontal_flip, color_augmentation: how a view is made from a frame (see `RandomView`).
         samples_per_file: pairs drawn from each file in an epoch; more than 1 suits a few long recordings.
         video_backend: `"decord"`, `"torchcodec"` or `"pyav"` (see `open_video`).
         seed: pairs are a function of it, of the epoch and of the sample.
@@ -133,10 +134,12 @@ def load_frame_pairs(
         raise DataSourceError("No data source was given: expected a path or a list of paths.")
     if samples_per_file < 1:
         raise InputError(f"samples_per_file must be at least 1, got {samples_per_file}.")
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, got {seed}.")
     opened = [open_source(name) for name in names]
     return FramePairDataset(
         opened,
-        view=RandomView(image_size, crop_scale, horizontal_flip),
+        view=RandomView(image_size, crop_scale, horizontal_flip, color_augmentation),
         frame_sampling=FrameSampling(frame_sampling, window_seconds, num_segments, gap_seconds),
         bad_files=BadFiles(bad_files_path, sum(map(len, opened)), max_bad_files),
         video_backend=video_backend,

@@ -1,7 +1,9 @@
 """Reading of image files."""
 
 import io
+import struct
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as F
@@ -21,8 +23,12 @@ def read_image(source: str | bytes) -> torch.Tensor:
     name = source if isinstance(source, str) else f"{len(source)} bytes"
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    # Pillow raises SyntaxError on some broken files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):
+                # Pillow would cut 16-bit gray values off at 255.
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            upright = upright.convert("RGB")
+    # Pillow raises all of these on broken files, or on broken EXIF data in them.
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ImageDecodingError(f"{name}: {error}") from error
     return F.pil_to_tensor(upright)

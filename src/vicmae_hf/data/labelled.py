@@ -36,7 +36,9 @@ def list_labelled_files(folder: str | os.PathLike, class_names: Sequence[str] | 
         raise InputError(f"{folder}: no such folder; expected FOLDER/CLASS_NAME/FILE.")
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     found = {
-        path.name: sorted(str(file) for file in path.iterdir() if file.suffix.lower() in extensions)
+        path.name: sorted(
+            str(file) for file in path.iterdir() if file.suffix.lower() in extensions and not file.name.startswith(".")
+        )
         for path in sorted(root.iterdir())
         if path.is_dir() and not path.name.startswith(".")
     }

@@ -25,7 +25,8 @@ class FrameSampling:
         window_seconds: length of the window; 0 takes the whole video, as a video shorter than the window always does.
             The default is the paper's stored clip: 16 frames, every 4th at 30 frames/s.
         num_segments: segments of the window.
-        gap_seconds: gap for `"fixed_gap"` and `"max_gap"`; a video that is too short gives its first and last frame.
+        gap_seconds: gap for `"fixed_gap"` and `"max_gap"`. A video shorter than a fixed gap gives its first and last
+            frame; where frames are further apart than the largest gap, neighbours are taken.
 
     A video of one frame gives that frame twice; of a longer one only `"same"` does.
 

@@ -2,10 +2,13 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+from huggingface_hub import HfApi, constants
 
 from ..errors import InputError
 
@@ -51,6 +54,9 @@ class MediaSource:
         value = self.table[index][self.column]
         if isinstance(value, str):
             value = {"path": value, "bytes": None}
+        elif value is None:
+            # A row without media is an unreadable file.
+            value = {"path": None, "bytes": b""}
         path = value["path"]
         has_file = value["bytes"] is None
         is_video = self.is_video if self.is_video is not None else Path(path).suffix.lower() in VIDEO_EXTENSIONS
@@ -70,17 +76,23 @@ def open_source(name: str | os.PathLike) -> MediaSource:
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix == ".parquet":
-            return _open_parquet(name, [path])
+            return _open_parquet(name, [str(path)])
         raise DataSourceError(f"{name}: expected a folder, a .parquet file or a dataset's name, got a file.")
     if not path.exists():
         return _open_hub_dataset(name)
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return _from_dataset(name, datasets.load_from_disk(str(path)))
+        with _as_source_error(name, "the saved dataset could not be read"):
+            dataset = datasets.load_from_disk(str(path))
+        return _from_dataset(name, dataset)
     files = _list_files(path)
-    media = [str(file) for file in files if file.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
+    media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
     if media:
-        return MediaSource(name, datasets.Dataset.from_dict({"path": media}), "path")
-    parquet = [file for file in files if file.suffix == ".parquet"]
+        try:
+            table = datasets.Dataset.from_dict({"path": media})
+        except UnicodeEncodeError as error:
+            raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
+        return MediaSource(name, table, "path")
+    parquet = [file for file in files if file.endswith(".parquet")]
     if parquet:
         return _open_parquet(name, parquet)
     raise DataSourceError(
@@ -89,32 +101,45 @@ def open_source(name: str | os.PathLike) -> MediaSource:
     )
 
 
-def _list_files(folder: Path) -> list[Path]:
+@contextmanager
+def _as_source_error(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    # The libraries under `datasets` raise errors of their own: pyarrow's, the HTTP client's, RuntimeErrors.
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise DataSourceError(f"{name}: {what} ({reason}).") from error
+
+
+def _list_files(folder: Path) -> list[str]:
+    # Strings: a million Path objects would take a minute to make and sort.
     files = []
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
-        files += [Path(root, entry) for entry in names if not entry.startswith(".")]
-    return sorted(files)
+        files += [os.path.join(root, entry) for entry in sorted(names) if not entry.startswith(".")]
+    return files
 
 
-def _open_parquet(name: str, files: list[Path]) -> MediaSource:
-    return _from_dataset(name, datasets.Dataset.from_parquet([str(file) for file in files]))
+def _open_parquet(name: str, files: list[str]) -> MediaSource:
+    with _as_source_error(name, "the Parquet files could not be read"):
+        dataset = datasets.Dataset.from_parquet(files)
+    return _from_dataset(name, dataset)
 
 
 def _open_hub_dataset(name: str) -> MediaSource:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise DataSourceError(f"{name}: no such file or folder.")
-    try:
+    with _as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
+        if not constants.HF_HUB_OFFLINE:
+            # Without network this fails at once; load_dataset would try for half a minute.
+            HfApi().dataset_info(name, timeout=10)
         dataset = datasets.load_dataset(name, split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataSourceError(
-            f"{name}: no such folder, and no dataset of that name could be loaded ({reason})."
-        ) from error
     return _from_dataset(name, dataset)
 
 
 def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource:
+    if len(dataset) == 0:
+        raise DataSourceError(f"{name}: the dataset has no rows.")
     for kind, is_video in [(datasets.Video, True), (datasets.Image, False)]:
         for column, feature in dataset.features.items():
             if isinstance(feature, kind):

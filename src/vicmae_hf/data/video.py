@@ -221,7 +221,8 @@ class PyAVDecoder:
             for frame in self._codec.decode(packet):
                 # Frames shown before the keyframe, but stored after it, lack their references here: not damage.
                 if frame.is_corrupt and not (self.has_times and frame.pts < first_time):
-                    raise BackendError(f"damaged data near {float(frame.time or 0):.2f} s")
+                    place = "" if frame.pts is None else f" near {float(frame.pts * self._stream.time_base):.2f} s"
+                    raise BackendError(f"damaged data{place}")
                 yield frame
 
     def _decode_by_count(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -262,9 +263,7 @@ class PyAVDecoder:
 
     def _to_array(self, frame: av.VideoFrame) -> np.ndarray:
         width, height = self._size
-        picture = self._reformatter.reformat(
-            frame, width, height, format="rgb24", src_color_range=frame.color_range, threads=1
-        ).to_ndarray()
+        picture = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
         return np.rot90(picture, round(frame.rotation / 90))
 
 

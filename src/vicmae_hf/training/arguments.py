@@ -98,6 +98,7 @@ class PretrainingArguments(TrainingArguments):
     window_seconds: float = setting(64 / 30, "window of distant sampling; 0 takes the whole video")
     num_segments: int = setting(2, "segments of that window")
     gap_seconds: float = setting(1.0, "gap for fixed_gap and max_gap")
+    color_augmentation: bool = setting(False, "colour jitter, grayscale, blur, solarisation, as in the released code")
     contrastive_start_epoch: float = setting(200.0, "the contrastive weight is 0 before (Table 1: 200)")
 
 

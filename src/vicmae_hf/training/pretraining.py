@@ -21,7 +21,7 @@ from .checkpointing import Checkpoints
 from .loop import Schedule, train
 from .model_card import write_pretraining_card
 from .optimization import parameter_groups, scaled_learning_rate
-from .plots import plot_losses, plot_reconstructions
+from .plots import plot_losses, plot_reconstructions, reconstruct_views
 from .reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
 
 
@@ -204,4 +204,4 @@ def write_pictures(
         plot_losses(metrics, plots / "losses.png")
     count = min(NUM_PICTURED_SAMPLES, len(dataset))
     views = torch.stack([dataset[index * len(dataset) // count]["pixel_values"] for index in range(count)])
-    plot_reconstructions(model, views, mean, std, plots / "reconstructions.png")
+    plot_reconstructions(reconstruct_views(model, views, mean, std), plots / "reconstructions.png")

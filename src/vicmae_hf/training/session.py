@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from ..errors import InputError
 from .arguments import ArgumentsError, TrainingArguments, parse_config_overrides
@@ -29,6 +30,8 @@ def run_script(main: Callable[[], None]) -> None:
     traceback.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # Transformers shows one for every file that it writes or reads.
+    disable_progress_bar()
     try:
         main()
     except (InputError, NonFiniteLossError) as error:

@@ -1,0 +1,49 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_worker
+import pytest
+import torch
+
+
+# Weights are float64.
+TOLERANCE = {"atol": 1e-12, "rtol": 1e-12}
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["two processes", "three processes"])
+def outcomes(request, tmp_path_factory) -> list[dict]:
+    """What real processes, each with its share of the batch, computed: by rank, then by objective."""
+    path = tmp_path_factory.mktemp("distributed")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
+    finished = subprocess.run(
+        [*torchrun, distributed_worker.__file__, str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return [torch.load(path / f"rank_{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("objective", distributed_worker.OBJECTIVES)
+def test_processes_on_shares_of_a_batch_equal_one_process_on_the_whole(outcomes, objective):
+    model = distributed_worker.build_model(objective)
+    loss = model(**distributed_worker.joined_batch()).loss
+    loss.backward()
+    expected = distributed_worker.outcome(model, loss)
+    by_rank = [outcome[objective] for outcome in outcomes]
+
+    mean_loss = torch.stack([outcome["loss"] for outcome in by_rank]).mean()
+    torch.testing.assert_close(mean_loss, expected["loss"], **TOLERANCE)
+    for outcome in by_rank:
+        for name, gradient in expected["gradients"].items():
+            largest = gradient.abs().max().item()
+            assert largest > 0, name
+            torch.testing.assert_close(
+                outcome["gradients"][name], gradient, atol=1e-10 * max(largest, 1), rtol=1e-10, msg=name
+            )
+        for name, buffer in expected["buffers"].items():
+            torch.testing.assert_close(outcome["buffers"][name], buffer, **TOLERANCE, msg=name)
