@@ -72,9 +72,12 @@ def attention(tokens: np.ndarray, weights: dict, name: str, num_heads: int) -> t
 
 
 def layer(tokens: np.ndarray, weights: dict, name: str, num_heads: int) -> np.ndarray:
-    tokens = tokens + attention(
-        layer_norm(tokens, weights, f"{name}.layernorm_before"), weights, f"{name}.attention", num_heads
-    )[0]
+    tokens = (
+        tokens
+        + attention(layer_norm(tokens, weights, f"{name}.layernorm_before"), weights, f"{name}.attention", num_heads)[
+            0
+        ]
+    )
     hidden = gelu(linear(layer_norm(tokens, weights, f"{name}.layernorm_after"), weights, f"{name}.mlp.fc1"))
     return tokens + linear(hidden, weights, f"{name}.mlp.fc2")
 

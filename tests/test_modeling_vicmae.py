@@ -340,7 +340,9 @@ def test_batch_statistics_are_taken_per_view():
     projections = model.project(hidden_states).detach().numpy()
     for view in range(2):
         np.testing.assert_allclose(projections[:, view], numpy_vicmae.project(pooled[:, view], weights), atol=1e-4)
-    first, second = (pooled[:, view] @ weights["projector.0.weight"].T + weights["projector.0.bias"] for view in (0, 1))
+    first, second = (
+        pooled[:, view] @ weights["projector.0.weight"].T + weights["projector.0.bias"] for view in (0, 1)
+    )
     running_mean = 0.9 * (0.1 * first.mean(0)) + 0.1 * second.mean(0)
     np.testing.assert_allclose(model.projector[1].running_mean.numpy(), running_mean, atol=1e-5)
 
@@ -630,6 +632,15 @@ def test_other_sizes_and_clip_lengths_are_resampled_and_saved(pretrained, tmp_pa
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+def test_settings_changed_on_loading_are_validated(pretrained):
+    _, path = pretrained
+    assert ViCMAEForPreTraining.from_pretrained(path, mask_ratio=0.5).config.mask_ratio == 0.5
+    with pytest.raises(ValueError, match=r"mask_ratio.*got 1\.5"):
+        ViCMAEForPreTraining.from_pretrained(path, mask_ratio=1.5)
+    with pytest.raises(ValueError, match="num_frames must be a multiple of tubelet_size=3, got 4"):
+        ViCMAEModel.from_pretrained(path, tubelet_size=3)
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(pretrained):
     _, path = pretrained
     with pytest.raises(RuntimeError, match="size mismatch|mismatch"):
@@ -772,6 +783,15 @@ def test_pretraining_refuses_shapes_that_do_not_fit(shape, message):
 def test_one_sample_is_enough_where_no_batch_statistics_are_taken():
     assert ViCMAEForPreTraining(tiny_config()).eval()(views(1)).loss.isfinite()
     assert ViCMAEForPreTraining(tiny_config(contrastive_loss="none")).train()(views(1)).loss.isfinite()
+
+
+@pytest.mark.parametrize("model_class", ALL_CLASSES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_no_numbers_are_refused(model_class, value):
+    pixel_values = views(2)
+    pixel_values[1, 0, 2, 3, 4:6] = value
+    with pytest.raises(ValueError, match="Expected finite pixel_values, got 2 NaN or infinite of 3072 values"):
+        model_class(tiny_config())(pixel_values)
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 15), (2, 2, 16), (3, 1, 16), (3, 16)])

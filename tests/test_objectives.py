@@ -139,7 +139,9 @@ def test_reconstruction_counts_masked_patches_of_the_reconstructed_views_only(no
     pixel_values = random_tensor(2, 2, 3, 16, 16)
     mask = (random_tensor(2, 2, 16, seed=1) > 0.3).float()
     logits = random_tensor(2, 2, 16, 48, seed=2)
-    target = np.stack([numpy_vicmae.pixel_target(f, model.config) for f in pixel_values.double().flatten(0, 1).numpy()])
+    target = np.stack(
+        [numpy_vicmae.pixel_target(f, model.config) for f in pixel_values.double().flatten(0, 1).numpy()]
+    )
     error = ((logits.double().flatten(0, 1).numpy() - target) ** 2).mean(-1)
     expected = error[mask.flatten(0, 1).numpy() == 1].mean()
     assert model.reconstruction_loss(pixel_values, logits, mask).item() == pytest.approx(expected, rel=1e-6)

@@ -19,13 +19,11 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ViTMAEConfig
 
 from .configuration_vicmae import ViCMAEConfig
 from .errors import InputError
-from .image_processing_vicmae import ViCMAEImageProcessor
 from .modeling_vicmae import (
     ViCMAEForImageClassification,
     ViCMAEForPreTraining,
@@ -33,7 +31,8 @@ from .modeling_vicmae import (
     ViCMAEPreTrainedModel,
     resample_positions,
 )
-from .video_processing_vicmae import ViCMAEVideoProcessor
+from .processors import build_processors
+from .training.arguments import parse_config_overrides
 
 
 logger = logging.getLogger(__name__)
@@ -581,25 +580,6 @@ def convert_checkpoint(
     return model
 
 
-def build_processors(config: ViCMAEConfig) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
-    """The processors for a model's image size: a centre crop of an image that is 256/224 as large."""
-    height, width = config.image_height_and_width
-    sizes = {
-        "size": {"shortest_edge": round(max(height, width) * 256 / 224)},
-        "crop_size": {"height": height, "width": width},
-    }
-    return ViCMAEImageProcessor(**sizes), ViCMAEVideoProcessor(**sizes)
-
-
-def parse_overrides(text: str) -> dict:
-    """ "name=value,name=value", values as in YAML."""
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    malformed = ["".join(pair) for pair in pairs if not pair[1]]
-    if malformed:
-        raise InputError(f"--config_overrides: expected name=value, got {list_names(malformed)}.")
-    return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vicmae_hf.convert_checkpoint", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors file, or folder of a ViTMAE model")
@@ -611,7 +591,7 @@ def main() -> None:
         parser.error(f"--image_size: expected one number, or height and width, got {arguments.image_size}.")
     logging.basicConfig(format="%(message)s")
     try:
-        overrides = parse_overrides(arguments.config_overrides) if arguments.config_overrides else {}
+        overrides = parse_config_overrides(ViCMAEConfig, arguments.config_overrides)
         size = arguments.image_size
         if size is not None:
             overrides["image_size"] = size[0] if len(size) == 1 else size

@@ -37,9 +37,9 @@ CLIP_SECONDS = 2.2  # a little more than the window of distant sampling, 2.13 s
 FRAMES_PER_SECOND = (12, 15, 24, 25, 30)
 FRAME_SIZES = ((128, 96), (128, 96), (112, 112), (96, 128), (160, 112))  # (width, height) in pixels
 
-# How hard it is. Measured with linear probes on the means of an encoder's patch tokens (ViT 128 wide, 4 layers, patch
-# 8, images of 64): stronger tints and backdrops leave raw pixels and untrained encoders at chance, but a few minutes
-# on two cores don't get further then.
+# How hard it is: linear probes of the appearance on single frames (chance 12.5 %) reached 15 % on raw pixels, 40 % on
+# histograms of colours and gradients, and 29 % on a small untrained ViT, which 380 steps of 64 pairs took to 53 %.
+# With stronger tints and backdrops those few steps learn nothing.
 BRIGHTNESS = (0.4, 0.6)
 TINT = 0.15  # largest deviation of a colour channel from grey
 OBJECT_CONTRAST = (0.5, 0.8)

@@ -13,9 +13,8 @@ from ..data.augmentation import normalize_pixels
 from ..data.bad_files import BadFilesError
 from ..data.frame_pairs import FramePairDataset
 from ..data.loading import EpochBatchSampler, build_dataloader
-from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTraining
-from ..video_processing_vicmae import ViCMAEVideoProcessor
+from ..processors import build_processors
 from .arguments import PretrainingArguments
 from .checkpointing import Checkpoints
 from .loop import Schedule, train
@@ -121,7 +120,7 @@ def pretrain(
         "num_steps": num_steps,
         "steps_per_epoch": steps_per_epoch,
     }
-    processors = build_processors(unwrapped_model.config.image_height_and_width)
+    processors = build_processors(unwrapped_model.config)
     if accelerator.is_main_process:
         write_json(output_dir / "arguments.json", settings)
         for processor in processors:
@@ -181,16 +180,6 @@ def pretrain(
         write_pretraining_card(output_dir, settings, results)
     accelerator.wait_for_everyone()
     return results
-
-
-def build_processors(image_size: tuple[int, int]) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
-    """Processors for evaluation at `(height, width)` pixels: the crop is 7 / 8 of the resized short side."""
-    height, width = image_size
-    options = {
-        "size": {"shortest_edge": round(max(height, width) * 256 / 224)},
-        "crop_size": {"height": height, "width": width},
-    }
-    return ViCMAEImageProcessor(**options), ViCMAEVideoProcessor(**options)
 
 
 def write_pictures(

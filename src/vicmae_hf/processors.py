@@ -1,0 +1,15 @@
+"""The processors that are saved beside a model."""
+
+from .configuration_vicmae import ViCMAEConfig
+from .image_processing_vicmae import ViCMAEImageProcessor
+from .video_processing_vicmae import ViCMAEVideoProcessor
+
+
+def build_processors(config: ViCMAEConfig) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
+    """Image and video processor for a model's image size: a centre crop of an image that is 256 / 224 as large."""
+    height, width = config.image_height_and_width
+    sizes = {
+        "size": {"shortest_edge": round(max(height, width) * 256 / 224)},
+        "crop_size": {"height": height, "width": width},
+    }
+    return ViCMAEImageProcessor(**sizes), ViCMAEVideoProcessor(**sizes)

@@ -1,0 +1,129 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from vicmae_hf.data.augmentation import RandomView, normalize_pixels
+from vicmae_hf.errors import InputError
+
+
+HEIGHT, WIDTH = 200, 250
+
+
+@pytest.fixture(scope="module")
+def position_frame():
+    """A frame whose red says the column and whose green says the row: a view tells where it was cut."""
+    rows, columns = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    return torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
+
+
+def boxes(views):
+    """(left, top, width, height) in pixels of the frame, and whether flipped, from the slopes of the colours."""
+    found = []
+    for view in views.float():
+        middle_row, middle_column = view[0].median(dim=0).values, view[1].median(dim=1).values
+        # The middle half of the view, away from the edges, where the interpolation has less to go by.
+        count = len(middle_row)
+        step_x = (middle_row[3 * count // 4] - middle_row[count // 4]) / (3 * count // 4 - count // 4)
+        step_y = (middle_column[3 * count // 4] - middle_column[count // 4]) / (3 * count // 4 - count // 4)
+        width, height = abs(step_x) * count, step_y * count
+        found.append(
+            [middle_row.mean() + 0.5 - width / 2, middle_column.mean() + 0.5 - height / 2, width, height, step_x < 0]
+        )
+    return torch.tensor(found).T
+
+
+def test_where_views_are_cut(position_frame):
+    view = RandomView(64)
+    left, top, width, height, flipped = torch.cat(
+        [boxes(view([position_frame] * 2, seed=seed)) for seed in range(300)], dim=1
+    )
+    share = width * height / (HEIGHT * WIDTH)
+    assert 0.47 < share.min() < 0.52
+    assert 0.9 < share.max() < 1.03
+    # torchvision draws the share uniformly; boxes that don't fit are drawn again, so large ones are rarer.
+    assert 0.65 < share.mean() < 0.75
+    assert 0.72 < (width / height).min() < 0.8
+    assert 1.25 < (width / height).max() < 1.38
+    assert min(left.min(), top.min()) > -2
+    assert (left + width).max() < WIDTH + 2
+    assert (top + height).max() < HEIGHT + 2
+    assert abs(flipped.mean() - 0.5) < 4.5 * 0.5 / 600**0.5
+
+
+def test_both_views_of_a_call_are_cut_independently(position_frame):
+    view = RandomView(64)
+    first, second = torch.stack([boxes(view([position_frame] * 2, seed=seed)) for seed in range(300)]).unbind(dim=2)
+    for name, ours, theirs in zip(["left", "top", "width", "height", "flip"], first.T, second.T, strict=True):
+        assert abs(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) < 4.5 / 300**0.5, name
+
+
+def test_crop_scale_and_flip_are_settings(position_frame):
+    small = RandomView(64, crop_scale=(0.1, 0.2), horizontal_flip=False)
+    _, _, width, height, flipped = torch.cat([boxes(small([position_frame], seed=seed)) for seed in range(60)], dim=1)
+    share = width * height / (HEIGHT * WIDTH)
+    assert 0.09 < share.min()
+    assert share.max() < 0.21
+    assert not flipped.any()
+
+
+def test_the_whole_frame_at_its_own_size_stays_as_it_is(position_frame):
+    view = RandomView((HEIGHT, WIDTH), crop_scale=(1.0, 1.0), horizontal_flip=False)
+    assert any(torch.equal(view([position_frame], seed=seed)[0], position_frame) for seed in range(3))
+
+
+@pytest.mark.parametrize("image_size", [32, (48, 80)])
+@pytest.mark.parametrize("frame_size", [(1, 1), (1, 90), (301, 17), (64, 48)])
+def test_any_frame_gives_the_view_size(image_size, frame_size):
+    frame = torch.full((3, *frame_size), 77, dtype=torch.uint8)
+    # Decoded video frames have their channels last in memory.
+    channels_last = frame.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    views = RandomView(image_size)([frame, channels_last], seed=1)
+    assert views.shape == (2, 3, *([32, 32] if image_size == 32 else image_size))
+    assert views.dtype == torch.uint8
+    assert views.is_contiguous()
+    assert (views == 77).all()
+
+
+def test_the_seed_alone_decides(position_frame):
+    view = RandomView(64)
+    torch.manual_seed(1)
+    first = view([position_frame] * 2, seed=2**63 - 1)
+    torch.manual_seed(2)
+    assert torch.equal(first, view([position_frame] * 2, seed=2**63 - 1))
+    assert not torch.equal(first, view([position_frame] * 2, seed=0))
+
+
+def test_global_random_states_are_left_alone(position_frame, monkeypatch):
+    def fail(seed):
+        raise AssertionError("seeds the devices, whose random numbers decide the masks")
+
+    for device in [torch.cuda, torch.mps, torch.xpu]:
+        monkeypatch.setattr(device, "manual_seed_all" if device is not torch.mps else "manual_seed", fail)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    RandomView(64)([position_frame] * 2, seed=5)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()
+    assert states[2] == random.getstate()
+
+
+def test_normalisation():
+    pixels = torch.randint(0, 256, (2, 2, 3, 4, 5), dtype=torch.uint8)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = (pixels.numpy() / 255.0 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    normalized = normalize_pixels(pixels, mean, std)
+    assert normalized.dtype == torch.float32
+    np.testing.assert_allclose(normalized.numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("image_size", [0, -1, (32, 0), (32,), (1, 2, 3)])
+def test_bad_image_size(image_size):
+    with pytest.raises(InputError, match="image_size must be"):
+        RandomView(image_size)
+
+
+@pytest.mark.parametrize("crop_scale", [(0.0, 1.0), (0.8, 0.5), (0.5, 1.1)])
+def test_bad_crop_scale(crop_scale):
+    with pytest.raises(InputError, match="crop_scale must be"):
+        RandomView(32, crop_scale)
