@@ -122,5 +122,5 @@ def test_unreadable_files(picture, tmp_path, name):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ImageDecodingError, match="gone.jpg"):
+    with pytest.raises(ImageDecodingError, match=r"gone\.jpg"):
         read_image(str(tmp_path / "gone.jpg"))
