@@ -1,4 +1,4 @@
-"""One of several CPU processes of `test_distributed.py`: a training step on its share of a batch, its outcome saved."""
+"""One of the CPU processes of `test_distributed.py`: a training step on its share of a batch, its outcome saved."""
 
 import sys
 from pathlib import Path

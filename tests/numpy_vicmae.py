@@ -165,7 +165,7 @@ def vicreg(first: np.ndarray, second: np.ndarray, config) -> float:
     for values in (first, second):
         deviations = np.sqrt(values.var(0, ddof=1) + 1e-4)
         covariance = np.cov(values, rowvar=False)
-        off_diagonal = sum(covariance[l, k] ** 2 for l in range(size) for k in range(size) if l != k)
+        off_diagonal = sum(covariance[i, j] ** 2 for i in range(size) for j in range(size) if i != j)
         loss += config.vicreg_variance_weight * np.mean(np.maximum(0, 1 - deviations))
         loss += config.vicreg_covariance_weight * off_diagonal / size
     return float(loss)

@@ -11,7 +11,9 @@ import torch
 TOLERANCE = {"atol": 1e-12, "rtol": 1e-12}
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["two processes", "three processes"])
+@pytest.fixture(
+    scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)], ids=["two processes", "three processes"]
+)
 def outcomes(request, tmp_path_factory) -> list[dict]:
     """What real processes, each with its share of the batch, computed: by rank, then by objective."""
     path = tmp_path_factory.mktemp("distributed")

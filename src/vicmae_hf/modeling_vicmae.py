@@ -6,7 +6,7 @@ p patch size, V reconstructed views.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
@@ -87,7 +86,7 @@ def resample_positions(positions: torch.Tensor, height: int, width: int) -> torc
     """Positions `(1, h, w, D)` resampled in two dimensions (bicubic) to `(1, height, width, D)`."""
     if positions.shape[1:3] == (height, width):
         return positions
-    resampled = F.interpolate(positions.permute(0, 3, 1, 2).float(), size=(height, width), mode="bicubic")
+    resampled = F.interpolate(at_least_float32(positions.permute(0, 3, 1, 2)), size=(height, width), mode="bicubic")
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)
 
 
@@ -95,8 +94,13 @@ def resample_temporal_positions(positions: torch.Tensor, length: int) -> torch.T
     """Temporal positions `(1, t, D)` resampled linearly to `(1, length, D)`."""
     if positions.shape[1] == length:
         return positions
-    resampled = F.interpolate(positions.transpose(1, 2).float(), size=length, mode="linear")
+    resampled = F.interpolate(at_least_float32(positions.transpose(1, 2)), size=length, mode="linear")
     return resampled.transpose(1, 2).to(positions.dtype)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32, for statistics and losses; float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -147,7 +151,7 @@ class ViCMAEPatchEmbeddings(nn.Module):
         Raises:
             ValueError: if the shape does not fit the channels, the patches or the tubelets.
         """
-        self.check_shape(pixel_values)
+        self.check_pixel_values(pixel_values)
         weight, bias = self.projection.weight, self.projection.bias
         is_video = weight.ndim == 5
         patches = patchify(pixel_values.to(weight.dtype), self.patch_size)
@@ -162,7 +166,7 @@ class ViCMAEPatchEmbeddings(nn.Module):
             patches = patches.flatten(3).gather(2, index)
         return F.linear(patches.reshape(*patches.shape[:3], -1), weight.flatten(1), bias)
 
-    def check_shape(self, pixel_values: torch.Tensor) -> None:
+    def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)
         if pixel_values.ndim not in (4, 5):
             raise ValueError(
@@ -181,6 +185,14 @@ class ViCMAEPatchEmbeddings(nn.Module):
             raise ValueError(
                 f"The number of frames must be a multiple of tubelet_size={self.tubelet_size}, got {shape[1]}."
             )
+        # One NaN pixel makes every feature of its sample, and every loss of its batch, NaN. On an accelerator the
+        # check would wait for the device at every step; there the training loop reads the loss.
+        if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
+            num_bad = pixel_values.numel() - int(pixel_values.isfinite().sum())
+            if num_bad:
+                raise ValueError(
+                    f"Expected finite pixel_values, got {num_bad} NaN or infinite of {pixel_values.numel()} values."
+                )
 
 
 class ViCMAEEmbeddings(nn.Module):
@@ -563,18 +575,11 @@ def fit_embedding(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return tensor
 
 
-register_checkpoint_conversion_mapping(
-    "vicmae",
-    [
-        WeightConverter(name, name, operations=[FitToModel()])
-        for name in (
-            "embeddings.patch_embeddings.projection.weight",
-            "embeddings.position_embeddings",
-            "embeddings.temporal_position_embeddings",
-            "decoder.position_embeddings",
-        )
-    ],
-    overwrite=True,
+EMBEDDINGS_FITTED_ON_LOADING = (
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.position_embeddings",
+    "embeddings.temporal_position_embeddings",
+    "decoder.position_embeddings",
 )
 
 
@@ -596,6 +601,20 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(ViCMAELayer, layer_name="layers"),
         "attentions": OutputRecorder(ViCMAEAttention, index=1, layer_name="layers"),
     }
+
+    def __init__(self, config: ViCMAEConfig, *args, **kwargs):
+        # `from_pretrained(..., mask_ratio=2)` sets attributes of a config that was validated before.
+        config.validate_vicmae()
+        super().__init__(config, *args, **kwargs)
+
+    # Not by `register_checkpoint_conversion_mapping`: its mappings are for renamed weights, and apply to saving too.
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        converters = [WeightConverter(n, n, operations=[FitToModel()]) for n in EMBEDDINGS_FITTED_ON_LOADING]
+        load_config = replace(load_config, weight_mapping=[*(load_config.weight_mapping or []), *converters])
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -762,7 +781,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
             shape = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(f"pixel_values must be two views (batch, 2, channels, height, width), got {shape}.")
         frames = pixel_values.flatten(0, 1)
-        self.get_input_embeddings().check_shape(frames)
+        self.get_input_embeddings().check_pixel_values(frames)
         patch_size = self.config.patch_size
         num_patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
         num_visible = int(num_patches * (1 - self.config.mask_ratio))
@@ -796,7 +815,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
 
     def reconstruction_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Views `(B, V, C, H, W)` as patches `(B, V, L, p * p * C)`, each normalised if `norm_pix_loss`."""
-        target = patchify(pixel_values.float(), self.config.patch_size)
+        target = patchify(at_least_float32(pixel_values), self.config.patch_size)
         target = target.movedim(-3, -1).flatten(-3)
         if self.config.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
@@ -809,7 +828,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         """Mean squared error over the masked patches of the reconstructed views (Algorithm 1)."""
         num_views = logits.shape[1]
         target = self.reconstruction_target(pixel_values[:, :num_views])
-        patch_loss = (logits.float() - target).square().mean(-1)
+        patch_loss = (at_least_float32(logits) - target).square().mean(-1)
         mask = mask[:, :num_views]
         return (patch_loss * mask).sum() / mask.sum()
 
@@ -834,14 +853,16 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
     def contrastive_loss(self, projections: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """The configured objective on projections `(B, 2, P)`, in float32, over the batch of all processes."""
         with torch.autocast(projections.device.type, enabled=False):
-            first, second = projections.float().unbind(1)
+            first, second = at_least_float32(projections).unbind(1)
             if self.config.contrastive_loss == "simsiam":
-                first_target, second_target = self.pool_views(hidden_states).float().unbind(1)
+                first_target, second_target = at_least_float32(self.pool_views(hidden_states)).unbind(1)
                 return simsiam_loss(first, second_target) + simsiam_loss(second, first_target)
             if self.config.contrastive_loss == "vicreg":
                 return vicreg_loss(first, second, self.config)
             loss_function = {"info_nce": info_nce_loss, "nt_xent": nt_xent_loss}[self.config.contrastive_loss]
-            logit_scale = 1 / self.config.temperature if self.logit_scale is None else self.logit_scale.float().exp()
+            logit_scale = (
+                1 / self.config.temperature if self.logit_scale is None else at_least_float32(self.logit_scale).exp()
+            )
             return loss_function(first, second, logit_scale)
 
 
@@ -884,16 +905,16 @@ class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
         problem_type = self.config.problem_type
         if problem_type is None:
             problem_type = "regression" if self.num_labels == 1 else "single_label_classification"
-        logits, labels = logits.float(), labels.to(logits.device)
+        logits, labels = at_least_float32(logits), labels.to(logits.device)
         is_index = problem_type == "single_label_classification" and not labels.is_floating_point()
         expected = (logits.shape[0],) if is_index else tuple(logits.shape)
         if labels.numel() != math.prod(expected):
             raise ValueError(f"labels for {problem_type} must have shape {expected}, got {tuple(labels.shape)}.")
         labels = labels.reshape(expected)
         if problem_type == "regression":
-            return F.mse_loss(logits, labels.float())
+            return F.mse_loss(logits, labels.to(logits.dtype))
         if problem_type == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.float())
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return F.cross_entropy(logits, labels)
 
 

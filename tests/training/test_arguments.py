@@ -141,7 +141,7 @@ def test_config_overrides():
     )
     assert changes == {"hidden_size": 64, "norm_pix_loss": False, "contrastive_loss": "none", "temperature": 0.2}
     assert parse_config_overrides(ViCMAEConfig, None) == {}
-    with pytest.raises(ArgumentsError, match="no field 'hiden_size'. Did you mean 'hidden_size'"):
+    with pytest.raises(ArgumentsError, match=r"no field 'hiden_size'. Did you mean 'hidden_size'"):
         parse_config_overrides(ViCMAEConfig, "hiden_size=3")
     with pytest.raises(ArgumentsError, match="expected name=value, got 'hidden_size'"):
         parse_config_overrides(ViCMAEConfig, "hidden_size")

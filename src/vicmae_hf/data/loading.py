@@ -22,11 +22,14 @@ def epoch_order(
     if weights is None:
         lengths, offsets, weights = [sum(lengths)], [0], [1.0]
     ends = np.rint(np.cumsum(weights) / np.sum(weights) * num_samples).astype(int)
-    parts = []
-    for length, offset, places in zip(lengths, offsets, np.diff(ends, prepend=0), strict=True):
-        parts += [(generator.permutation(length) + offset)[: places - done] for done in range(0, places, length)]
-    order = np.concatenate(parts)
-    return order if len(lengths) == 1 else generator.permutation(order)
+    counts = np.diff(ends, prepend=0)
+    # Shuffled is whose place it is; the files of a source keep their order.
+    source_of_place = generator.permutation(np.repeat(np.arange(len(lengths)), counts))
+    order = np.empty(num_samples, dtype=int)
+    for source, (length, offset, count) in enumerate(zip(lengths, offsets, counts, strict=True)):
+        rounds = [generator.permutation(length) for _ in range(0, count, length)]
+        order[source_of_place == source] = np.array(rounds, dtype=int).ravel()[:count] + offset
+    return order
 
 
 class EpochBatchSampler(torch.utils.data.Sampler):

@@ -138,8 +138,6 @@ def _open_hub_dataset(name: str) -> MediaSource:
 
 
 def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource:
-    if len(dataset) == 0:
-        raise DataSourceError(f"{name}: the dataset has no rows.")
     for kind, is_video in [(datasets.Video, True), (datasets.Image, False)]:
         for column, feature in dataset.features.items():
             if isinstance(feature, kind):
