@@ -13,8 +13,10 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
-pretrain: $(VENV)/installed
+data/demo/demo.json: | $(VENV)/installed
 	$(BIN)/python -m vicmae_hf.data.demo --output data/demo
+
+pretrain: $(VENV)/installed data/demo/demo.json
 	$(LAUNCH) examples/pytorch/run_pretraining.py examples/pytorch/configs/demo.yaml
 	$(BIN)/python examples/pytorch/run_linear_probe.py --model_name_or_path outputs/demo \
 		--train_data data/demo/appearance/train --eval_data data/demo/appearance/eval --output_dir outputs/demo/probe
@@ -29,5 +31,5 @@ style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/installed
-	$(BIN)/python benchmarks/decoding.py
+bench: $(VENV)/installed data/demo/demo.json
+	$(BIN)/python benchmarks/decoding.py --videos data/demo/appearance

@@ -127,3 +127,19 @@ def test_bad_image_size(image_size):
 def test_bad_crop_scale(crop_scale):
     with pytest.raises(InputError, match="crop_scale must be"):
         RandomView(32, crop_scale)
+
+
+def test_colours_change_only_where_asked_for():
+    gray = torch.full((3, 40, 40), 200, dtype=torch.uint8)
+    noise = torch.randint(60, 200, (3, 40, 40), dtype=torch.uint8)
+    plain, coloured = RandomView(16), RandomView(16, color_augmentation=True)
+    assert (plain([gray] * 2, seed=0) == 200).all()
+    levels = torch.stack([coloured([gray] * 2, seed=seed)[:, 0, 8, 8] for seed in range(300)])
+    # Brightness changes by a factor from 0.6 on in four of five views; only the other view may be solarized (one in
+    # five, from a level of 128 on: v -> 255 - v).
+    assert 0.7 < (levels[:, 0] != 200).float().mean() < 0.9
+    assert levels[:, 0].min() >= 118
+    assert 0.1 < (levels[:, 1] < 118).float().mean() < 0.3
+    # The first view is blurred.
+    contrasts = torch.stack([coloured([noise] * 2, seed=seed).float().std(dim=(1, 2, 3)) for seed in range(100)])
+    assert contrasts[:, 0].median() < 0.7 * contrasts[:, 1].median()

@@ -61,13 +61,13 @@ def write_texture(path, size=(48, 64), mode="RGB", seed=0, **options):
     Image.fromarray(pixels.squeeze(), mode=mode).save(path, **options)
 
 
-def write_partly_damaged_video(path):
-    """A video whose index is whole and whose first frames can be decoded, but not those from the middle on."""
+def write_partly_damaged_video(path, num_good_frames):
+    """A video whose index is whole, but of whose frames only the first ones can be decoded."""
     write_gray_video(path, options={"g": "1"})
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
-    for packet in packets[NUM_FRAMES // 2 :]:
+    for packet in packets[num_good_frames:]:
         content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     path.write_bytes(content)
 
@@ -100,7 +100,7 @@ def partly_bad(tmp_path_factory):
         write_video(root / f"video_{index}.mp4", numbered_frames(20, 48, 64, seed=index))
     content = (root / "video_0.mp4").read_bytes()
     (root / "cut.mp4").write_bytes(content[: len(content) // 2])
-    write_partly_damaged_video(root / "partly_damaged.mp4")
+    write_partly_damaged_video(root / "partly_damaged.mp4", num_good_frames=30)
     (root / "text.mp4").write_text("not a video")
     (root / "cut.jpg").write_bytes((root / "image_0.jpg").read_bytes()[:2000])
     (root / "empty.png").touch()
@@ -323,7 +323,7 @@ def test_several_processes_with_workers_record_each_bad_file_once(partly_bad, tm
 
 
 def test_a_partly_damaged_video_still_gives_its_good_frames(tmp_path):
-    write_partly_damaged_video(tmp_path / "damaged.mp4")
+    write_partly_damaged_video(tmp_path / "damaged.mp4", num_good_frames=NUM_FRAMES // 2)
     write_gray_video(tmp_path / "good.mp4")
     dataset = load_frame_pairs(tmp_path, 16, samples_per_file=40, frame_sampling="adjacent", max_bad_files=0.5)
     damaged = [index for index in range(2) if dataset.item(index).name.endswith("damaged.mp4")]
