@@ -9,6 +9,7 @@ random weights.
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoImageProcessor, set_seed
 
@@ -26,7 +27,8 @@ class ProbeArguments:
     train_data: str = setting(REQUIRED, "labelled folder that the classifier is trained on")
     eval_data: str = setting(REQUIRED, "labelled folder of held-out files")
     output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
-    num_frames: int = setting(4, "frames of a video whose features are averaged")
+    num_frames: int = setting(8, "frames taken from a video")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("decord", "video decoder tried first")
     num_seeds: int = setting(5, "probes, each on its own 80 % of the training files; untrained encoders likewise")
 
     def __post_init__(self):
@@ -44,8 +46,8 @@ def main() -> None:
         raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
     train_files = list_labelled_files(arguments.train_data)
     eval_files = list_labelled_files(arguments.eval_data, train_files.class_names)
-    train = read_labelled_frames(train_files, processor, arguments.num_frames)
-    evaluation = read_labelled_frames(eval_files, processor, arguments.num_frames)
+    train = read_labelled_frames(train_files, processor, arguments.num_frames, arguments.video_backend)
+    evaluation = read_labelled_frames(eval_files, processor, arguments.num_frames, arguments.video_backend)
 
     seeds = range(arguments.num_seeds)
     pretrained = linear_probe(model, train, evaluation, seeds)

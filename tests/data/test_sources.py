@@ -171,3 +171,28 @@ def test_numbers_of_a_long_table(tmp_path):
     assert len(source) == 50
     levels = [np.array(Image.open(io.BytesIO(source[index].media)))[0, 0] for index in range(50)]
     assert levels == list(range(50))
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "one.mp4").write_bytes(b"")
+    (tmp_path / "clips" / "again").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "two.mp4").write_bytes(b"")
+    (tmp_path / "clips" / "linked").symlink_to(tmp_path / "elsewhere")
+    source = open_source(tmp_path / "clips")
+    assert sorted(os.path.basename(source[index].name) for index in range(len(source))) == ["one.mp4", "two.mp4"]
+
+
+def test_media_beside_parquet_files_is_an_error(tmp_path):
+    (tmp_path / "one.mp4").write_bytes(b"")
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    with pytest.raises(DataSourceError, match=r"both media files .*one.mp4.* and Parquet files .*rows.parquet"):
+        open_source(tmp_path)
+
+
+def test_a_saved_dataset_dict_asks_for_a_split(tmp_path):
+    split = datasets.Dataset.from_dict({"image": []})
+    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataSourceError, match="name one of test, train"):
+        open_source(tmp_path / "saved")

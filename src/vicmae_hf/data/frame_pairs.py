@@ -15,7 +15,7 @@ from .bad_files import BadFiles
 from .images import ImageDecodingError, read_image
 from .sampling import FrameSampling
 from .sources import DataSourceError, MediaItem, MediaSource, open_source
-from .video import VideoDecodingError, open_video
+from .video import VideoDecodingError, check_backend, open_video
 
 
 # (epoch, position in the epoch's order, index of the sample): the first two decide its random numbers.
@@ -136,6 +136,7 @@ def load_frame_pairs(
         raise InputError(f"samples_per_file must be at least 1, got {samples_per_file}.")
     if seed < 0:
         raise InputError(f"seed must be at least 0, got {seed}.")
+    check_backend(video_backend)
     opened = [open_source(name) for name in names]
     return FramePairDataset(
         opened,

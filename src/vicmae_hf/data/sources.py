@@ -80,19 +80,26 @@ def open_source(name: str | os.PathLike) -> MediaSource:
         raise DataSourceError(f"{name}: expected a folder, a .parquet file or a dataset's name, got a file.")
     if not path.exists():
         return _open_hub_dataset(name)
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise DataSourceError(f"{name}: expected one split, got a folder of them: name one of {', '.join(splits)}.")
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         with _as_source_error(name, "the saved dataset could not be read"):
             dataset = datasets.load_from_disk(str(path))
         return _from_dataset(name, dataset)
     files = _list_files(path)
     media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
+    parquet = [file for file in files if file.endswith(".parquet")]
+    if media and parquet:
+        raise DataSourceError(
+            f"{name}: holds both media files ({media[0]}) and Parquet files ({parquet[0]}); name them separately."
+        )
     if media:
         try:
             table = datasets.Dataset.from_dict({"path": media})
         except UnicodeEncodeError as error:
             raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
         return MediaSource(name, table, "path")
-    parquet = [file for file in files if file.endswith(".parquet")]
     if parquet:
         return _open_parquet(name, parquet)
     raise DataSourceError(
@@ -114,8 +121,19 @@ def _as_source_error(name: str, what: str) -> Iterator[None]:
 def _list_files(folder: Path) -> list[str]:
     # Strings: a million Path objects would take a minute to make and sort.
     files = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+    seen = {os.path.realpath(folder)}
+
+    def is_new(path: str) -> bool:
+        # Links may lead back to where they stand.
+        return (target := os.path.realpath(path)) not in seen and not seen.add(target)
+
+    def fail(error: OSError) -> None:
+        raise DataSourceError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        folders[:] = sorted(
+            entry for entry in folders if not entry.startswith(".") and is_new(os.path.join(root, entry))
+        )
         files += [os.path.join(root, entry) for entry in sorted(names) if not entry.startswith(".")]
     return files
 

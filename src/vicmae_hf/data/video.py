@@ -410,6 +410,12 @@ def open_video(source: str | os.PathLike | bytes, backend: str = "decord") -> Vi
         VideoDecodingError: if the file is no readable video.
         InputError: if there is no such backend, or it is not installed.
     """
+    check_backend(backend)
+    return VideoReader(source if isinstance(source, bytes) else os.fspath(source), backend)
+
+
+def check_backend(backend: str) -> None:
+    """Raises an InputError if there is no such backend, or it is not installed."""
     if backend not in BACKENDS:
         raise InputError(f"Unknown video backend {backend!r}: choose one of {', '.join(BACKENDS)}.")
     try:
@@ -419,7 +425,6 @@ def open_video(source: str | os.PathLike | bytes, backend: str = "decord") -> Vi
             f"The video backend {backend!r} cannot be used: {one_line(error)}. Install it (see docs/decoding.md), or "
             f"choose another one of {', '.join(BACKENDS)}."
         ) from error
-    return VideoReader(source if isinstance(source, bytes) else os.fspath(source), backend)
 
 
 _logged_fallbacks = set()

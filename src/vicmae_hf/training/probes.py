@@ -67,11 +67,11 @@ def read_labelled_frames(
 
 @torch.no_grad()
 def extract_features(model: ViCMAEModel, pixel_values: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Frames `(N, F, 3, H, W)` -> `pooler_output` averaged over a file's frames, `(N, D)`, on the CPU."""
+    """Frames `(N, F, 3, H, W)` -> `pooler_output` of each, `(N, F, D)`, on the CPU."""
     model.eval()
     frames = pixel_values.flatten(0, 1).split(batch_size)
     features = [model(batch.to(model.device)).pooler_output.float().cpu() for batch in frames]
-    return torch.cat(features).unflatten(0, pixel_values.shape[:2]).mean(1)
+    return torch.cat(features).unflatten(0, pixel_values.shape[:2])
 
 
 def train_linear_probe(
@@ -112,9 +112,9 @@ def train_linear_probe(
 
 
 @torch.no_grad()
-def top_k_accuracy(logits: torch.Tensor, labels: torch.Tensor, k: int) -> float:
-    """Percentage of samples whose label is among the `k` largest of `logits` `(N, classes)`."""
-    hits = logits.topk(min(k, logits.shape[1])).indices == labels[:, None]
+def top_k_accuracy(scores: torch.Tensor, labels: torch.Tensor, k: int) -> float:
+    """Percentage of samples whose label is among the `k` largest of `scores` `(N, classes)`."""
+    hits = scores.topk(min(k, scores.shape[1])).indices == labels[:, None]
     return 100 * hits.any(1).float().mean().item()
 
 
@@ -133,15 +133,25 @@ def linear_probe(
     model: ViCMAEModel, train: LabelledFrames, evaluation: LabelledFrames, seeds: Sequence[int]
 ) -> list[dict[str, float]]:
     """
-    `top1` and `top5` in percent on held-out files, once a seed. Each seed trains on its own random 80 % of every
-    class's training files, so that the spread tells how much depends on which files were labelled.
+    `top1` and `top5` in percent on held-out files, once a seed. The classifier learns from single frames; the
+    probabilities of a file's frames are averaged. Each seed trains on its own random 80 % of every class's training
+    files, so that the spread tells how much depends on which files were labelled.
     """
     train_features = extract_features(model, train.pixel_values)
     eval_features = extract_features(model, evaluation.pixel_values)
     results = []
     for seed in seeds:
         chosen = balanced_subset(train.labels, 0.8, seed)
-        probe = train_linear_probe(train_features[chosen], train.labels[chosen], len(train.class_names), seed=seed)
-        logits = probe(eval_features)
-        results.append({f"top{k}": top_k_accuracy(logits, evaluation.labels, k) for k in (1, 5)})
+        features, labels = train_features[chosen], train.labels[chosen]
+        probe = train_linear_probe(
+            features.flatten(0, 1),
+            labels.repeat_interleave(features.shape[1]),
+            len(train.class_names),
+            seed=seed,
+        )
+        with torch.no_grad():
+            probabilities = (
+                probe(eval_features.flatten(0, 1)).softmax(-1).unflatten(0, eval_features.shape[:2]).mean(1)
+            )
+        results.append({f"top{k}": top_k_accuracy(probabilities, evaluation.labels, k) for k in (1, 5)})
     return results

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,6 +23,13 @@ from .loop import NonFiniteLossError
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+
+# What requests to the Hub raise: refusals and files, unreachable servers, wrong names, failed transfers.
+HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
+
+
+class UploadError(InputError):
+    """The output folder could not be uploaded; the message says why, and how to upload it later."""
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -64,6 +72,8 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         if arguments.push_to_hub:
             create_repository(arguments)
         Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+        if not arguments.resume_from_checkpoint:
+            (Path(arguments.output_dir) / "bad_files.jsonl").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     if arguments.report_to:
         settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, (int, float, str))}
@@ -86,12 +96,26 @@ def check_output_dir(arguments: TrainingArguments) -> None:
 
 
 def create_repository(arguments: TrainingArguments) -> None:
-    name = arguments.hub_model_id or Path(arguments.output_dir).name
+    """
+    Creates the repository, or finds it, and sets `arguments.hub_model_id` to its full name.
+
+    Raises:
+        ArgumentsError: if the Hub can't be reached, or does not let this user write there.
+    """
+    hub = HfApi()
+    name = arguments.hub_model_id or Path(arguments.output_dir).resolve().name
     try:
-        arguments.hub_model_id = HfApi().create_repo(name, exist_ok=True).repo_id
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArgumentsError(f"--push_to_hub: the repository {name} cannot be created ({reason}).") from error
+        arguments.hub_model_id = hub.create_repo(name, exist_ok=True).repo_id
+        hub.auth_check(arguments.hub_model_id, write=True)
+    except HUB_ERRORS as error:
+        raise ArgumentsError(
+            f"--push_to_hub: the repository {name} on {hub.endpoint} cannot be written to ({one_line(error)}). Log in "
+            "with `hf auth login` and a token that may write, or choose another --hub_model_id."
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def build_model(model_class: type[Model], arguments: TrainingArguments) -> Model:
@@ -118,13 +142,30 @@ def build_model(model_class: type[Model], arguments: TrainingArguments) -> Model
 
 
 def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
-    """Uploads the output folder if asked to, and closes trackers and process group."""
+    """
+    Uploads the output folder if asked to, and closes trackers and process group.
+
+    Raises:
+        UploadError: if the upload fails; the folder is as it was.
+    """
     if accelerator.is_main_process and arguments.push_to_hub:
+        upload(arguments)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def upload(arguments: TrainingArguments) -> None:
+    left_out = ["checkpoint-*/**", ".partial-*/**"]
+    try:
         HfApi().upload_folder(
             repo_id=arguments.hub_model_id,
             folder_path=arguments.output_dir,
-            ignore_patterns=["checkpoint-*/**", ".partial-*/**"],
+            ignore_patterns=left_out,
             commit_message="End of training",
         )
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    except HUB_ERRORS as error:
+        excluded = " ".join(f"--exclude '{pattern}'" for pattern in left_out)
+        raise UploadError(
+            f"The training is done and saved in {arguments.output_dir}, but it was not uploaded ({one_line(error)}). "
+            f"To upload it: hf upload {arguments.hub_model_id} {arguments.output_dir} {excluded}"
+        ) from error
