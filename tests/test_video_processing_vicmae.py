@@ -232,7 +232,10 @@ def test_settings_survive_saving(tmp_path):
         **SMALL, do_sample_frames=True, num_frames=6, fps=7.5, num_clips=7, num_crops=3, image_std=[0.5, 0.5, 0.5]
     )
     processor.save_pretrained(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["video_preprocessor_config.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "video_preprocessor_config.json",
+        "video_processing_vicmae.py",
+    }
     loaded = AutoVideoProcessor.from_pretrained(tmp_path)
     assert type(loaded) is ViCMAEVideoProcessor
     assert loaded.to_dict() == processor.to_dict()
@@ -367,8 +370,7 @@ def test_bad_input_is_named(videos, settings, message):
         ViCMAEVideoProcessor(**SMALL)(videos, return_tensors="pt", **settings)
 
 
-def test_code_travels_with_the_settings(tmp_path, monkeypatch):
-    monkeypatch.setattr(ViCMAEVideoProcessor, "_auto_class", "AutoVideoProcessor")
+def test_code_travels_with_the_settings(tmp_path):
     ViCMAEVideoProcessor(**SMALL, num_crops=3).save_pretrained(tmp_path / "export")
     path = write_video(tmp_path / "video.mp4", 12)
     script = f"""

@@ -168,4 +168,7 @@ class ViCMAEConfig(PreTrainedConfig):
             )
 
 
+# Saved configs carry this file.
+ViCMAEConfig.register_for_auto_class()
+
 __all__ = ["ViCMAEConfig"]

@@ -73,4 +73,8 @@ def check_images(images: ImageInput):
             )
 
 
+# Saved processors carry this file.
+ViCMAEImageProcessor.register_for_auto_class()
+ViCMAEImageProcessorPil.register_for_auto_class()
+
 __all__ = ["ViCMAEImageProcessor", "ViCMAEImageProcessorPil"]

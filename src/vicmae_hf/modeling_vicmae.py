@@ -5,6 +5,7 @@ p patch size, V reconstructed views.
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -555,7 +556,8 @@ class FitToModel(ConversionOps):
         tensors = next(iter(input_dict.values()))
         tensor = tensors[0] if isinstance(tensors, list) else tensors
         shape = kwargs["model"].get_parameter_or_buffer(kwargs["full_layer_name"]).shape
-        return {target_patterns[0]: fit_embedding(tensor, shape)}
+        # Contiguous, or weights offloaded to the disk could not be written.
+        return {target_patterns[0]: fit_embedding(tensor, shape).contiguous()}
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -565,7 +567,7 @@ class FitToModel(ConversionOps):
 def fit_embedding(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """The conversions of `FitToModel`, told apart by their shapes; returns `tensor` itself if none of them fits."""
     if tensor.ndim == 4 and len(shape) == 5:
-        return tensor.unsqueeze(2).expand(-1, -1, shape[2], -1, -1).contiguous() / shape[2]
+        return tensor.unsqueeze(2).expand(-1, -1, shape[2], -1, -1) / shape[2]
     if tensor.ndim == 5 and len(shape) == 4:
         return tensor.sum(2)
     if tensor.ndim == len(shape) == 4 and tensor.shape[0] == 1:
@@ -582,6 +584,15 @@ EMBEDDINGS_FITTED_ON_LOADING = (
     "decoder.position_embeddings",
 )
 
+# What the weights of any of these classes open as, written into `config.json` for processes without this package.
+AUTO_MAP = {
+    "AutoConfig": "configuration_vicmae.ViCMAEConfig",
+    "AutoModel": "modeling_vicmae.ViCMAEModel",
+    "AutoModelForPreTraining": "modeling_vicmae.ViCMAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_vicmae.ViCMAEForImageClassification",
+    "AutoModelForVideoClassification": "modeling_vicmae.ViCMAEForVideoClassification",
+}
+
 
 class ViCMAEPreTrainedModel(PreTrainedModel):
     config: ViCMAEConfig
@@ -596,6 +607,8 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # The losses are means over the batch: Trainer divides them by its accumulation steps.
+    accepts_loss_kwargs = False
     # ".layers." is the encoder; the decoder's blocks are of the same class.
     _can_record_outputs = {
         "hidden_states": OutputRecorder(ViCMAELayer, layer_name="layers"),
@@ -615,6 +628,11 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in Transformers, which by itself would name only the class that is saved."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -923,6 +941,12 @@ class ViCMAEForVideoClassification(ViCMAEForImageClassification):
 
     _embeds_video = True
 
+
+# Saved models carry this file and those that it imports.
+ViCMAEModel.register_for_auto_class("AutoModel")
+ViCMAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+ViCMAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+ViCMAEForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
 
 __all__ = [
     "ViCMAEForImageClassification",

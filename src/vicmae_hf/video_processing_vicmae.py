@@ -362,4 +362,7 @@ def channels_first(video: np.ndarray | torch.Tensor, input_data_format: str | Ch
     return frames
 
 
+# Saved processors carry this file.
+ViCMAEVideoProcessor.register_for_auto_class()
+
 __all__ = ["ViCMAEVideoProcessor", "sample_frame_indices", "spatial_crop_offsets"]

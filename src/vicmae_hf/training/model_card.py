@@ -1,87 +1,241 @@
-"""The README.md that a run leaves beside its model."""
+"""The README.md that a run leaves beside its model: what it is, how it was trained, its figures, its limits."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HTTPError
 
 
-PRETRAINING_CARD = """---
+CARD = """---
 {metadata}
 ---
 
 # {name}
 
-A ViC-MAE: masked autoencoding and contrastive learning over two frames of a video or two crops of an image, pretrained
-with `vicmae_hf`.
+{description}
 
 ## Use
 
 ```python
-import vicmae_hf  # registers the model with the Auto classes
-from transformers import AutoImageProcessor, AutoModel
-
-processor = AutoImageProcessor.from_pretrained("{name}")
-model = AutoModel.from_pretrained("{name}")
-features = model(**processor(image, return_tensors="pt")).pooler_output
+{program}
 ```
 
-It is an encoder for finetuning or for features, without a classifier.
+The model's code comes with it (`trust_remote_code=True` runs it). Where the package is installed, `import vicmae_hf`
+takes its place.
 
 ## Training
 
-Data: {train_data} ({num_files} files, {num_failed} unreadable).
+Data: {train_data}.
 
 {settings}
 
-## Figures of the run
+## Figures
 
-{results}
-
-![losses](plots/losses.png)
-
-![reconstructions](plots/reconstructions.png)
+{figures}
 
 ## Limits
 
-The model reflects the data it was trained on, with its gaps and biases. It was not evaluated on any downstream task by
-the run that wrote this card.
+{limits}
 """
+
+ENCODER_PROGRAM = """from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{source}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{source}", trust_remote_code=True)
+features = model(**processor(image, return_tensors="pt")).pooler_output"""
+
+CLASSIFIER_PROGRAM = """from transformers import pipeline
+
+classifier = pipeline("{task}-classification", model="{source}", trust_remote_code=True)
+print(classifier("{example}"))"""
+
+COMMON_SETTINGS = [
+    "model_name_or_path",
+    "config_overrides",
+    "image_size",
+    "total_batch_size",
+    "num_train_epochs",
+    "max_train_steps",
+    "base_learning_rate",
+    "warmup_epochs",
+    "weight_decay",
+    "mixed_precision",
+    "seed",
+]
+PRETRAINING_SETTINGS = [
+    "mask_ratio",
+    "reconstruct",
+    "norm_pix_loss",
+    "contrastive_loss",
+    "contrastive_weight",
+    "contrastive_start_epoch",
+    "frame_sampling",
+    *COMMON_SETTINGS,
+]
+CLASSIFICATION_SETTINGS = ["method", "label_fraction", "pooling", "drop_path_rate", *COMMON_SETTINGS]
 
 
 def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], results: dict[str, Any]) -> None:
-    """Writes `README.md` with metadata that the Hub reads, the settings and the final figures."""
+    """
+    Writes `README.md` for a pretrained model. Its figures, in the text and as the Hub's `model-index`, are the losses
+    of the last update, on training data: pretraining makes no evaluation.
+
+    Args:
+        arguments: the content of `arguments.json`; results: that of `all_results.json`.
+    """
+    train_data = ", ".join(arguments["train_data"])
+    figures = [
+        EvalResult(
+            task_type="image-feature-extraction",
+            task_name="Pretraining",
+            dataset_type=train_data,
+            dataset_name=train_data,
+            dataset_split="train",
+            metric_type=name,
+            metric_name=f"{name} of the last update, on training data",
+            metric_value=results[name],
+        )
+        for name in ("loss", "reconstruction_loss", "contrastive_loss")
+        if name in results
+    ]
+    pictures = "![losses](plots/losses.png)\n\n![reconstructions](plots/reconstructions.png)"
+    _write_card(
+        output_dir,
+        arguments,
+        results,
+        figures,
+        shown_settings=PRETRAINING_SETTINGS,
+        pipeline_tag="image-feature-extraction",
+        tags=["masked-autoencoding", "contrastive-learning", "video"],
+        description=(
+            "A ViC-MAE: masked autoencoding and contrastive learning over two frames of a video or two crops of an\n"
+            "image, pretrained with `vicmae_hf`. An encoder for features or for finetuning, without a classifier."
+        ),
+        program=ENCODER_PROGRAM.format(source=_source(output_dir, arguments)),
+        below_figures=f"\n\n{pictures}",
+        limits=(
+            "The model reflects the data it was trained on, with its gaps and biases. It was not evaluated on any "
+            "downstream task\nby the run that wrote this card: the losses above are of training batches."
+        ),
+    )
+
+
+def write_classification_card(
+    output_dir: str | Path,
+    arguments: dict[str, Any],
+    results: dict[str, Any],
+    *,
+    task: Literal["image", "video"],
+    dataset_name: str,
+) -> None:
+    """
+    Writes `README.md` for a finetuned classifier, with its accuracy as the Hub's `model-index` (shares between 0 and
+    1 there, percent in `results`).
+
+    Args:
+        arguments: the content of `arguments.json`; results: that of `all_results.json`, with `eval_top1`, `eval_top5`
+            and `num_eval_samples`.
+        task: what is classified.
+        dataset_name: what it was evaluated on.
+    """
+    figures = [
+        EvalResult(
+            task_type=f"{task}-classification",
+            dataset_type=dataset_name,
+            dataset_name=dataset_name,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=results[key] / 100,
+        )
+        for key, name in [("eval_top1", "Top-1 accuracy"), ("eval_top5", "Top-5 accuracy")]
+    ]
+    _write_card(
+        output_dir,
+        arguments,
+        results,
+        figures,
+        shown_settings=CLASSIFICATION_SETTINGS,
+        pipeline_tag=f"{task}-classification",
+        tags=[f"{task}-classification"],
+        description=f"A classifier of {task}s: a ViC-MAE encoder with a linear classifier, trained with `vicmae_hf`.",
+        program=CLASSIFIER_PROGRAM.format(
+            task=task,
+            source=_source(output_dir, arguments),
+            example={"image": "picture.jpg", "video": "video.mp4"}[task],
+        ),
+        below_figures=f"\n\nEvaluated on {results['num_eval_samples']} samples of {dataset_name}, in percent.",
+        limits=(
+            "It knows the classes it was trained on and gives one of them to every input. The model reflects its "
+            "training data,\nwith their gaps and biases; on other data than the above its accuracy is not known."
+        ),
+    )
+
+
+def _write_card(
+    output_dir: str | Path,
+    arguments: dict[str, Any],
+    results: dict[str, Any],
+    figures: list[EvalResult],
+    *,
+    shown_settings: list[str],
+    pipeline_tag: str,
+    tags: Sequence[str],
+    description: str,
+    program: str,
+    below_figures: str,
+    limits: str,
+) -> None:
+    name = arguments["hub_model_id"] or Path(output_dir).resolve().name
+    base_model = arguments["model_name_or_path"]
     metadata = ModelCardData(
         library_name="transformers",
-        license="apache-2.0",
-        pipeline_tag="image-feature-extraction",
-        tags=["vicmae", "masked-autoencoding", "contrastive-learning", "video"],
+        license=inherited_license(base_model),
+        # The Hub knows models and datasets by their names there only.
+        base_model=None if base_model is None or Path(base_model).exists() else base_model,
+        datasets=[entry for entry in arguments["train_data"] if not Path(entry).expanduser().exists()] or None,
+        pipeline_tag=pipeline_tag,
+        tags=["vicmae", *tags],
+        model_name=name,
+        eval_results=figures,
     )
-    shown = [
-        "config_overrides",
-        "image_size",
-        "frame_sampling",
-        "total_batch_size",
-        "num_train_epochs",
-        "max_train_steps",
-        "base_learning_rate",
-        "warmup_epochs",
-        "weight_decay",
-        "contrastive_start_epoch",
-        "mixed_precision",
-        "seed",
-    ]
-    card = PRETRAINING_CARD.format(
+    settings = arguments["model"] | {entry: value for entry, value in arguments.items() if value is not None}
+    card = CARD.format(
         metadata=metadata.to_yaml(),
-        name=arguments["hub_model_id"] or Path(output_dir).name,
-        train_data=", ".join(f"`{name}`" for name in arguments["train_data"]),
-        num_files=results["num_train_files"],
-        num_failed=results["num_failed"],
-        settings=_table(("setting", "value"), [(name, arguments[name]) for name in shown]),
-        results=_table(("figure", "value"), [(name, _readable(value)) for name, value in results.items()]),
+        name=name,
+        description=description,
+        program=program,
+        train_data=", ".join(f"`{entry}`" for entry in arguments["train_data"])
+        + f" ({results['num_train_files']} files, {results['num_failed']} unreadable)",
+        settings=_table(
+            ("setting", "value"), [(entry, settings[entry]) for entry in shown_settings if entry in settings]
+        ),
+        figures=_table(("figure", "value"), [(entry, _readable(value)) for entry, value in results.items()])
+        + below_figures,
+        limits=limits,
     )
     ModelCard(card).save(Path(output_dir) / "README.md")
+
+
+def _source(output_dir: str | Path, arguments: dict[str, Any]) -> str:
+    """What `from_pretrained` opens the model by."""
+    return arguments["hub_model_id"] or str(output_dir)
+
+
+def inherited_license(base_model: str | None) -> str:
+    """
+    The licence that a model trained from `base_model` (a folder or a name on the Hub) is published under: that of its
+    card, "unknown" if there is none; for one trained from random weights the licence of this package.
+    """
+    if base_model is None:
+        return "apache-2.0"
+    card = Path(base_model) / "README.md" if Path(base_model).exists() else base_model
+    try:
+        metadata = ModelCard.load(card, ignore_metadata_errors=True).data
+    except (OSError, HTTPError, ValueError):
+        return "unknown"
+    return metadata.get("license") or "unknown"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -75,7 +75,10 @@ def pretrain(
     start_step = 0
     if arguments.resume_from_checkpoint:
         start_step = checkpoints.load(arguments.resume_from_checkpoint)
-        logger.warning("Going on from step %d.", start_step)
+        if start_step > 0:
+            logger.warning("Going on from step %d.", start_step)
+        else:
+            logger.warning("No checkpoint in %s yet: starting from the beginning.", output_dir)
 
     sampler_settings = {
         "lengths": [len(source) for source in dataset.sources],

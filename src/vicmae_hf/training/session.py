@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedModel, set_seed
@@ -63,6 +64,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         mixed_precision=arguments.mixed_precision,
         log_with=arguments.report_to or None,
         project_dir=arguments.output_dir,
+        dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available()),
         # The buffers are fixed positions and statistics that are already the same in all processes.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
