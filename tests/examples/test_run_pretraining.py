@@ -239,6 +239,14 @@ def test_wrong_data_is_one_line(settings, tmp_path, make, message):
     assert "Traceback" not in process.stderr.split("error: ")[0]
 
 
+def test_a_finished_run_has_nothing_left_to_do(finished, settings):
+    results = (finished[0] / "all_results.json").read_text()
+    process = run("run_pretraining.py", settings, "--output_dir", finished[0], "--resume_from_checkpoint", "latest")
+    assert process.returncode == 0, process.stderr
+    assert "is at step 20 of 20" in process.stderr
+    assert (finished[0] / "all_results.json").read_text() == results
+
+
 def test_a_finished_run_is_not_replaced_silently(finished, settings):
     process = run("run_pretraining.py", settings, "--output_dir", finished[0])
     assert process.returncode == 1

@@ -78,7 +78,7 @@ class EpochBatchSampler(torch.utils.data.Sampler):
         self.batches_per_epoch = max(num_samples // (batch_size * batch_multiple), 1) * batch_multiple
 
     def __len__(self) -> int:
-        return self.batches_per_epoch * self.num_epochs - self.start_batch
+        return max(self.batches_per_epoch * self.num_epochs - self.start_batch, 0)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         first_epoch, first_batch = divmod(self.start_batch, self.batches_per_epoch)

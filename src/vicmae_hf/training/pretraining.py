@@ -1,5 +1,6 @@
 """Pretraining: Algorithm 1 with the recipe of Table 1."""
 
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -90,6 +91,10 @@ def pretrain(
     }
     steps_per_epoch = EpochBatchSampler(num_epochs=1, **sampler_settings).batches_per_epoch // batch_multiple
     num_steps = arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch
+    results_file = output_dir / "all_results.json"
+    if start_step >= num_steps and results_file.exists():
+        logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, start_step, num_steps)
+        return json.loads(results_file.read_text())
     if len(dataset) < total_batch_size:
         logger.warning(
             "%d samples are fewer than the total batch of %d: an epoch repeats them to fill one.",
@@ -178,7 +183,7 @@ def pretrain(
         }
         unwrapped_model.contrastive_weight = unwrapped_model.config.contrastive_weight
         unwrapped_model.save_pretrained(output_dir)
-        write_json(output_dir / "all_results.json", results)
+        write_json(results_file, results)
         write_pictures(unwrapped_model, dataset, mean, std, output_dir)
         write_pretraining_card(output_dir, settings, results)
     accelerator.wait_for_everyone()
