@@ -193,12 +193,13 @@ def pretrain(
 def write_pictures(
     model: ViCMAEForPreTraining, dataset: FramePairDataset, mean: list[float], std: list[float], output_dir: Path
 ) -> None:
-    """`plots/losses.png` and `plots/reconstructions.png`, of samples spread over the dataset."""
+    """`plots/losses.png` and `plots/reconstructions.png`, of files spread over the dataset."""
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
     metrics = read_metrics(output_dir)
     if metrics:
         plot_losses(metrics, plots / "losses.png")
     count = min(NUM_PICTURED_SAMPLES, len(dataset))
-    views = torch.stack([dataset[index * len(dataset) // count]["pixel_values"] for index in range(count)])
+    step = max(dataset.num_files // count, 1)
+    views = torch.stack([dataset[index * step]["pixel_values"] for index in range(count)])
     plot_reconstructions(reconstruct_views(model, views, mean, std), plots / "reconstructions.png")
