@@ -236,6 +236,27 @@ def test_models_load_where_a_device_map_puts_them(model_class, dtype, tmp_path):
                 torch.testing.assert_close(model(**inputs)[0].float(), values, **tolerance)
 
 
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        {"": "disk"},
+        {"vicmae.embeddings": "disk", "vicmae.layers": "cpu", "vicmae.layernorm": "cpu", "classifier": "cpu"},
+    ],
+)
+def test_embeddings_that_are_fitted_on_loading_may_go_to_the_disk(device_map, tmp_path):
+    shake(ViCMAEForVideoClassification(tiny_config())).save_pretrained(tmp_path / "model")
+    changes = {"image_size": [24, 16], "num_frames": 8}
+    whole = ViCMAEForVideoClassification.from_pretrained(tmp_path / "model", **changes).eval()
+    split = ViCMAEForVideoClassification.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload", **changes
+    ).eval()
+    assert split.vicmae.embeddings.temporal_position_embeddings.is_meta
+    assert split.vicmae.embeddings.patch_embeddings.projection.weight.is_meta
+    with torch.no_grad():
+        for inputs in (random_tensor(2, 8, 3, 24, 16), random_tensor(2, 3, 24, 16)):
+            assert torch.equal(split(inputs).logits, whole(inputs).logits)
+
+
 def test_a_saved_half_precision_model_says_so(tmp_path):
     shake(ViCMAEModel(tiny_config())).to(torch.bfloat16).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"

@@ -124,6 +124,24 @@ def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int
     return patches.permute(*range(len(batch)), *order).reshape(*batch, num_channels, height, width)
 
 
+class ViCMAEFrameProjection(nn.Conv2d):
+    """A convolution over patches, in the layout of ViT checkpoints, applied to patches that are already cut."""
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches `(..., C * p * p)` -> `(..., D)`."""
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class ViCMAETubeletProjection(nn.Conv3d):
+    """The same over tubelets; a patch of a single frame counts as a still tubelet."""
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Tubelets `(..., C * tubelet_size * p * p)` or patches `(..., C * p * p)` -> `(..., D)`."""
+        is_still = patches.shape[-1] != self.weight[0].numel()
+        weight = self.weight.sum(2) if is_still else self.weight
+        return F.linear(patches, weight.flatten(1), self.bias)
+
+
 class ViCMAEPatchEmbeddings(nn.Module):
     """
     Linear embedding of patches, of single frames (`video=False`) or of tubelets of `tubelet_size` frames.
@@ -140,9 +158,8 @@ class ViCMAEPatchEmbeddings(nn.Module):
         kernel_size = (config.patch_size, config.patch_size)
         if video:
             kernel_size = (config.tubelet_size, *kernel_size)
-        # Holds the weights in the layout that checkpoints of ViTs have; it is applied as a linear layer.
-        convolution = nn.Conv3d if video else nn.Conv2d
-        self.projection = convolution(config.num_channels, config.hidden_size, kernel_size, stride=kernel_size)
+        projection = ViCMAETubeletProjection if video else ViCMAEFrameProjection
+        self.projection = projection(config.num_channels, config.hidden_size, kernel_size, stride=kernel_size)
 
     def forward(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -153,19 +170,18 @@ class ViCMAEPatchEmbeddings(nn.Module):
             ValueError: if the shape does not fit the channels, the patches or the tubelets.
         """
         self.check_pixel_values(pixel_values)
-        weight, bias = self.projection.weight, self.projection.bias
-        is_video = weight.ndim == 5
-        patches = patchify(pixel_values.to(weight.dtype), self.patch_size)
+        patches = patchify(pixel_values.to(self.projection.weight.dtype), self.patch_size)
         if pixel_values.ndim == 4:
             patches = patches.unsqueeze(1)
-            weight = weight.sum(2) if is_video else weight
         else:
             patches = patches.unflatten(1, (-1, self.tubelet_size))
+            is_video = isinstance(self.projection, nn.Conv3d)
             patches = patches.movedim(2, 4) if is_video else patches.mean(2)
+        patches = patches.flatten(3)
         if ids_keep is not None:
-            index = ids_keep[:, None, :, None].expand(-1, patches.shape[1], -1, weight[0].numel())
-            patches = patches.flatten(3).gather(2, index)
-        return F.linear(patches.reshape(*patches.shape[:3], -1), weight.flatten(1), bias)
+            index = ids_keep[:, None, :, None].expand(-1, patches.shape[1], -1, patches.shape[3])
+            patches = patches.gather(2, index)
+        return self.projection(patches)
 
     def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)

@@ -95,8 +95,9 @@ class BadFiles:
         with self.path.open("rb") as file:
             file.seek(self.num_bytes_read)
             for line in file:
-                # Without its end, another process is still writing it.
-                if line.endswith(b"\n"):
-                    entry = json.loads(line)
-                    self.errors.setdefault(entry["path"], entry["error"])
-                    self.num_bytes_read += len(line)
+                # Another process is still writing it; reading on would find the rest as a line of its own.
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                self.errors.setdefault(entry["path"], entry["error"])
+                self.num_bytes_read += len(line)
