@@ -14,7 +14,8 @@ from typing import Literal
 from transformers import AutoImageProcessor, set_seed
 
 from vicmae_hf import ViCMAEModel
-from vicmae_hf.data.labelled import list_labelled_files
+from vicmae_hf.data.labelled import open_labelled
+from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.probes import linear_probe, read_labelled_frames
 from vicmae_hf.training.reporting import write_json
@@ -28,7 +29,7 @@ class ProbeArguments:
     eval_data: str = setting(REQUIRED, "labelled folder of held-out files")
     output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
     num_frames: int = setting(8, "frames taken from a video")
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("decord", "video decoder tried first")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
     num_seeds: int = setting(5, "probes, each on its own 80 % of the training files; untrained encoders likewise")
 
     def __post_init__(self):
@@ -44,10 +45,11 @@ def main() -> None:
         model = ViCMAEModel.from_pretrained(arguments.model_name_or_path)
     except OSError as error:
         raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
-    train_files = list_labelled_files(arguments.train_data)
-    eval_files = list_labelled_files(arguments.eval_data, train_files.class_names)
-    train = read_labelled_frames(train_files, processor, arguments.num_frames, arguments.video_backend)
-    evaluation = read_labelled_frames(eval_files, processor, arguments.num_frames, arguments.video_backend)
+    loader = MediaLoader(arguments.video_backend)
+    train_source = open_labelled(arguments.train_data)
+    eval_source = open_labelled(arguments.eval_data, train_source.class_names)
+    train = read_labelled_frames(train_source, processor, arguments.num_frames, loader)
+    evaluation = read_labelled_frames(eval_source, processor, arguments.num_frames, loader)
 
     seeds = range(arguments.num_seeds)
     pretrained = linear_probe(model, train, evaluation, seeds)

@@ -32,6 +32,7 @@ def main() -> None:
             color_augmentation=arguments.color_augmentation,
             samples_per_file=arguments.samples_per_file,
             video_backend=arguments.video_backend,
+            seconds_per_file=arguments.seconds_per_file,
             seed=arguments.seed,
             max_bad_files=arguments.max_bad_files,
             bad_files_path=Path(arguments.output_dir) / "bad_files.jsonl",

@@ -6,3 +6,7 @@ class InputError(ValueError):
     A file, folder, setting or checkpoint that the user gave is wrong. The message names it, says what was expected and
     what to do; the scripts print it as one line, without a traceback.
     """
+
+
+class MediaDecodingError(ValueError):
+    """A video or image cannot be read; the message says which and why. Runs record it and go on."""

@@ -3,6 +3,7 @@
 from .bad_files import BadFiles, BadFilesError
 from .frame_pairs import FramePairDataset, load_frame_pairs
 from .loading import EpochBatchSampler, build_dataloader
+from .media import MediaLoader
 from .sampling import FrameSampling
 from .sources import DataSourceError, open_source
 from .video import VideoDecodingError, open_video
@@ -15,6 +16,7 @@ __all__ = [
     "EpochBatchSampler",
     "FramePairDataset",
     "FrameSampling",
+    "MediaLoader",
     "VideoDecodingError",
     "build_dataloader",
     "load_frame_pairs",

@@ -5,7 +5,8 @@ import logging
 import os
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, MediaDecodingError
+from .media import TimeLimitError
 
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ class BadFilesError(InputError):
 class BadFiles:
     """
     Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
+    Files that exceeded the time limit also have `"timed_out": true`.
 
     Workers append to the file and read what others have found.
 
@@ -35,13 +37,20 @@ class BadFiles:
         self.max_share = max_share
         self.max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
         self.errors: dict[str, str] = {}
+        self.timed_out: set[str] = set()
         self.num_bytes_read = 0
         self.update()
 
     def __len__(self) -> int:
         return len(self.errors)
 
-    def add(self, name: str, error: str) -> None:
+    def has_timed_out(self, name: str) -> bool:
+        """Whether a file exceeded the time limit, in any worker or process."""
+        if self.path is not None and self.path.exists() and self.path.stat().st_size > self.num_bytes_read:
+            self.update()
+        return name in self.timed_out
+
+    def add(self, name: str, error: MediaDecodingError) -> None:
         """
         Records a bad file.
 
@@ -52,9 +61,11 @@ class BadFiles:
             self.update()
         if name not in self.errors:
             # What is read from bytes does not know its name.
-            self.errors[name] = error = error if name in error else f"{name}: {error}"
-            logger.warning("Replaced by other files: %s", error)
-            self._append(name, error)
+            self.errors[name] = message = str(error) if name in str(error) else f"{name}: {error}"
+            if isinstance(error, TimeLimitError):
+                self.timed_out.add(name)
+            logger.warning("Replaced by other files: %s", message)
+            self._append(name)
         self.check()
 
     def check(self) -> None:
@@ -72,19 +83,20 @@ class BadFiles:
         """Leaves each bad file once in the record (two workers may have met one at the same time)."""
         self.update()
         if self.path is not None and self.errors:
-            lines = "".join(self._line(name, error) for name, error in self.errors.items())
+            lines = "".join(map(self._line, self.errors))
             self.num_bytes_read = self.path.write_bytes(lines.encode())
 
-    def _line(self, name: str, error: str) -> str:
-        return json.dumps({"path": name, "error": error}) + "\n"
+    def _line(self, name: str) -> str:
+        entry = {"path": name, "error": self.errors[name]}
+        return json.dumps(entry | ({"timed_out": True} if name in self.timed_out else {})) + "\n"
 
-    def _append(self, name: str, error: str) -> None:
+    def _append(self, name: str) -> None:
         if self.path is None:
             return
         # One write call in append mode, so that lines of several workers do not mix.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, self._line(name, error).encode())
+            os.write(descriptor, self._line(name).encode())
         finally:
             os.close(descriptor)
 
@@ -100,4 +112,6 @@ class BadFiles:
                     break
                 entry = json.loads(line)
                 self.errors.setdefault(entry["path"], entry["error"])
+                if entry.get("timed_out"):
+                    self.timed_out.add(entry["path"])
                 self.num_bytes_read += len(line)

@@ -9,13 +9,12 @@ from itertools import accumulate, count
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, MediaDecodingError
 from .augmentation import RandomView
 from .bad_files import BadFiles
-from .images import ImageDecodingError, read_image
+from .media import MediaItem, MediaLoader, MediaReader
 from .sampling import FrameSampling
-from .sources import DataSourceError, MediaItem, MediaSource, open_source
-from .video import VideoDecodingError, check_backend, open_video
+from .sources import DataSourceError, MediaSource, open_source
 
 
 # (epoch, position in the epoch's order, index of the sample): the first two decide its random numbers.
@@ -32,6 +31,7 @@ class FramePairDataset(torch.utils.data.Dataset):
 
     A file that cannot be read is recorded in `bad_files`; another one, drawn from the same numbers, takes its place.
     The record does not decide what is read: of a file damaged in parts, one worker may know while another does not.
+    Only a file that exceeded the time limit is not opened again.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FramePairDataset(torch.utils.data.Dataset):
         view: RandomView,
         frame_sampling: FrameSampling,
         bad_files: BadFiles,
-        video_backend: str = "decord",
+        loader: MediaLoader,
         samples_per_file: int = 1,
         seed: int = 0,
     ):
@@ -48,7 +48,7 @@ class FramePairDataset(torch.utils.data.Dataset):
         self.view = view
         self.frame_sampling = frame_sampling
         self.bad_files = bad_files
-        self.video_backend = video_backend
+        self.loader = loader
         self.samples_per_file = samples_per_file
         self.seed = seed
         self.ends = list(accumulate(len(source) for source in self.sources))
@@ -70,10 +70,12 @@ class FramePairDataset(torch.utils.data.Dataset):
             if attempt > 0:
                 index = int(generator.integers(self.num_files))
             item = self.item(index % self.num_files)
+            if self.bad_files.has_timed_out(item.name):
+                continue
             try:
                 return {"pixel_values": self.read_pair(item, generator)}
-            except (VideoDecodingError, ImageDecodingError) as error:
-                self.bad_files.add(item.name, str(error))
+            except MediaDecodingError as error:
+                self.bad_files.add(item.name, error)
 
     def item(self, file_index: int) -> MediaItem:
         """The file with this index, counted through all sources."""
@@ -83,12 +85,11 @@ class FramePairDataset(torch.utils.data.Dataset):
 
     def read_pair(self, item: MediaItem, generator: np.random.Generator) -> torch.Tensor:
         """Two views `(2, 3, H, W)` of a file, uint8."""
-        if item.is_video:
-            with open_video(item.media, self.video_backend) as video:
-                indices = self.frame_sampling.sample(video.timestamps, video.duration, generator)
-                frames = video.get_frames(indices)
-        else:
-            frames = [read_image(item.media)] * 2
+
+        def choose_frames(reader: MediaReader) -> tuple[int, int]:
+            return self.frame_sampling.sample(reader.timestamps, reader.duration, generator)
+
+        frames = self.loader.read_frames(item, choose_frames)
         return self.view(frames, seed=int(generator.integers(2**63)))
 
 
@@ -104,7 +105,8 @@ def load_frame_pairs(
     horizontal_flip: bool = True,
     color_augmentation: bool = False,
     samples_per_file: int = 1,
-    video_backend: str = "decord",
+    video_backend: str = MediaLoader.video_backend,
+    seconds_per_file: float = MediaLoader.seconds_per_file,
     seed: int = 0,
     max_bad_files: float = 0.05,
     bad_files_path: str | os.PathLike | None = None,
@@ -118,7 +120,7 @@ def load_frame_pairs(
         frame_sampling, window_seconds, num_segments, gap_seconds: which frames of a video (see `FrameSampling`).
         crop_scale, horizontal_flip, color_augmentation: how a view is made from a frame (see `RandomView`).
         samples_per_file: pairs drawn from each file in an epoch; more than 1 suits a few long recordings.
-        video_backend: `"decord"`, `"torchcodec"` or `"pyav"` (see `open_video`).
+        video_backend, seconds_per_file: how files are read (see `MediaLoader`).
         seed: pairs are a function of it, of the epoch and of the sample.
         max_bad_files: share of files that may be unreadable before a `BadFilesError` stops the run.
         bad_files_path: JSON lines file for the record of unreadable ones.
@@ -136,14 +138,14 @@ def load_frame_pairs(
         raise InputError(f"samples_per_file must be at least 1, got {samples_per_file}.")
     if seed < 0:
         raise InputError(f"seed must be at least 0, got {seed}.")
-    check_backend(video_backend)
+    loader = MediaLoader(video_backend, seconds_per_file)
     opened = [open_source(name) for name in names]
     return FramePairDataset(
         opened,
         view=RandomView(image_size, crop_scale, horizontal_flip, color_augmentation),
         frame_sampling=FrameSampling(frame_sampling, window_seconds, num_segments, gap_seconds),
         bad_files=BadFiles(bad_files_path, sum(map(len, opened)), max_bad_files),
-        video_backend=video_backend,
+        loader=loader,
         samples_per_file=samples_per_file,
         seed=seed,
     )

@@ -2,15 +2,42 @@
 
 import io
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as F
 
+from ..errors import MediaDecodingError
 
-class ImageDecodingError(ValueError):
+
+class ImageDecodingError(MediaDecodingError):
     """An image could not be read; the message names it and says why."""
+
+
+class ImageReader:
+    """An image, as a video of one frame (see `MediaReader`)."""
+
+    timestamps = np.zeros(1)
+    duration = 0.0
+    num_frames = 1
+
+    def __init__(self, source: str | bytes):
+        self.image = read_image(source)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self) -> None:
+        self.image = None
+
+    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """The image, uint8 `(len(indices), 3, H, W)`, as views of one memory."""
+        return self.image.expand(len(indices), -1, -1, -1)
 
 
 def read_image(source: str | bytes) -> torch.Tensor:

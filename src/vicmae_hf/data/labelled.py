@@ -1,67 +1,144 @@
-"""Labelled folders, and the frames of a file that an evaluation looks at."""
+"""Labelled media: folders ROOT/CLASS_NAME/FILE, and tables with a column of labels."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import datasets
 import numpy as np
-import torch
 
 from ..errors import InputError
-from .images import read_image
-from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from .video import open_video
+from .media import MediaItem, MediaReader
+from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, open_source
 
 
 @dataclass(frozen=True)
-class LabelledFiles:
-    """Files with the indices of their classes; `class_names[labels[i]]` is the class of `paths[i]`."""
-
-    paths: list[str]
-    labels: list[int]
-    class_names: list[str]
-
-
-def list_labelled_files(folder: str | os.PathLike, class_names: Sequence[str] | None = None) -> LabelledFiles:
+class LabelledSource:
     """
-    Videos and images of `folder/CLASS_NAME/FILE`. Class indices follow sorted names, or `class_names` if given (those
-    of the training data, for an evaluation folder).
+    Labelled videos and images, or a part of them.
+
+    Args:
+        name: as the user gave it.
+        items: all items of the source.
+        all_labels: their class indices, int64.
+        class_names: `class_names[label]` is the name of a class.
+        indices: which of the items are in this part, in order.
+    """
+
+    name: str
+    items: Sequence[MediaItem]
+    all_labels: np.ndarray
+    class_names: list[str]
+    indices: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class index of each item of this part, `(len(self),)`."""
+        return self.all_labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> MediaItem:
+        return self.items[int(self.indices[index])]
+
+    def select(self, indices: Sequence[int]) -> "LabelledSource":
+        """The part of this part at `indices`."""
+        return replace(self, indices=self.indices[np.asarray(indices, dtype=np.int64)])
+
+
+def open_labelled(name: str | os.PathLike, class_names: Sequence[str] | None = None) -> LabelledSource:
+    """
+    Opens a folder ROOT/CLASS_NAME/FILE, or any dataset or frame store with a column of type ClassLabel.
+
+    Args:
+        name: see `open_source`.
+        class_names: the classes in the order of their indices, as a model has them. Default: sorted names of a
+            folder's classes, the order of the ClassLabel of a dataset.
 
     Raises:
-        InputError: if the folder does not exist, holds no such files, or has a class that `class_names` lacks.
+        InputError: if the source does not exist, is empty or has no labels, or has classes that `class_names` lacks.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"{folder}: no such folder; expected FOLDER/CLASS_NAME/FILE.")
+    name = os.fspath(name)
+    folder = Path(name).expanduser()
+    is_table = not folder.is_dir() or (folder / "state.json").is_file() or any(folder.glob("*.parquet"))
+    source = open_source(name) if is_table else open_labelled_folder(name, folder)
+    if source.labels is None:
+        raise InputError(f"{name}: has no labels; expected ROOT/CLASS_NAME/FILE or a column of type ClassLabel.")
+    without = np.flatnonzero(source.labels < 0)
+    if len(without):
+        raise InputError(
+            f"{name}: {len(without)} of {len(source)} items have no label, the first: {source[int(without[0])].name}. "
+            "Label them or leave them out."
+        )
+    labels = source.labels if class_names is None else relabel(source, class_names)
+    names = source.class_names if class_names is None else list(class_names)
+    return LabelledSource(name, source, labels, names, np.arange(len(source)))
+
+
+def open_labelled_folder(name: str, folder: Path) -> MediaSource:
+    """Videos and images of `folder/CLASS_NAME/FILE`; class indices follow sorted names."""
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     found = {
-        path.name: sorted(
-            str(file) for file in path.iterdir() if file.suffix.lower() in extensions and not file.name.startswith(".")
+        entry.name: sorted(
+            str(file) for file in entry.iterdir() if file.suffix.lower() in extensions and file.name[0] != "."
         )
-        for path in sorted(root.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and entry.name[0] != "."
     }
-    found = {name: files for name, files in found.items() if files}
+    found = {class_name: files for class_name, files in found.items() if files}
     if not found:
-        raise InputError(f"{folder}: no videos or images found; expected FOLDER/CLASS_NAME/FILE.")
-    names = list(found) if class_names is None else list(class_names)
-    unknown = [name for name in found if name not in names]
+        raise InputError(f"{name}: no videos or images found; expected {name}/CLASS_NAME/FILE.")
+    table = datasets.Dataset.from_dict(
+        {
+            "path": [path for files in found.values() for path in files],
+            "label": [label for label, files in enumerate(found.values()) for _ in files],
+        },
+        features=datasets.Features(
+            {"path": datasets.Value("string"), "label": datasets.ClassLabel(names=list(found))}
+        ),
+    )
+    return MediaSource(name, table, "path")
+
+
+def relabel(source: MediaSource, class_names: Sequence[str]) -> np.ndarray:
+    """The labels of a source as indices into `class_names`."""
+    used = [source.class_names[label] for label in np.unique(source.labels)]
+    unknown = [class_name for class_name in used if class_name not in class_names]
     if unknown:
-        raise InputError(f"{folder}: classes that the training data lacks: {', '.join(unknown)}.")
-    pairs = [(path, names.index(name)) for name, files in found.items() for path in files]
-    return LabelledFiles([path for path, _ in pairs], [label for _, label in pairs], names)
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise InputError(
+            f"{source.name}: {len(unknown)} classes are unknown to the model or the training data: {shown}. Expected "
+            f"some of its {len(class_names)}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
+        )
+    positions = {class_name: index for index, class_name in enumerate(class_names)}
+    mapping = np.array([positions.get(class_name, -1) for class_name in source.class_names], dtype=np.int64)
+    return mapping[source.labels]
 
 
-def read_frames(path: str, num_frames: int, video_backend: str = "decord") -> torch.Tensor:
+def read_class_names(path: str | os.PathLike) -> list[str]:
     """
-    The middle frames of `num_frames` equal parts of a video, uint8 `(num_frames, 3, H, W)`; an image is one frame.
+    Class names of a text file, one a line, in the order of their indices.
 
     Raises:
-        VideoDecodingError, ImageDecodingError: if the file cannot be read.
+        InputError: if it cannot be read, is empty, or names a class twice.
     """
-    if Path(path).suffix.lower() in IMAGE_EXTENSIONS:
-        return read_image(path).unsqueeze(0)
-    with open_video(path, video_backend) as video:
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a list of class names, one a line ({error}).") from error
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        raise InputError(f"{path}: expected class names, each once, got {f'{twice[0]!r} twice' if twice else 'none'}.")
+    return names
+
+
+def spread_frames(num_frames: int):
+    """The middle frames of `num_frames` equal parts of a video, for `MediaLoader.read_frames`."""
+
+    def choose_frames(reader: MediaReader) -> list[int]:
         middles = (np.arange(num_frames) + 0.5) / num_frames
-        return video.get_frames((middles * video.num_frames).astype(int))
+        return (middles * reader.num_frames).astype(int).tolist()
+
+    return choose_frames

@@ -4,13 +4,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 from huggingface_hub import HfApi, constants
 
 from ..errors import InputError
+from .media import EncodedItem
 
 
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
@@ -19,15 +20,6 @@ IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", 
 
 class DataSourceError(InputError):
     """A data source is missing, empty or not understood; the message names it and says what was expected."""
-
-
-@dataclass(frozen=True)
-class MediaItem:
-    """One video or image: its path or its bytes, and a name to report it by."""
-
-    media: str | bytes
-    name: str
-    is_video: bool
 
 
 class MediaSource:
@@ -39,6 +31,11 @@ class MediaSource:
         table: has the column `column`, of paths (string) or of `{"path", "bytes"}` (`Image` or `Video`, not decoded).
         column: name of that column.
         is_video: whether all rows are videos; None where the file extension tells.
+
+    Attributes:
+        labels: class indices `(N,)`, int64, of the table's column of type ClassLabel; None if it has none. A row
+            without a label has -1.
+        class_names: of the labels, or None.
     """
 
     def __init__(self, name: str, table: datasets.Dataset, column: str, is_video: bool | None = None):
@@ -46,11 +43,12 @@ class MediaSource:
         self.table = table.select_columns([column])
         self.column = column
         self.is_video = is_video
+        self.labels, self.class_names = read_labels(table)
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> MediaItem:
+    def __getitem__(self, index: int) -> EncodedItem:
         value = self.table[index][self.column]
         if isinstance(value, str):
             value = {"path": value, "bytes": None}
@@ -61,13 +59,23 @@ class MediaSource:
         has_file = value["bytes"] is None
         is_video = self.is_video if self.is_video is not None else Path(path).suffix.lower() in VIDEO_EXTENSIONS
         name = path if has_file else f"{self.name}[{index}]" + (f" ({path})" if path else "")
-        return MediaItem(path if has_file else value["bytes"], name, is_video)
+        return EncodedItem(path if has_file else value["bytes"], name, is_video)
+
+
+def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] | None]:
+    """Class indices `(N,)` and class names of a table's first column of type ClassLabel; None and None without one."""
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            labels = table.with_format("arrow").select_columns([column])[:].column(column)
+            return labels.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
+    return None, None
 
 
 def open_source(name: str | os.PathLike) -> MediaSource:
     """
     Opens a folder of videos and images (any nesting), a Parquet file or a folder of them, a folder written by
-    `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train").
+    `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train"). The folders' names are no labels here
+    (`open_labelled` reads them).
 
     Raises:
         DataSourceError: if it does not exist or holds no videos or images.

@@ -23,13 +23,13 @@ import torch
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from ..errors import InputError
+from ..errors import InputError, MediaDecodingError
 
 
 logger = logging.getLogger(__name__)
 
 
-class VideoDecodingError(ValueError):
+class VideoDecodingError(MediaDecodingError):
     """
     A video cannot be decoded.
 
@@ -341,7 +341,7 @@ class VideoReader:
         num_frames: T.
     """
 
-    def __init__(self, source: str | bytes, backend: str = "decord"):
+    def __init__(self, source: str | bytes, backend: str = "pyav"):
         self.path = f"<{len(source)} bytes>" if isinstance(source, bytes) else source
         self._source = source
         self._backend = backend
@@ -398,7 +398,7 @@ class VideoReader:
             return self._decode(indices)
 
 
-def open_video(source: str | os.PathLike | bytes, backend: str = "decord") -> VideoReader:
+def open_video(source: str | os.PathLike | bytes, backend: str = "pyav") -> VideoReader:
     """
     Opens a video, in one thread. Use it in a `with` statement, or `close` it.
 

@@ -52,7 +52,8 @@ class TrainingArguments:
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     seed: int = setting(0, "of weights, data order, views and masks")
     dataloader_num_workers: int = setting(4, "loading processes per training process; 0 loads in the training process")
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("decord", "video decoder tried first")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
     max_bad_files: float = setting(0.05, "share of unreadable files that stops the run; one is allowed unless 0")
     logging_steps: int = setting(10, "updates between two lines of metrics.jsonl")
     checkpointing_steps: int = setting(1000, "updates between checkpoints; 0 writes none")
@@ -75,7 +76,14 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
-        for name in ["base_learning_rate", "warmup_epochs", "weight_decay", "dataloader_num_workers", "seed"]:
+        for name in [
+            "base_learning_rate",
+            "warmup_epochs",
+            "weight_decay",
+            "dataloader_num_workers",
+            "seed",
+            "seconds_per_file",
+        ]:
             if not getattr(self, name) >= 0:
                 raise ArgumentsError(f"--{name} must not be negative, got {getattr(self, name)}.")
         if self.checkpointing_steps < 0:

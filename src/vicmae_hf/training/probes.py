@@ -9,10 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..data.images import ImageDecodingError
-from ..data.labelled import LabelledFiles, read_frames
-from ..data.video import VideoDecodingError
-from ..errors import InputError
+from ..data.labelled import LabelledSource, spread_frames
+from ..data.media import MediaLoader
+from ..errors import InputError, MediaDecodingError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEModel
 from .optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
@@ -40,28 +39,27 @@ class LabelledFrames:
 
 
 def read_labelled_frames(
-    files: LabelledFiles, processor: ViCMAEImageProcessor, num_frames: int, video_backend: str = "decord"
+    source: LabelledSource, processor: ViCMAEImageProcessor, num_frames: int, loader: MediaLoader
 ) -> LabelledFrames:
     """
-    Reads `num_frames` frames of every file, evenly spread over a video. For sets that fit into memory.
+    Reads `num_frames` frames of every item, evenly spread over a video. For sets that fit into memory.
 
     Raises:
-        InputError: if no file can be read.
+        InputError: if no item can be read.
     """
     pixel_values, labels = [], []
-    for path, label in tqdm(list(zip(files.paths, files.labels, strict=True)), desc="reading frames"):
+    for index in tqdm(range(len(source)), desc="reading frames"):
         try:
-            frames = read_frames(path, num_frames, video_backend)
-        except (VideoDecodingError, ImageDecodingError) as error:
+            frames = loader.read_frames(source[index], spread_frames(num_frames))
+        except MediaDecodingError as error:
             logger.warning("Left out: %s", error)
             continue
-        frames = processor(list(frames), return_tensors="pt").pixel_values
-        pixel_values.append(frames.expand(num_frames, -1, -1, -1))
-        labels.append(label)
+        pixel_values.append(processor(list(frames), return_tensors="pt").pixel_values)
+        labels.append(source.labels[index])
     if not labels:
-        raise InputError(f"None of {len(files.paths)} files could be read; the first: {files.paths[0]}")
+        raise InputError(f"None of {len(source)} files could be read; the first: {source[0].name}")
     return LabelledFrames(
-        torch.stack(pixel_values), torch.tensor(labels), files.class_names, len(files.paths) - len(labels)
+        torch.stack(pixel_values), torch.tensor(labels), source.class_names, len(source) - len(labels)
     )
 
 
