@@ -23,6 +23,7 @@ from vicmae_hf.data import (
     EpochBatchSampler,
     FramePairDataset,
     FrameSampling,
+    MediaLoader,
     build_dataloader,
     load_frame_pairs,
     open_source,
@@ -266,7 +267,12 @@ class SeedView:
 
 def test_no_two_samples_share_random_numbers(partly_bad):
     dataset = FramePairDataset(
-        [open_source(partly_bad)], SeedView(), FrameSampling(), BadFiles(None, 12, 0.5), samples_per_file=4
+        [open_source(partly_bad)],
+        SeedView(),
+        FrameSampling(),
+        BadFiles(None, 12, 0.5),
+        MediaLoader(),
+        samples_per_file=4,
     )
     seeds = all_pairs_of_seeds(dataset, 2).tolist()
     assert len(seeds) == 5 * 48

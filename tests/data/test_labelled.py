@@ -1,12 +1,11 @@
+import datasets
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from video_files import numbered_frames, read_numbers, write_video
 
-from vicmae_hf.data import VideoDecodingError
-from vicmae_hf.data.images import ImageDecodingError
-from vicmae_hf.data.labelled import list_labelled_files, read_frames
+from vicmae_hf.data.labelled import open_labelled, read_class_names, spread_frames
+from vicmae_hf.data.media import MediaLoader
+from vicmae_hf.data.sources import open_source
 from vicmae_hf.errors import InputError
 
 
@@ -16,40 +15,84 @@ def make_files(root, *names):
         (root / name).touch()
 
 
-def listed(files, root):
-    return [
-        (path.removeprefix(f"{root}/"), label) for path, label in zip(files.paths, files.labels, strict=True)
-    ], files.class_names
+def listed(source, root):
+    names = [source[index].name.removeprefix(f"{root}/") for index in range(len(source))]
+    return list(zip(names, source.labels.tolist(), strict=True))
 
 
 def test_classes_follow_sorted_names(tmp_path):
     make_files(tmp_path, "wash/b.mp4", "wash/a.JPG", "jump/c.webm", "Zoo/d.png")
     # No class folders, no media, or hidden (macOS leaves files like ._b.mp4).
     make_files(tmp_path, "readme.txt", "loose.mp4", "empty/notes.txt", ".cache/x.mp4", "wash/._b.mp4")
-    assert listed(list_labelled_files(tmp_path), tmp_path) == (
-        [("Zoo/d.png", 0), ("jump/c.webm", 1), ("wash/a.JPG", 2), ("wash/b.mp4", 2)],
-        ["Zoo", "jump", "wash"],
-    )
+    source = open_labelled(tmp_path)
+    assert listed(source, tmp_path) == [("Zoo/d.png", 0), ("jump/c.webm", 1), ("wash/a.JPG", 2), ("wash/b.mp4", 2)]
+    assert source.class_names == ["Zoo", "jump", "wash"]
 
 
 def test_classes_in_a_given_order(tmp_path):
     make_files(tmp_path, "wash/b.mp4", "jump/c.webm")
-    files = list_labelled_files(tmp_path, class_names=["wash", "sing", "jump"])
-    assert listed(files, tmp_path) == ([("jump/c.webm", 2), ("wash/b.mp4", 0)], ["wash", "sing", "jump"])
+    source = open_labelled(tmp_path, class_names=["wash", "sing", "jump"])
+    assert listed(source, tmp_path) == [("jump/c.webm", 2), ("wash/b.mp4", 0)]
+    assert source.class_names == ["wash", "sing", "jump"]
 
 
-def test_class_that_training_did_not_have(tmp_path):
+def test_a_part_of_a_part(tmp_path):
+    make_files(tmp_path, "a/0.mp4", "a/1.mp4", "b/2.mp4", "b/3.mp4", "c/4.mp4")
+    part = open_labelled(tmp_path).select([4, 2, 1]).select(np.array([1, 0]))
+    assert listed(part, tmp_path) == [("b/2.mp4", 1), ("c/4.mp4", 2)]
+    assert len(part) == 2 and part.class_names == ["a", "b", "c"]
+
+
+def test_unknown_classes(tmp_path):
     make_files(tmp_path, "wash/b.mp4", "jump/c.webm", "dance/d.mp4")
-    with pytest.raises(InputError, match="classes that the training data lacks: dance, jump"):
-        list_labelled_files(tmp_path, class_names=["wash"])
+    with pytest.raises(InputError, match=r"2 classes are unknown .*: dance, jump\. Expected some of its 1: wash"):
+        open_labelled(tmp_path, class_names=["wash"])
 
 
 def test_folders_without_labelled_files(tmp_path):
-    with pytest.raises(InputError, match="gone: no such folder"):
-        list_labelled_files(tmp_path / "gone")
+    with pytest.raises(InputError, match="gone: no such file or folder"):
+        open_labelled(tmp_path / "gone")
     make_files(tmp_path, "loose.mp4", "empty/notes.txt")
-    with pytest.raises(InputError, match="no videos or images found; expected FOLDER/CLASS_NAME/FILE"):
-        list_labelled_files(tmp_path)
+    with pytest.raises(InputError, match=r"no videos or images found; expected .*/CLASS_NAME/FILE"):
+        open_labelled(tmp_path)
+
+
+def write_table(folder, labels, names):
+    features = {"clip": datasets.Video(decode=False), "label": datasets.ClassLabel(names=names)}
+    clips = [{"path": f"{index}.mp4", "bytes": b"not opened here"} for index in range(len(labels))]
+    datasets.Dataset.from_dict({"clip": clips, "label": labels}, datasets.Features(features)).save_to_disk(folder)
+
+
+def test_labels_of_a_table_are_its_class_labels(tmp_path):
+    write_table(tmp_path / "table", [2, 0, 2], ["wash", "sing", "jump"])
+    source = open_labelled(tmp_path / "table")
+    assert listed(source, tmp_path) == [("table[0] (0.mp4)", 2), ("table[1] (1.mp4)", 0), ("table[2] (2.mp4)", 2)]
+    assert source.class_names == ["wash", "sing", "jump"]
+    # "sing" is in the table's list, but no row has it.
+    other = open_labelled(tmp_path / "table", class_names=["jump", "run", "wash"])
+    assert other.labels.tolist() == [0, 2, 0]
+
+
+def test_a_table_with_a_row_without_label_or_without_labels(tmp_path):
+    write_table(tmp_path / "table", [1, None, 0], ["wash", "sing"])
+    with pytest.raises(InputError, match=r"1 of 3 items have no label, the first: .*table\[1\] \(1\.mp4\)"):
+        open_labelled(tmp_path / "table")
+    table = datasets.Dataset.from_dict({"clip": [{"path": "a.mp4", "bytes": b"not opened here"}]})
+    table.cast_column("clip", datasets.Video(decode=False)).save_to_disk(tmp_path / "plain")
+    with pytest.raises(InputError, match="has no labels; expected ROOT/CLASS_NAME/FILE or a column of type"):
+        open_labelled(tmp_path / "plain")
+    assert open_source(tmp_path / "plain").labels is None
+
+
+def test_a_list_of_class_names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("wash hands\n\nsing\n")
+    assert read_class_names(path) == ["wash hands", "sing"]
+    path.write_text("sing\nwash\nsing\n")
+    with pytest.raises(InputError, match=r"names\.txt: expected class names, each once, got 'sing' twice"):
+        read_class_names(path)
+    with pytest.raises(InputError, match=r"gone\.txt: cannot be read as a list of class names"):
+        read_class_names(tmp_path / "gone.txt")
 
 
 @pytest.mark.parametrize(
@@ -57,24 +100,7 @@ def test_folders_without_labelled_files(tmp_path):
     [(1, [10]), (2, [5, 15]), (4, [2, 7, 12, 17]), (20, list(range(20))), (40, [i // 2 for i in range(40)])],
 )
 def test_frames_from_the_middle_of_equal_parts(tmp_path, num_frames, middles):
-    path = str(tmp_path / "a.mp4")
-    write_video(path, numbered_frames(20))
-    frames = read_frames(path, num_frames)
-    assert frames.shape == (num_frames, 3, 64, 96)
-    assert frames.dtype == torch.uint8
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", numbered_frames(20))
+    frames = MediaLoader().read_frames(open_labelled(tmp_path)[0], spread_frames(num_frames))
     assert read_numbers(frames) == middles
-
-
-def test_an_image_is_one_frame(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.PNG")
-    frames = read_frames(str(tmp_path / "a.PNG"), 8)
-    assert (frames.permute(0, 2, 3, 1).numpy() == picture[None]).all()
-
-
-def test_files_that_cannot_be_read(tmp_path):
-    make_files(tmp_path, "a.mp4", "a.jpg")
-    with pytest.raises(VideoDecodingError, match=r"a\.mp4"):
-        read_frames(str(tmp_path / "a.mp4"), 2)
-    with pytest.raises(ImageDecodingError, match=r"a\.jpg"):
-        read_frames(str(tmp_path / "a.jpg"), 2)

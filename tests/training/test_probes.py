@@ -7,7 +7,8 @@ from tiny_models import tiny_config
 from video_files import numbered_frames, write_video
 
 from vicmae_hf import ViCMAEImageProcessor, ViCMAEModel
-from vicmae_hf.data.labelled import list_labelled_files
+from vicmae_hf.data.labelled import open_labelled
+from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.errors import InputError
 from vicmae_hf.training.probes import (
     LabelledFrames,
@@ -107,7 +108,7 @@ def test_frames_of_labelled_files(tmp_path):
     (tmp_path / "b" / "broken.mp4").write_bytes(b"x" * 50)
     write_video(tmp_path / "b" / "clip.mp4", numbered_frames(3, 48, 64), fps=12)
     processor = ViCMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    frames = read_labelled_frames(list_labelled_files(tmp_path), processor, num_frames=4)
+    frames = read_labelled_frames(open_labelled(tmp_path), processor, 4, MediaLoader())
     assert frames.pixel_values.shape == (2, 4, 3, 32, 32)
     assert frames.labels.tolist() == [0, 1]
     assert frames.class_names == ["a", "b"]
@@ -115,4 +116,4 @@ def test_frames_of_labelled_files(tmp_path):
     (tmp_path / "a" / "clip.mp4").unlink()
     (tmp_path / "b" / "clip.mp4").unlink()
     with pytest.raises(InputError, match=r"None of 1 files could be read; the first: .*broken\.mp4"):
-        read_labelled_frames(list_labelled_files(tmp_path), processor, num_frames=4)
+        read_labelled_frames(open_labelled(tmp_path), processor, 4, MediaLoader())

@@ -5,8 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from ..errors import InputError, MediaDecodingError
-from .media import TimeLimitError
+from ..errors import InputError
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class BadFiles:
             self.update()
         return name in self.timed_out
 
-    def add(self, name: str, error: MediaDecodingError) -> None:
+    def add(self, name: str, error: str, timed_out: bool = False) -> None:
         """
         Records a bad file.
 
@@ -61,10 +60,10 @@ class BadFiles:
             self.update()
         if name not in self.errors:
             # What is read from bytes does not know its name.
-            self.errors[name] = message = str(error) if name in str(error) else f"{name}: {error}"
-            if isinstance(error, TimeLimitError):
+            self.errors[name] = error = error if name in error else f"{name}: {error}"
+            if timed_out:
                 self.timed_out.add(name)
-            logger.warning("Replaced by other files: %s", message)
+            logger.warning("Replaced by other files: %s", error)
             self._append(name)
         self.check()
 

@@ -12,7 +12,7 @@ import torch
 from ..errors import InputError, MediaDecodingError
 from .augmentation import RandomView
 from .bad_files import BadFiles
-from .media import MediaItem, MediaLoader, MediaReader
+from .media import MediaItem, MediaLoader, MediaReader, TimeLimitError
 from .sampling import FrameSampling
 from .sources import DataSourceError, MediaSource, open_source
 
@@ -75,7 +75,7 @@ class FramePairDataset(torch.utils.data.Dataset):
             try:
                 return {"pixel_values": self.read_pair(item, generator)}
             except MediaDecodingError as error:
-                self.bad_files.add(item.name, error)
+                self.bad_files.add(item.name, str(error), isinstance(error, TimeLimitError))
 
     def item(self, file_index: int) -> MediaItem:
         """The file with this index, counted through all sources."""
