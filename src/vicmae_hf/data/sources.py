@@ -95,7 +95,7 @@ def open_source(name: str | os.PathLike) -> MediaSource:
         with _as_source_error(name, "the saved dataset could not be read"):
             dataset = datasets.load_from_disk(str(path))
         return _from_dataset(name, dataset)
-    files = _list_files(path)
+    files = list_files(path)
     media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
     parquet = [file for file in files if file.endswith(".parquet")]
     if media and parquet:
@@ -126,7 +126,7 @@ def _as_source_error(name: str, what: str) -> Iterator[None]:
         raise DataSourceError(f"{name}: {what} ({reason}).") from error
 
 
-def _list_files(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     # Strings: a million Path objects would take a minute to make and sort.
     files = []
     seen = {os.path.realpath(folder)}
