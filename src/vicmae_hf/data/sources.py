@@ -92,7 +92,7 @@ def open_source(name: str | os.PathLike) -> MediaSource:
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise DataSourceError(f"{name}: expected one split, got a folder of them: name one of {', '.join(splits)}.")
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        with _as_source_error(name, "the saved dataset could not be read"):
+        with as_source_error(name, "the saved dataset could not be read"):
             dataset = datasets.load_from_disk(str(path))
         return _from_dataset(name, dataset)
     files = list_files(path)
@@ -117,7 +117,7 @@ def open_source(name: str | os.PathLike) -> MediaSource:
 
 
 @contextmanager
-def _as_source_error(name: str, what: str) -> Iterator[None]:
+def as_source_error(name: str, what: str) -> Iterator[None]:
     try:
         yield
     # The libraries under `datasets` raise errors of their own: pyarrow's, the HTTP client's, RuntimeErrors.
@@ -147,7 +147,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 def _open_parquet(name: str, files: list[str]) -> MediaSource:
-    with _as_source_error(name, "the Parquet files could not be read"):
+    with as_source_error(name, "the Parquet files could not be read"):
         dataset = datasets.Dataset.from_parquet(files)
     return _from_dataset(name, dataset)
 
@@ -155,7 +155,7 @@ def _open_parquet(name: str, files: list[str]) -> MediaSource:
 def _open_hub_dataset(name: str) -> MediaSource:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise DataSourceError(f"{name}: no such file or folder.")
-    with _as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
+    with as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
         if not constants.HF_HUB_OFFLINE:
             # Without network this fails at once; load_dataset would try for half a minute.
             HfApi().dataset_info(name, timeout=10)
