@@ -1,0 +1,61 @@
+"""
+Prepares a dataset as people have it on disk: matches its official list with the files, opens them, and writes a table
+with the official labels beside a report of what is missing, broken or repeated. docs/datasets.md explains.
+
+    python examples/pytorch/prepare_dataset.py \
+        --dataset kinetics400 --root /data/k400 --split val --output tables/k400_val
+    python examples/pytorch/pack_frames.py --input tables/k400_val --output stores/k400_val
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vicmae_hf.data import MediaLoader
+from vicmae_hf.data.labelled import read_class_names
+from vicmae_hf.data.preparation import prepare_dataset, summarize
+from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.training.session import run_script
+
+
+@dataclass(kw_only=True)
+class PreparationArguments:
+    dataset: Literal[
+        "kinetics400", "kinetics600", "kinetics700", "ssv2", "moments", "imagenet", "places365", "folder"
+    ] = setting(REQUIRED, "whose layout and class order to expect")
+    root: str = setting(REQUIRED, "folder of the dataset; ImageNet: also Parquet or a name on the Hub")
+    output: str = setting(REQUIRED, "folder to write: table, report.json, classes.csv, problems.csv, list.tsv")
+    split: Literal["train", "val", "test"] | None = setting(None, "which list; a plain folder may have none")
+    annotations: str | None = setting(None, "the split's list; default: where the layout has it")
+    media: str | None = setting(None, "folder of the split's files; default: where the layout has it")
+    class_names: str | None = setting(None, "file of class names, one a line, for another order than the official one")
+    check: Literal["none", "header", "decode"] = setting(
+        "header", "whether a file is there; opens; or also decodes its first and last frame"
+    )
+    num_proc: int = setting(4, "processes that check")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
+
+    def __post_init__(self):
+        if self.num_proc < 1:
+            raise ArgumentsError(f"--num_proc must be at least 1, got {self.num_proc}.")
+
+
+def main() -> None:
+    arguments = parse_arguments(PreparationArguments)
+    report = prepare_dataset(
+        arguments.dataset,
+        arguments.root,
+        arguments.output,
+        split=arguments.split,
+        annotations=arguments.annotations,
+        media=arguments.media,
+        class_names=None if arguments.class_names is None else read_class_names(arguments.class_names),
+        check=arguments.check,
+        num_proc=arguments.num_proc,
+        loader=MediaLoader(arguments.video_backend, arguments.seconds_per_file),
+    )
+    print(f"{summarize(report)}\nTable and report: {arguments.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)
