@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 
 from ..errors import InputError
+from .frame_store import STORE_FILE
 from .media import MediaItem, MediaReader
 from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, open_source
 
@@ -62,7 +63,8 @@ def open_labelled(name: str | os.PathLike, class_names: Sequence[str] | None = N
     """
     name = os.fspath(name)
     folder = Path(name).expanduser()
-    is_table = not folder.is_dir() or (folder / "state.json").is_file() or any(folder.glob("*.parquet"))
+    is_dataset = any((folder / file).is_file() for file in ("state.json", STORE_FILE)) or any(folder.glob("*.parquet"))
+    is_table = not folder.is_dir() or is_dataset
     source = open_source(name) if is_table else open_labelled_folder(name, folder)
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected ROOT/CLASS_NAME/FILE or a column of type ClassLabel.")

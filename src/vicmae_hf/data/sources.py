@@ -1,5 +1,6 @@
 """From what a user names (folders, Parquet files, datasets) to tables of videos and images."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from huggingface_hub import HfApi, constants
 
 from ..errors import InputError
+from .frame_store import ROW_COLUMNS, STORE_FILE, FrameStoreSource, has_frames
 from .media import EncodedItem
 
 
@@ -61,6 +64,16 @@ class MediaSource:
         name = path if has_file else f"{self.name}[{index}]" + (f" ({path})" if path else "")
         return EncodedItem(path if has_file else value["bytes"], name, is_video)
 
+    def list_names(self) -> list[str]:
+        """What each item is called within the source: its path below the folder, or its number."""
+        paths = self.table.data.column(self.column)
+        if not isinstance(self.table.features[self.column], datasets.Value):
+            paths = pc.struct_field(paths, "path")
+        root = str(Path(self.name).expanduser()) + os.sep
+        return [
+            f"[{index}]" if path is None else path.removeprefix(root) for index, path in enumerate(paths.to_pylist())
+        ]
+
 
 def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] | None]:
     """Class indices `(N,)` and class names of a table's first column of type ClassLabel; None and None without one."""
@@ -71,14 +84,14 @@ def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] |
     return None, None
 
 
-def open_source(name: str | os.PathLike) -> MediaSource:
+def open_source(name: str | os.PathLike) -> MediaSource | FrameStoreSource:
     """
-    Opens a folder of videos and images (any nesting), a Parquet file or a folder of them, a folder written by
-    `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train"). The folders' names are no labels here
-    (`open_labelled` reads them).
+    Opens a folder of videos and images (any nesting), a frame store, a Parquet file or a folder of them, a folder
+    written by `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train"). The folders' names are no
+    labels here (`open_labelled` reads them).
 
     Raises:
-        DataSourceError: if it does not exist or holds no videos or images.
+        DataSourceError: if it does not exist, holds no videos or images, or is a frame store that is not finished.
     """
     name = os.fspath(name)
     path = Path(name).expanduser()
@@ -95,6 +108,8 @@ def open_source(name: str | os.PathLike) -> MediaSource:
         with as_source_error(name, "the saved dataset could not be read"):
             dataset = datasets.load_from_disk(str(path))
         return _from_dataset(name, dataset)
+    if (path / STORE_FILE).is_file():
+        raise _unfinished_store_error(name, path)
     files = list_files(path)
     media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
     parquet = [file for file in files if file.endswith(".parquet")]
@@ -146,13 +161,22 @@ def list_files(folder: Path) -> list[str]:
     return files
 
 
-def _open_parquet(name: str, files: list[str]) -> MediaSource:
+def _unfinished_store_error(name: str, path: Path) -> DataSourceError:
+    store = json.loads((path / STORE_FILE).read_text())
+    num_shards = len(list(path.glob("data-*.arrow")))
+    return DataSourceError(
+        f"{name}: the frame store is not finished, {num_shards} of {store['num_shards']} shards are written. Go on "
+        f"with: {store['command']}"
+    )
+
+
+def _open_parquet(name: str, files: list[str]) -> MediaSource | FrameStoreSource:
     with as_source_error(name, "the Parquet files could not be read"):
         dataset = datasets.Dataset.from_parquet(files)
     return _from_dataset(name, dataset)
 
 
-def _open_hub_dataset(name: str) -> MediaSource:
+def _open_hub_dataset(name: str) -> MediaSource | FrameStoreSource:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise DataSourceError(f"{name}: no such file or folder.")
     with as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
@@ -163,12 +187,18 @@ def _open_hub_dataset(name: str) -> MediaSource:
     return _from_dataset(name, dataset)
 
 
-def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource:
+def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource | FrameStoreSource:
+    if has_frames(dataset.features):
+        missing = [column for column in ROW_COLUMNS if column not in dataset.column_names]
+        if missing or len(dataset) == 0:
+            what = f"the column {missing[0]}" if missing else "rows"
+            raise DataSourceError(f"{name}: its column `frames` makes it a frame store, but it lacks {what}.")
+        return FrameStoreSource(name, dataset, *read_labels(dataset))
     for kind, is_video in [(datasets.Video, True), (datasets.Image, False)]:
         for column, feature in dataset.features.items():
             if isinstance(feature, kind):
                 return MediaSource(name, dataset.cast_column(column, kind(decode=False)), column, is_video)
     raise DataSourceError(
-        f"{name}: expected a column of type Video or Image, got {', '.join(map(str, dataset.features.values()))} in "
-        f"columns {', '.join(dataset.column_names)}."
+        f"{name}: expected a column of type Video or Image, or `frames` of type List(Image), got "
+        f"{', '.join(map(str, dataset.features.values()))} in columns {', '.join(dataset.column_names)}."
     )

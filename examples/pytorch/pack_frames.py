@@ -1,0 +1,73 @@
+"""
+Decodes videos and images once, and stores their frames encoded: training then waits for no video decoder.
+
+    python examples/pytorch/pack_frames.py --input data/videos --output data/store --num_proc 8
+    torchrun --nproc_per_node 8 examples/pytorch/pack_frames.py --input data/videos --output data/store
+
+Interrupted and run again, it goes on. A store is read wherever a folder of videos is; docs/frame_store.md explains.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+
+from vicmae_hf.data.labelled import read_class_names
+from vicmae_hf.data.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
+from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.training.session import run_script
+
+
+@dataclass(kw_only=True)
+class PackingArguments(PackingSettings):
+    input: str = setting(REQUIRED, "folder of videos and images, Parquet file or dataset name")
+    output: str = setting(REQUIRED, "folder of the store")
+    labelled: bool = setting(False, "the input is ROOT/CLASS_NAME/FILE: store the labels")
+    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
+    num_proc: int = setting(1, "processes; each writes a shard at a time")
+    seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit")
+    max_bad_files: float = setting(0.05, "share of unreadable files that stops the run; one is allowed unless 0")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_proc < 1:
+            raise ArgumentsError(f"--num_proc must be at least 1, got {self.num_proc}.")
+        if not self.seconds_per_file >= 0:
+            raise ArgumentsError(f"--seconds_per_file must not be negative, got {self.seconds_per_file}.")
+        if not 0 <= self.max_bad_files <= 1:
+            raise ArgumentsError(f"--max_bad_files is a share between 0 and 1, got {self.max_bad_files}.")
+        if self.label_names is not None and not self.labelled:
+            raise ArgumentsError("--label_names orders the classes of --labelled, which is not given.")
+
+
+def main() -> None:
+    arguments = parse_arguments(PackingArguments)
+    class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    summary = pack_frames(
+        PackingInput.open(arguments.input, arguments.labelled, class_names),
+        arguments.output,
+        arguments,
+        num_proc=arguments.num_proc,
+        seconds_per_file=arguments.seconds_per_file,
+        max_bad_files=arguments.max_bad_files,
+        # Of torchrun and accelerate launch. Ranks share nothing but the folder, so they need no process group.
+        process_index=int(os.environ.get("RANK", 0)),
+        num_processes=int(os.environ.get("WORLD_SIZE", 1)),
+        command=["python", *sys.argv],
+    )
+    print_summary(arguments.output, summary)
+
+
+def print_summary(output: str, summary: PackingSummary) -> None:
+    state = "finished" if summary.is_finished else f"{summary.num_missing} of them not written yet"
+    failures = f"{summary.num_failures:>15,}" + (f"   {output}/bad_files.jsonl" if summary.num_failures else "")
+    print(
+        f"{output}: {summary.num_shards} shards, {state}\n"
+        f"  videos and images {summary.num_rows:>15,}\n"
+        f"  frames            {summary.num_frames:>15,}\n"
+        f"  bytes             {summary.num_bytes:>15,}\n"
+        f"  failures          {failures}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
