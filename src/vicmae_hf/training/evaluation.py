@@ -83,13 +83,13 @@ class ViewPredictions:
     Args:
         protocols: predictions by each protocol of the dataset.
         reordered: the five likeliest classes of each order of frames, `(N, G, 5)`; None if none were asked for.
-        num_views: views that went through the model.
+        num_clips: clips (or images) that went through the model.
         seconds: that reading and prediction took.
     """
 
     protocols: list[Predictions]
     reordered: torch.Tensor | None
-    num_views: int
+    num_clips: int
     seconds: float
 
 
@@ -132,10 +132,13 @@ def predict_views(
 
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         views = batch["pixel_values"].to(model.dtype)
+        num_clips = torch.tensor([rows.shape[1] for rows in batch["weights"]])
         outputs = {"probabilities": average_views(probabilities(views), batch["weights"])}
         if frame_orders is not None:
             outputs["reordered"] = predict_reordered(probabilities, views, batch, frame_orders)
-        return outputs
+            num_first = torch.tensor([int((rows[0] > 0).sum()) for rows in batch["weights"]])
+            num_clips = num_clips + num_first * outputs["reordered"].shape[1]
+        return outputs | {"num_clips": num_clips}
 
     was_training = model.training
     model.eval()
@@ -150,7 +153,7 @@ def predict_views(
             for row in range(len(dataset.protocols))
         ],
         reordered=collected.outputs.get("reordered"),
-        num_views=collected.num_views,
+        num_clips=int(collected.outputs["num_clips"].sum()),
         seconds=seconds,
     )
 
@@ -180,13 +183,11 @@ class Collected:
         indices: `(N,)` of the items that could be read, ascending.
         outputs: by name, `(N, ...)`, on the CPU.
         failures: `{"path", "error"}` of the others.
-        num_views: views of all items.
     """
 
     indices: torch.Tensor
     outputs: dict[str, torch.Tensor]
     failures: list[dict[str, str]]
-    num_views: int
 
 
 @torch.no_grad()
@@ -219,18 +220,17 @@ def collect(
         # Of its own, so that the global random state is left alone.
         generator=torch.Generator().manual_seed(0),
     )
-    parts, failures, num_views = [], [], 0
+    parts, failures = [], []
     for batch in tqdm(loader, desc="evaluating", disable=not accelerator.is_main_process, leave=False):
         failures += batch["failures"]
         if len(batch["indices"]) == 0:
             continue
-        num_views += len(batch["pixel_values"])
         batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
         outputs = {name: values.cpu() for name, values in compute(batch).items()}
         parts.append({"indices": batch["indices"]} | outputs)
-    gathered = gather_object([(parts, failures, num_views)])
-    parts = [part for parts, _, _ in gathered for part in parts]
-    failures = sorted(failure for _, failures, _ in gathered for failure in failures)
+    gathered = gather_object([(parts, failures)])
+    parts = [part for parts, _ in gathered for part in parts]
+    failures = sorted(failure for _, failures in gathered for failure in failures)
     if not parts:
         raise InputError(f"{dataset.source.name}: none of {len(dataset)} files could be read; {failures[0][1]}")
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -239,7 +239,6 @@ def collect(
         indices=joined.pop("indices")[order],
         outputs={name: values[order] for name, values in joined.items()},
         failures=[{"path": dataset.source[index].name, "error": error} for index, error in failures],
-        num_views=sum(num_views for _, _, num_views in gathered),
     )
 
 

@@ -2,13 +2,20 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from ..data.augmentation import normalize_pixels
 from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
+
+
+# With more, names and counts in a confusion matrix would be illegible.
+MAX_NAMED_CLASSES = 60
+MAX_COUNTED_CLASSES = 30
 
 
 def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
@@ -20,6 +27,19 @@ def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) ->
         axes.set(title=name.replace("_", " "), xlabel="update")
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
+    """Top-1 and top-5 accuracy of the evaluations during a run against the epoch, from the lines of `metrics.jsonl`."""
+    evaluations = [line for line in metrics if "eval_top1" in line]
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, label in [("eval_top1", "top-1"), ("eval_top5", "top-5")]:
+        axes.plot([line["epoch"] for line in evaluations], [line[name] for line in evaluations], ".-", label=label)
+    axes.set(title="held-out accuracy", xlabel="epoch", ylabel="%")
+    axes.legend()
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
 
 
@@ -76,3 +96,37 @@ def reconstruct_views(
         "masked patches filled in": first * (1 - hidden) + predicted * hidden,
         "second view": second,
     }
+
+
+def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> None:
+    """Shares of each class (rows) that were taken for each class (columns), from counts `(C, C)`."""
+    num_classes = len(class_names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(0.4 * num_classes, 3), 14)
+    figure = Figure(figsize=(side + 2, side + 1.5), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), ax=axes, shrink=0.8, label="share of the class")
+    axes.set(xlabel="predicted", ylabel="class")
+    if num_classes <= MAX_NAMED_CLASSES:
+        axes.set_xticks(range(num_classes), class_names, rotation=90)
+        axes.set_yticks(range(num_classes), class_names)
+    if num_classes <= MAX_COUNTED_CLASSES:
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
+    """Top-1 of frames in order, shuffled and repeated, from `FrameOrders.summarize`; dots are single runs."""
+    figure = Figure(figsize=(4.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for place, accuracy in enumerate(ablation.values()):
+        bar = axes.bar(place, accuracy["eval_top1"], color="tab:blue", alpha=0.6)
+        axes.bar_label(bar, fmt="%.1f", label_type="center")
+        runs = accuracy.get("eval_top1_runs", [])
+        axes.scatter(np.linspace(place - 0.25, place + 0.25, len(runs)), runs, s=8, color="black", zorder=2)
+    axes.set_xticks(range(len(ablation)), [f"frames {name}" if name != "standard" else name for name in ablation])
+    axes.set(ylabel="top-1 (%)", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,102 @@
+"""
+Evaluates a classifier of videos or images, of this project or of Transformers, on a labelled folder or dataset.
+
+    accelerate launch examples/pytorch/run_evaluation.py --model_name_or_path outputs/finetuned \
+        --data data/demo/motion/eval --num_clips 3 --num_crops 3 --temporal_ablation --output_dir outputs/evaluation
+
+Several numbers are several protocols in one pass: `--num_clips 5 7 --num_crops 1 3` are 1x5 and 3x7 views (spatial x
+temporal). docs/evaluation.md explains.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from accelerate import Accelerator
+
+from vicmae_hf.data.labelled import open_labelled
+from vicmae_hf.data.media import MediaLoader
+from vicmae_hf.data.views import ViewDataset, ViewProtocol, choose_preprocessing
+from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.training.classifiers import check_fit, load_classifier
+from vicmae_hf.training.evaluation import predict_views
+from vicmae_hf.training.evaluation_results import describe, prepare_output_dir, write_evaluation
+from vicmae_hf.training.session import run_script
+from vicmae_hf.training.temporal_ablation import FrameOrders
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments:
+    model_name_or_path: str = setting(REQUIRED, "classifier: a folder, or a name on the Hub")
+    data: str = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, or dataset with labels")
+    output_dir: str = setting(REQUIRED, "where results, tables and pictures are written")
+    num_clips: list[int] = setting([1], "temporal views of a video; several numbers are several protocols")
+    num_crops: list[int] = setting([1], "spatial views of a clip; as many numbers as num_clips")
+    num_frames: int | None = setting(None, "frames of a clip; default: the model's")
+    frames_per_second: float | None = setting(
+        None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says"
+    )
+    label_names: str | None = setting(None, "file of class names in the order of the model's outputs, one a line")
+    temporal_ablation: bool = setting(
+        False, "also with shuffled and with repeated frames, views of the first protocol"
+    )
+    seed: int = setting(0, "of the shuffles")
+    batch_size: int = setting(8, "views in a forward pass")
+    num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
+
+    def __post_init__(self):
+        if len(self.num_clips) != len(self.num_crops):
+            raise ArgumentsError(
+                f"--num_clips and --num_crops must have as many numbers, got {self.num_clips} and {self.num_crops}."
+            )
+        for name in ["num_frames", "batch_size"]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
+        for name in ["frames_per_second", "seed", "num_workers"]:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ArgumentsError(f"--{name} must not be negative, got {value}.")
+
+
+def main() -> None:
+    arguments = parse_arguments(EvaluationArguments)
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    classifier = load_classifier(arguments.model_name_or_path, arguments.label_names)
+    if arguments.num_frames is None:
+        arguments.num_frames = classifier.num_frames
+    if arguments.frames_per_second is None:
+        arguments.frames_per_second = classifier.frames_per_second
+    dataset = ViewDataset(
+        open_labelled(arguments.data, classifier.class_names),
+        choose_preprocessing(classifier.processor),
+        MediaLoader(arguments.video_backend, arguments.seconds_per_file),
+        task=classifier.task,
+        num_frames=arguments.num_frames,
+        frames_per_second=arguments.frames_per_second or None,
+        protocols=[ViewProtocol(*counts) for counts in zip(arguments.num_clips, arguments.num_crops, strict=True)],
+    )
+    frame_orders = FrameOrders(dataset.num_frames, arguments.seed) if arguments.temporal_ablation else None
+    check_fit(classifier.model, dataset)
+    if accelerator.is_main_process:
+        prepare_output_dir(arguments.output_dir)
+    predictions = predict_views(
+        accelerator,
+        classifier.model.to(accelerator.device),
+        dataset,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        frame_orders=frame_orders,
+    )
+    if accelerator.is_main_process:
+        settings = asdict(arguments) | {"task": classifier.task, "num_processes": accelerator.num_processes}
+        results = write_evaluation(arguments.output_dir, dataset, predictions, frame_orders, settings)
+        print(f"{describe(results)}\nTables and pictures: {arguments.output_dir}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(main)
