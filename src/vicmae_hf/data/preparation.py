@@ -153,16 +153,25 @@ def match_files(listing: Listing) -> tuple[datasets.Dataset, list[Problem]]:
 
 
 def build_table(found: list[tuple[str, int, str]], listing: Listing) -> datasets.Dataset:
-    column, feature = ("video", datasets.Video) if listing.is_video else ("image", datasets.Image)
+    """
+    The media column is a plain structure until `save_table`: `save_to_disk` would copy the files of a column of type
+    Video or Image into the table.
+    """
+    column = "video" if listing.is_video else "image"
     names, labels, paths = zip(*found, strict=True)
     features = {
-        column: feature(decode=False),
+        column: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
         "label": datasets.ClassLabel(names=listing.class_names),
         "name": datasets.Value("string"),
     }
     try:
         return datasets.Dataset.from_dict(
-            {column: list(paths), "label": list(labels), "name": list(names)}, features=datasets.Features(features)
+            {
+                column: [{"bytes": None, "path": path} for path in paths],
+                "label": list(labels),
+                "name": list(names),
+            },
+            features=datasets.Features(features),
         )
     except UnicodeEncodeError as error:
         raise InputError(f"{listing.media}: rename {error.object!r}, file names must be valid UTF-8.") from error
@@ -306,12 +315,25 @@ def write_results(output: Path, table: datasets.Dataset, problems: list[Problem]
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         folder = Path(temporary, output.name)
-        table.save_to_disk(folder)
+        save_table(table, folder)
         (folder / "list.tsv").write_text("".join(list_lines(table)), encoding="utf-8", newline="")
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         write_csv(folder / "problems.csv", Problem._fields, problems)
         write_csv(folder / "classes.csv", *count_classes(table, problems))
         folder.rename(output)
+
+
+def save_table(table: datasets.Dataset, folder: Path) -> None:
+    """`save_to_disk`, with the media column's type (Video or Image, not decoded) written afterwards."""
+    table.save_to_disk(folder)
+    media = (
+        {"video": datasets.Video(decode=False)}
+        if "video" in table.features
+        else {"image": datasets.Image(decode=False)}
+    )
+    info = table.info.copy()
+    info.features = datasets.Features({**table.features, **media})
+    info.write_to_directory(str(folder))
 
 
 def count_classes(table: datasets.Dataset, problems: list[Problem]) -> tuple[list[str], list[list[Any]]]:
