@@ -171,6 +171,27 @@ def vicreg(first: np.ndarray, second: np.ndarray, config) -> float:
     return float(loss)
 
 
+def collapse(embeddings: np.ndarray) -> dict[str, float]:
+    """Spread, RankMe, alignment and uniformity of (N, 2, D), pair by pair."""
+    count = len(embeddings)
+    joined = np.concatenate([embeddings[:, 0], embeddings[:, 1]])
+    # Eigenvalues of the Gram matrix are the squares of the singular values.
+    eigenvalues = np.linalg.eigvalsh(joined.T @ joined if joined.shape[0] > joined.shape[1] else joined @ joined.T)
+    singular_values = np.sqrt(np.maximum(eigenvalues, 0))
+    shares = singular_values / singular_values.sum() + 1e-7
+    first, second = unit(embeddings[:, 0]), unit(embeddings[:, 1])
+    potentials = [
+        np.mean([math.exp(-2 * np.sum((view[i] - view[j]) ** 2)) for i in range(count) for j in range(i)])
+        for view in (first, second)
+    ]
+    return {
+        "std": float(np.mean(np.std(np.concatenate([first, second]), axis=0))),
+        "rank": math.exp(-sum(share * math.log(share) for share in shares)),
+        "alignment": sum(np.sum((a - b) ** 2) for a, b in zip(first, second, strict=True)) / count,
+        "uniformity": sum(math.log(potential) for potential in potentials) / 2,
+    }
+
+
 def pretraining(pixel_values: np.ndarray, noise: np.ndarray, weights: dict, config) -> dict[str, np.ndarray | float]:
     """The training forward of Algorithm 1, sample by sample and view by view: (B, 2, C, H, W), noise (B, 2, L)."""
     batch_size, _, _, height, width = pixel_values.shape

@@ -42,6 +42,35 @@ def test_contrastive_losses_of_known_similarities():
     assert nt_xent_loss(collapsed, collapsed, 10.0).item() == pytest.approx(math.log(7))
 
 
+def test_simsiam_of_known_vectors():
+    """2 (1 - cosine): 0 for the same direction, 2 for a right angle, 4 for opposite ones; lengths do not matter."""
+    projection = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], dtype=torch.float64)
+    target = torch.tensor([[5.0, 0.0], [1.0, 0.0], [-4.0, 0.0]], dtype=torch.float64)
+    losses = [simsiam_loss(projection[i : i + 1], target[i : i + 1]).item() for i in range(3)]
+    assert losses == pytest.approx([0, 2, 4])
+    assert simsiam_loss(projection, target).item() == pytest.approx(2)
+
+
+def test_simsiam_learns_through_the_projected_side_of_both_directions_only():
+    """The class tokens' gradient against finite differences of the equations with both targets held fixed."""
+    model = shake(ViCMAEForPreTraining(tiny_config(contrastive_loss="simsiam")).double()).train()
+    hidden_states = random_tensor(4, 2, 5, 16, dtype=torch.float64).requires_grad_()
+    model.contrastive_loss(model.project(hidden_states), hidden_states).backward()
+    weights = numpy_vicmae.to_numpy(model.state_dict())
+    tokens = hidden_states.detach()[:, :, 0].numpy()
+
+    def loss_of(changed: np.ndarray) -> float:
+        first, second = (numpy_vicmae.project(changed[:, view], weights) for view in (0, 1))
+        return numpy_vicmae.simsiam(first, tokens[:, 1]) + numpy_vicmae.simsiam(second, tokens[:, 0])
+
+    for sample, view, dimension in [(0, 0, 3), (2, 1, 7), (3, 0, 15)]:
+        step = np.zeros_like(tokens)
+        step[sample, view, dimension] = 1e-5
+        slope = (loss_of(tokens + step) - loss_of(tokens - step)) / 2e-5
+        assert abs(slope) > 1e-4
+        assert hidden_states.grad[sample, view, 0, dimension].item() == pytest.approx(slope, rel=1e-5)
+
+
 def test_simsiam_is_equation_1_and_stops_the_gradient_at_the_target():
     projection, target = (tensor.requires_grad_() for tensor in projections())
     loss = simsiam_loss(projection, target)
@@ -60,6 +89,34 @@ def test_vicreg_is_equations_2_to_4(weights):
     expected = numpy_vicmae.vicreg(first.numpy(), second.numpy(), config)
     assert expected > 0
     assert vicreg_loss(first, second, config).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_variance_term_of_vicreg_lets_go_above_its_target():
+    """In one dimension unit vectors are 1 or -1: half of each has a deviation above 1, all the same have 0."""
+    config = tiny_config(
+        vicreg_invariance_weight=0.0, vicreg_variance_weight=1.0, vicreg_covariance_weight=0.0, projector_output_size=1
+    )
+    spread = torch.tensor([[3.0], [-1.0], [2.0], [-5.0]], dtype=torch.float64)
+    same = spread.abs()
+    assert vicreg_loss(spread, spread, config).item() == 0
+    # The epsilon under the root: a collapsed dimension has the deviation sqrt(1e-4), not 0.
+    assert vicreg_loss(same, same, config).item() == pytest.approx(2 * (1 - 0.01))
+    assert vicreg_loss(spread, same, config).item() == pytest.approx(1 - 0.01)
+
+
+def test_the_covariance_term_of_vicreg_is_zero_for_independent_dimensions_only():
+    config = tiny_config(vicreg_invariance_weight=0.0, vicreg_variance_weight=0.0, vicreg_covariance_weight=1.0)
+    # The corners of a square are uncorrelated; its diagonal is one direction.
+    square = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+    diagonal = torch.tensor([[1, 1], [-1, -1], [1, 1], [-1, -1]], dtype=torch.float64)
+    assert vicreg_loss(square, square, config).item() == pytest.approx(0, abs=1e-15)
+    # Unit vectors (1, 1) / sqrt(2): two covariances of 0.5 * 4 / 3 a view, squared, over two dimensions.
+    assert vicreg_loss(diagonal, diagonal, config).item() == pytest.approx(2 * 2 * (0.5 * 4 / 3) ** 2 / 2)
+
+
+def test_vicreg_differentiates_both_views():
+    first, second = (tensor.requires_grad_() for tensor in projections(4, 3))
+    assert torch.autograd.gradcheck(lambda a, b: vicreg_loss(a, b, tiny_config()), (first, second))
 
 
 @pytest.mark.parametrize("loss_function", [info_nce_loss, nt_xent_loss])

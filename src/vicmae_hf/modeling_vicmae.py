@@ -41,6 +41,10 @@ class ViCMAEForPreTrainingOutput(ModelOutput):
         1 where a patch was hidden from the encoder, 0 where it was kept.
     ids_restore (`torch.LongTensor` of shape `(B, 2, L)`):
         Rank of every patch in its view's noise: patch l was kept if `ids_restore[..., l] < K`.
+    features (`torch.Tensor` of shape `(B, 2, D)`):
+        The views' pooled features, by `config.pooling`, of their visible patches: what a probe reads.
+    projections (`torch.Tensor` of shape `(B, 2, P)`, *optional*):
+        What the contrastive part compares, not yet normalised; `None` for plain MAE.
     hidden_states, attentions (`tuple` of `torch.Tensor`, *optional*):
         Of the encoder, a sample's views one after the other: `(2 * B, 1 + K, D)`, `(2 * B, heads, 1 + K, 1 + K)`.
     """
@@ -51,6 +55,8 @@ class ViCMAEForPreTrainingOutput(ModelOutput):
     logits: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.LongTensor | None = None
+    features: torch.Tensor | None = None
+    projections: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -529,18 +535,32 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.T
 
 
 def simsiam_loss(projection: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Supplement, equation (1), for one direction: projections `(B, D)` against encoder outputs `(B, D)`, detached."""
+    """
+    Supplement, equation (1), for one direction: projections `(B, D)` of one view against class tokens `(B, D)` of the
+    other, which are neither projected nor differentiated.
+    """
     projection, target = F.normalize(projection, dim=-1), F.normalize(target.detach(), dim=-1)
     return 2 * (1 - (projection * target).sum(-1)).mean()
 
 
+# gamma of the supplement's equation (2), and the epsilon of its S, which Bardes et al. set to 1e-4.
+VICREG_TARGET_DEVIATION = 1.0
+VICREG_EPSILON = 1e-4
+
+
 def vicreg_loss(first: torch.Tensor, second: torch.Tensor, config: ViCMAEConfig) -> torch.Tensor:
-    """Supplement, equations (2) to (4), for l2-normalised projections `(B, P)`, over the batch of all processes."""
+    """
+    Supplement, equations (2) to (4), for projections `(B, P)`, over the batch of all processes, whose size is n and N.
+    They are l2-normalised, as the supplement has it and Bardes et al. have not: deviations are then 1 / sqrt(P) at
+    best, and the hinge never lets go. Projection and target network are one, so that the loss is the same in both
+    directions; it is counted once.
+    """
     first, second = gather_batch(F.normalize(first, dim=-1)), gather_batch(F.normalize(second, dim=-1))
     invariance = (first - second).square().sum(-1).mean()
     variance = covariance = 0.0
     for projections in (first, second):
-        variance = variance + F.relu(1 - torch.sqrt(projections.var(dim=0) + 1e-4)).mean()
+        deviation = torch.sqrt(projections.var(dim=0) + VICREG_EPSILON)
+        variance = variance + F.relu(VICREG_TARGET_DEVIATION - deviation).mean()
         centred = projections - projections.mean(dim=0)
         matrix = centred.T @ centred / (projections.shape[0] - 1)
         off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
@@ -789,9 +809,11 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         hidden_states, mask, ids_restore = self.encode_views(pixel_values, noise, **kwargs)
         logits = self.reconstruct(hidden_states, ids_restore, pixel_values.shape[-2:], **kwargs)
         loss = reconstruction_loss = self.reconstruction_loss(pixel_values, logits, mask)
-        contrastive_loss = None
+        features = self.vicmae.pool(hidden_states.flatten(0, 1)).unflatten(0, (-1, 2))
+        projections = contrastive_loss = None
         if self.projector is not None:
-            contrastive_loss = self.contrastive_loss(self.project(hidden_states), hidden_states)
+            projections = self.project(hidden_states)
+            contrastive_loss = self.contrastive_loss(projections, hidden_states)
             loss = reconstruction_loss + self.contrastive_weight * contrastive_loss
         return ViCMAEForPreTrainingOutput(
             loss=loss,
@@ -800,6 +822,8 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
             logits=logits,
             mask=mask,
             ids_restore=ids_restore,
+            features=features,
+            projections=projections,
         )
 
     def encode_views(

@@ -1,0 +1,45 @@
+"""What tells whether a representation collapses: how far embeddings spread, and in how many directions."""
+
+import torch
+from torch.nn import functional as F
+
+
+def collapse_metrics(embeddings: torch.Tensor) -> dict[str, float]:
+    """
+    Of embeddings `(N, 2, D)` of the two views of N samples; nothing if N is 1.
+
+    Returns:
+        std: standard deviation of the l2-normalised embeddings, averaged over dimensions. 1 / sqrt(D) where they fill
+            the sphere evenly, 0 where they are all the same (Chen and He 2021, SimSiam, figure 2).
+        rank: effective rank of all 2 N embeddings, not normalised (RankMe: Garrido et al. 2023, equation 1); between 1
+            and the smaller of 2 N and D.
+        alignment: mean squared distance of the two views' normalised embeddings; 0 where they agree.
+        uniformity: logarithm of the mean Gaussian potential of the normalised embeddings of different samples, mean of
+            both views; 0 where they are all the same, below -3 where they are spread well (both: Wang and Isola 2020,
+            alpha = 2, t = 2).
+    """
+    if len(embeddings) < 2:
+        return {}
+    embeddings = embeddings.float()
+    normalised = F.normalize(embeddings, dim=-1)
+    values = {
+        "std": normalised.flatten(0, 1).std(0, correction=0).mean(),
+        "rank": effective_rank(embeddings.flatten(0, 1)),
+        "alignment": (normalised[:, 0] - normalised[:, 1]).square().sum(-1).mean(),
+        "uniformity": (uniformity(normalised[:, 0]) + uniformity(normalised[:, 1])) / 2,
+    }
+    # One transfer for all of them.
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+
+def effective_rank(matrix: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:
+    """RankMe: exponential of the entropy of the singular values of `(N, D)`, as shares of their sum plus `epsilon`."""
+    singular_values = torch.linalg.svdvals(matrix)
+    total = singular_values.sum()
+    shares = singular_values / torch.where(total > 0, total, 1) + epsilon
+    return (-shares * shares.log()).sum().exp()
+
+
+def uniformity(points: torch.Tensor) -> torch.Tensor:
+    """log mean exp(-2 |x - y|^2) over the pairs of different rows of `(N, D)`."""
+    return F.pdist(points).square().mul(-2).exp().mean().log()
