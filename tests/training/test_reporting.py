@@ -15,6 +15,7 @@ def update(log, step, loss, *, write):
         num_samples=4 * step,
         elapsed_seconds=0.5 * step,
         wait_seconds=0.1 * step,
+        figures={"eval_top1": 10.0 * step} if step == 4 else {},
         write=write,
     )
 
@@ -27,6 +28,8 @@ def test_lines_average_what_came_since_the_line_before(tmp_path):
     first, second = read_metrics(tmp_path)
     assert (first["step"], first["loss"], first["reconstruction_loss"]) == (2, 2.0, 4.0)
     assert (second["step"], second["loss"], second["reconstruction_loss"]) == (4, 7.0, 14.0)
+    assert "eval_top1" not in first
+    assert second["eval_top1"] == 40
     for line in (first, second):
         assert line["pairs_per_second"] == pytest.approx(8)
         assert line["data_wait_share"] == pytest.approx(0.2)

@@ -63,7 +63,7 @@ class BadFiles:
             self.errors[name] = error = error if name in error else f"{name}: {error}"
             if timed_out:
                 self.timed_out.add(name)
-            logger.warning("Replaced by other files: %s", error)
+            logger.warning("Unreadable: %s", error)
             self._append(name)
         self.check()
 

@@ -1,11 +1,13 @@
 """Checkpoints from which a run goes on exactly where it was."""
 
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from safetensors.torch import load_model
@@ -14,6 +16,8 @@ from transformers import PreTrainedModel
 
 from ..errors import InputError
 
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.json"
 
@@ -33,6 +37,31 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+class CheckpointPart(Protocol):
+    """What a checkpoint holds beside model and optimizer."""
+
+    def save(self, folder: Path) -> None:
+        """Writes into a checkpoint; called in the main process."""
+
+    def load(self, folder: Path) -> None:
+        """Restores what was written; called in all processes."""
+
+
+class TrainedModule(nn.Module):
+    """A module around a model, which says itself how it is saved."""
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes the model that users open."""
+        raise NotImplementedError
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Writes what `load_checkpoint` restores."""
+        raise NotImplementedError
+
+    def load_checkpoint(self, folder: Path) -> None:
+        raise NotImplementedError
+
+
 class Checkpoints:
     """
     Writes and reads `output_dir/checkpoint-STEP`: the model as `save_pretrained` leaves it, Accelerate's state of
@@ -45,6 +74,7 @@ class Checkpoints:
         output_dir: where the folders are.
         save_total_limit: how many of the newest are kept; None keeps all.
         run_settings: what decides the order of the data; a checkpoint of a run with other ones is refused.
+        parts: what else is saved and restored.
     """
 
     def __init__(
@@ -53,13 +83,35 @@ class Checkpoints:
         output_dir: str | os.PathLike,
         save_total_limit: int | None,
         run_settings: dict[str, Any],
+        parts: Sequence[CheckpointPart] = (),
     ):
         self.accelerator = accelerator
         self.output_dir = Path(output_dir)
         self.save_total_limit = save_total_limit
         self.run_settings = run_settings
+        self.parts = parts
         accelerator.register_save_state_pre_hook(self._save_model)
         accelerator.register_load_state_pre_hook(self._load_model)
+
+    def start(self, resume_from: str | None) -> int:
+        """
+        Makes the output folder ready for a run that goes on from a checkpoint (see `load`), or begins.
+
+        Returns:
+            Updates that are done.
+        """
+        if self.accelerator.is_main_process:
+            self.remove_leftovers()
+            if not resume_from:
+                self.remove_all()
+        if not resume_from:
+            return 0
+        step = self.load(resume_from)
+        if self.accelerator.is_main_process and step > 0:
+            logger.warning("Going on from step %d.", step)
+        elif self.accelerator.is_main_process:
+            logger.warning("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
+        return step
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of `step`, then removes the oldest beyond the limit. All processes call it."""
@@ -72,6 +124,8 @@ class Checkpoints:
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            for part in self.parts:
+                part.save(partial)
             (partial / STATE_FILE).write_text(json.dumps({"step": step, "run_settings": self.run_settings}, indent=2))
             if final.exists():
                 self._remove(final)
@@ -99,6 +153,8 @@ class Checkpoints:
                     "where that was. Use the same setting, or start anew from its weights with --model_name_or_path."
                 )
         self.accelerator.load_state(str(checkpoint))
+        for part in self.parts:
+            part.load(checkpoint)
         return state["step"]
 
     def find(self, path: str) -> Path | None:
@@ -122,11 +178,19 @@ class Checkpoints:
     # In Accelerate's own format a checkpoint of several processes would not open in one, nor with `from_pretrained`.
     def _save_model(self, models: list, weights: list, output_dir: str) -> None:
         if self.accelerator.is_main_process:
-            unwrap(self.accelerator, models[0]).save_pretrained(output_dir)
+            model = unwrap(self.accelerator, models[0])
+            if isinstance(model, TrainedModule):
+                model.save_checkpoint(Path(output_dir))
+            else:
+                model.save_pretrained(output_dir)
         weights.clear()
 
     def _load_model(self, models: list, input_dir: str) -> None:
-        load_model(unwrap(self.accelerator, models.pop()), Path(input_dir) / "model.safetensors")
+        model = unwrap(self.accelerator, models.pop())
+        if isinstance(model, TrainedModule):
+            model.load_checkpoint(Path(input_dir))
+        else:
+            load_model(model, Path(input_dir) / "model.safetensors")
 
     def _remove(self, path: Path) -> None:
         doomed = path.with_name(f".partial-{path.name}-old")

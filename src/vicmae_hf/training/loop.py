@@ -54,6 +54,7 @@ def train(
     seed: int,
     logging_steps: int,
     checkpointing_steps: int,
+    evaluate: Callable[[int], dict[str, float]] = lambda step: {},
 ) -> dict[str, float]:
     """
     Runs the updates from `schedule.start_step` to `schedule.num_steps`.
@@ -64,9 +65,12 @@ def train(
         model, optimizer, batches: prepared by `accelerator`.
         compute_losses: (batch, epoch) -> named scalar tensors, of which "loss" is minimised.
         logging_steps, checkpointing_steps: updates between lines of the log, and between checkpoints (0: none).
+        evaluate: called after every update with their number, before the checkpoint; the figures that it returns, if
+            any, are written to the log.
 
     Returns:
-        `train_seconds`, `samples_per_second`, `data_wait_share` of the updates run here, and the losses of the last.
+        `train_seconds`, `samples_per_second`, `data_wait_share` of the updates run here, without what `evaluate`
+        took, and the losses of the last.
 
     Raises:
         NonFiniteLossError: before an update whose loss is infinite or NaN in any process.
@@ -76,11 +80,13 @@ def train(
     accumulation = schedule.gradient_accumulation_steps
     iterator = iter(batches)
     started = time.perf_counter()
-    wait_seconds = num_samples = 0
+    wait_seconds = evaluation_seconds = num_samples = 0
     losses = {}
     for step in range(schedule.start_step, schedule.num_steps):
         epoch = step / schedule.steps_per_epoch
-        set_learning_rate(optimizer, schedule.peak_learning_rate, schedule.learning_rate_factor(step))
+        factor = schedule.learning_rate_factor(step)
+        learning_rate = schedule.peak_learning_rate * factor
+        set_learning_rate(optimizer, schedule.peak_learning_rate, factor)
         step_losses: dict[str, torch.Tensor] = {}
         for micro_step in range(step * accumulation, (step + 1) * accumulation):
             waiting = time.perf_counter()
@@ -98,24 +104,28 @@ def train(
                     check_finite(losses, step + 1, checkpoints)
                 optimizer.step()
                 optimizer.zero_grad()
-        elapsed = time.perf_counter() - started
+        elapsed = time.perf_counter() - started - evaluation_seconds
         done = step + 1
         is_last = done == schedule.num_steps
+        evaluating = time.perf_counter()
+        figures = evaluate(done)
+        evaluation_seconds += time.perf_counter() - evaluating
         metrics_log.update(
             losses,
             step=done,
             epoch=done / schedule.steps_per_epoch,
-            learning_rate=optimizer.param_groups[0]["lr"],
+            learning_rate=learning_rate,
             num_samples=num_samples,
             elapsed_seconds=elapsed,
             wait_seconds=wait_seconds,
-            write=done % logging_steps == 0 or is_last,
+            figures=figures,
+            write=done % logging_steps == 0 or is_last or bool(figures),
         )
         if checkpointing_steps and (done % checkpointing_steps == 0 or is_last):
             checkpoints.save(done)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    train_seconds = time.perf_counter() - started
+    train_seconds = time.perf_counter() - started - evaluation_seconds
     return {
         **losses,
         "train_seconds": train_seconds,

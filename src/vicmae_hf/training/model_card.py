@@ -74,7 +74,23 @@ PRETRAINING_SETTINGS = [
     "frame_sampling",
     *COMMON_SETTINGS,
 ]
-CLASSIFICATION_SETTINGS = ["method", "label_fraction", "pooling", "drop_path_rate", *COMMON_SETTINGS]
+CLASSIFICATION_SETTINGS = [
+    "method",
+    "label_fraction",
+    "pooling",
+    "num_frames",
+    "frames_per_second",
+    "drop_path_rate",
+    "layer_decay",
+    "crop_scale",
+    "horizontal_flip",
+    "rand_augment_magnitude",
+    "random_erasing",
+    "label_smoothing",
+    "mixup",
+    "cutmix",
+    *COMMON_SETTINGS,
+]
 
 
 def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], results: dict[str, Any]) -> None:
@@ -135,8 +151,8 @@ def write_classification_card(
     1 there, percent in `results`).
 
     Args:
-        arguments: the content of `arguments.json`; results: that of `all_results.json`, with `eval_top1`, `eval_top5`
-            and `num_eval_samples`.
+        arguments: the content of `arguments.json`; results: that of `all_results.json`, with `eval_top1`, `eval_top5`,
+            `num_eval_samples`.
         task: what is classified.
         dataset_name: what it was evaluated on.
     """
@@ -200,6 +216,8 @@ def _write_card(
         model_name=name,
         eval_results=figures,
     )
+    # Where something was evaluated, `num_failed` is of what it was evaluated on.
+    num_train_failed = results.get("num_train_failed", results["num_failed"])
     settings = arguments["model"] | {entry: value for entry, value in arguments.items() if value is not None}
     card = CARD.format(
         metadata=metadata.to_yaml(),
@@ -207,7 +225,7 @@ def _write_card(
         description=description,
         program=program,
         train_data=", ".join(f"`{entry}`" for entry in arguments["train_data"])
-        + f" ({results['num_train_files']} files, {results['num_failed']} unreadable)",
+        + f" ({results['num_train_files']} files, {num_train_failed} unreadable)",
         settings=_table(
             ("setting", "value"), [(entry, settings[entry]) for entry in shown_settings if entry in settings]
         ),

@@ -1,20 +1,48 @@
 """Optimizers and learning-rate schedules of the recipes."""
 
 import math
+import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of trainable parameters: matrices with weight decay; vectors, tokens and scalars without."""
-    decayed, plain = [], []
-    for parameter in model.parameters():
+def parameter_groups(
+    model: nn.Module, weight_decay: float, learning_rate_scale: Callable[[str], float] = lambda name: 1.0
+) -> list[dict]:
+    """
+    Groups of trainable parameters: matrices with weight decay; vectors, tokens and scalars without.
+
+    Args:
+        learning_rate_scale: name of a parameter -> its share of the learning rate; parameters of different shares are
+            in different groups, whose `learning_rate_scale` `set_learning_rate` multiplies by.
+    """
+    groups: dict[tuple[float, bool], dict] = {}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # A token (1, 1, D) is a vector.
             is_matrix = sum(size > 1 for size in parameter.shape) > 1
-            (decayed if is_matrix else plain).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+            scale = learning_rate_scale(name)
+            group = {
+                "params": [],
+                "weight_decay": weight_decay if is_matrix else 0.0,
+                "learning_rate_scale": scale,
+            }
+            groups.setdefault((scale, not is_matrix), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def layer_decay_scale(name: str, num_layers: int, layer_decay: float) -> float:
+    """
+    Share of the learning rate of an encoder's parameter, by depth as in BEiT (layer-wise decay; Table 2 cites it): 1
+    for what follows the layers (final norm, classifier), `layer_decay` for the last layer, one factor more for each
+    layer below, and `layer_decay ** (num_layers + 1)` for the embeddings.
+    """
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    if layer:
+        return layer_decay ** (num_layers - int(layer.group(1)))
+    return layer_decay ** (num_layers + 1) if "embeddings." in name else 1.0
 
 
 def scaled_learning_rate(base_learning_rate: float, total_batch_size: int) -> float:
@@ -34,6 +62,6 @@ def learning_rate_factor(step: int, num_warmup_steps: float, num_steps: int) -> 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, factor: float) -> None:
-    """Gives every group `peak * factor`."""
+    """Gives every group `peak * factor`, times its `learning_rate_scale` if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = peak * factor
+        group["lr"] = peak * factor * group.get("learning_rate_scale", 1.0)

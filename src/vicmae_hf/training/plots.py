@@ -31,7 +31,7 @@ def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) ->
 
 
 def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
-    """Top-1 and top-5 accuracy of the evaluations during a run against the epoch, from the lines of `metrics.jsonl`."""
+    """Top-1 and top-5 accuracy of a run's evaluations against the epoch, from the lines of `metrics.jsonl`."""
     evaluations = [line for line in metrics if "eval_top1" in line]
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()

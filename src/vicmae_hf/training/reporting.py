@@ -74,9 +74,13 @@ class MetricsLog:
         num_samples: int,
         elapsed_seconds: float,
         wait_seconds: float,
+        figures: dict[str, float],
         write: bool,
     ) -> None:
-        """Takes the losses of one update, and the counts since the start of this run; writes a line if `write`."""
+        """
+        Takes the losses of one update, and the counts since the start of this run; writes a line, with `figures` of an
+        evaluation, if `write`.
+        """
         self.progress.update()
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -93,6 +97,7 @@ class MetricsLog:
             "learning_rate": learning_rate,
             f"{self.samples_name}_per_second": samples / seconds,
             "data_wait_share": waited / seconds,
+            **figures,
         }
         self.sums, self.num_updates = {}, 0
         self.before = (num_samples, elapsed_seconds, wait_seconds)

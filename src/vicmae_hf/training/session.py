@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -120,27 +120,44 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def build_model(model_class: type[Model], arguments: TrainingArguments) -> Model:
+def build_model(
+    model_class: type[Model], arguments: TrainingArguments, replaced: str | None = None, **settings
+) -> Model:
     """
     A model with random weights, or from `--model_name_or_path`, with `--image_size` and `--config_overrides` applied.
 
+    Args:
+        replaced: beginning of the names of parameters that need not fit the checkpoint's.
+        settings: more fields of the config.
+
     Raises:
-        ArgumentsError: if there is no such checkpoint, or the settings do not fit together.
+        ArgumentsError: if there is no such checkpoint, the settings do not fit together, or its weights do not fit
+            them.
     """
-    changes = parse_config_overrides(model_class.config_class, arguments.config_overrides)
+    changes = parse_config_overrides(model_class.config_class, arguments.config_overrides) | settings
     if arguments.image_size is not None:
         changes["image_size"] = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size[0]
     try:
         if arguments.model_name_or_path is None:
             model = model_class(model_class.config_class(**changes))
         else:
-            model = model_class.from_pretrained(arguments.model_name_or_path, **changes)
+            model, loaded = model_class.from_pretrained(
+                arguments.model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **changes
+            )
+            check_shapes(loaded["mismatched_keys"], replaced)
     except (OSError, ValueError) as error:
         source = arguments.model_name_or_path or "--image_size and --config_overrides"
         raise ArgumentsError(f"The model cannot be built from {source}: {error}") from error
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], replaced: str | None) -> None:
+    """Raises a ValueError that names the first parameter whose shape differs between checkpoint and model."""
+    for name, found, expected in sorted(mismatched):
+        if replaced is None or not name.startswith(replaced):
+            raise ValueError(f"{name} has shape {list(found)} there, the settings make it {list(expected)}.")
 
 
 def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:

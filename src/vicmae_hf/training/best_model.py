@@ -1,0 +1,73 @@
+"""The best model of a run so far, kept where the run leaves its model."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+class BestModel:
+    """
+    Keeps the model with the highest `eval_top1` in `output_dir`; of equal ones the first.
+
+    As a part of checkpoints (see `CheckpointPart`), so that a resumed run compares with the best of its past, and
+    still has it. Nothing is written twice where the file system has hard links.
+
+    Args:
+        save_model: writes the model that is being trained into a folder.
+
+    Attributes:
+        figures: of the best evaluation, as `update` got them; none before the first.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, save_model: Callable[[Path], None]):
+        self.accelerator = accelerator
+        self.output_dir = output_dir
+        self.save_model = save_model
+        self.figures: dict[str, float] = {}
+        self.files: list[str] = []
+
+    def update(self, figures: dict[str, float]) -> None:
+        """Compares an evaluation with the best one. All processes call it with the same figures."""
+        if self.figures and figures["eval_top1"] <= self.figures["eval_top1"]:
+            return
+        self.figures = figures
+        if self.accelerator.is_main_process:
+            # Never written in place: checkpoints share the files.
+            partial = self.output_dir / ".partial-best"
+            shutil.rmtree(partial, ignore_errors=True)
+            self.save_model(partial)
+            self.files = sorted(path.name for path in partial.iterdir())
+            for name in self.files:
+                (partial / name).replace(self.output_dir / name)
+            partial.rmdir()
+        self.accelerator.wait_for_everyone()
+
+    def save(self, folder: Path) -> None:
+        best = folder / "best"
+        best.mkdir()
+        for name in self.files:
+            link_or_copy(self.output_dir / name, best / name)
+        (folder / "best.json").write_text(json.dumps(self.figures))
+
+    def load(self, folder: Path) -> None:
+        self.figures = json.loads((folder / "best.json").read_text())
+        self.files = sorted(path.name for path in (folder / "best").iterdir())
+        if self.accelerator.is_main_process:
+            for name in self.files:
+                partial = self.output_dir / f".partial-{name}"
+                partial.unlink(missing_ok=True)
+                link_or_copy(folder / "best" / name, partial)
+                partial.replace(self.output_dir / name)
+        self.accelerator.wait_for_everyone()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Another name for the same file, or a copy where that is not possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
