@@ -23,7 +23,7 @@ from .temporal_ablation import FrameOrders
 
 def prepare_output_dir(output_dir: str | os.PathLike) -> None:
     """
-    Makes the folder, and removes the record of unreadable files of an earlier evaluation.
+    Makes the folder.
 
     Raises:
         InputError: if it is a file, or holds a model, whose own results would be replaced.
@@ -34,7 +34,6 @@ def prepare_output_dir(output_dir: str | os.PathLike) -> None:
     if (folder / "config.json").exists():
         raise InputError(f"--output_dir {folder} holds a model; choose another folder, for example {folder}/eval.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bad_files.jsonl").unlink(missing_ok=True)
 
 
 def write_evaluation(
@@ -67,9 +66,7 @@ def write_evaluation(
     write_predictions(output_dir, dataset, predictions)
     write_classes(output_dir, counts, class_names)
     plot_confusion(counts, class_names, plots / "confusion.png")
-    if first.failures:
-        lines = [json.dumps(failure) + "\n" for failure in first.failures]
-        (output_dir / "bad_files.jsonl").write_text("".join(lines))
+    write_failures(output_dir / "bad_files.jsonl", first.failures)
     write_json(output_dir / "arguments.json", settings)
     write_json(output_dir / "all_results.json", results)
     return results
@@ -161,6 +158,13 @@ def write_predictions(output_dir: Path, dataset: ViewDataset, predictions: ViewP
 def matrix_column(matrix: torch.Tensor) -> pa.FixedSizeListArray:
     """A matrix `(N, D)` as a column of N lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.flatten().numpy()), matrix.shape[1])
+
+
+def write_failures(path: Path, failures: list[dict[str, str]]) -> None:
+    """The items that could not be read, one JSON object a line; no file if there are none."""
+    path.unlink(missing_ok=True)
+    if failures:
+        path.write_text("".join(json.dumps(failure) + "\n" for failure in failures))
 
 
 def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:

@@ -1,0 +1,98 @@
+"""
+Embeds every video or image of a folder, Parquet file, dataset or frame store with a ViC-MAE encoder.
+
+    accelerate launch examples/pytorch/export_features.py --model_name_or_path outputs/demo \
+        --data data/demo/appearance/eval --output features.parquet --pooling frame
+
+docs/evaluation.md says what the files hold.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from accelerate import Accelerator
+from transformers import AutoImageProcessor, AutoVideoProcessor
+
+from vicmae_hf.data.labelled import open_labelled
+from vicmae_hf.data.media import MediaLoader
+from vicmae_hf.data.sources import open_source
+from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.training.features import (
+    build_feature_views,
+    check_feature_file,
+    extract_embeddings,
+    load_encoder,
+    write_features,
+)
+from vicmae_hf.training.session import run_script
+
+
+@dataclass(kw_only=True)
+class ExportArguments:
+    model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
+    data: str = setting(REQUIRED, "folder, Parquet file, dataset or frame store, with or without labels")
+    labelled: bool = setting(False, "the data is a folder ROOT/CLASS_NAME/FILE; write the classes too")
+    output: str = setting(REQUIRED, "FILE.parquet or FILE.safetensors")
+    pooling: Literal["frame", "clip"] = setting(
+        "frame", "mean of the embeddings of single frames, or the embedding of one clip"
+    )
+    num_frames: int | None = setting(None, "frames of a video; default: 8 for frame, the model's for clip")
+    frames_per_second: float | None = setting(
+        None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says"
+    )
+    batch_size: int = setting(32, "frames or clips in a forward pass")
+    num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
+
+    def __post_init__(self):
+        check_feature_file(self.output)
+        for name in ["num_frames", "batch_size"]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
+        for name in ["frames_per_second", "num_workers"]:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ArgumentsError(f"--{name} must not be negative, got {value}.")
+
+
+def main() -> None:
+    arguments = parse_arguments(ExportArguments)
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    is_clip = arguments.pooling == "clip"
+    model = load_encoder(arguments.model_name_or_path)
+    processor = (AutoVideoProcessor if is_clip else AutoImageProcessor).from_pretrained(arguments.model_name_or_path)
+    if arguments.num_frames is None:
+        arguments.num_frames = model.config.num_frames if is_clip else 8
+    if arguments.frames_per_second is None and is_clip:
+        arguments.frames_per_second = processor.fps
+    source = open_labelled(arguments.data) if arguments.labelled else open_source(arguments.data)
+    dataset = build_feature_views(
+        source,
+        processor,
+        MediaLoader(arguments.video_backend, arguments.seconds_per_file),
+        pooling=arguments.pooling,
+        num_frames=arguments.num_frames,
+        frames_per_second=arguments.frames_per_second or None,
+    )
+    features = extract_embeddings(
+        accelerator,
+        model.to(accelerator.device),
+        dataset,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+    )
+    if accelerator.is_main_process:
+        write_features(arguments.output, source, features, asdict(arguments))
+        print(
+            f"{len(features.indices)} embeddings of {features.embeddings.shape[1]} numbers in {arguments.output}, "
+            f"{len(features.failures)} unreadable files."
+        )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_script(main)
