@@ -483,6 +483,19 @@ def test_tables_that_are_not_imagenet(tmp_path):
         prepare_dataset("imagenet", tmp_path / "shuffled.parquet", tmp_path / "out", "val")
 
 
+def test_imagenet_that_cannot_be_had(tmp_path, monkeypatch):
+    # A port at which nobody listens stands for a machine without network.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="no such folder, and no dataset of that name could be loaded"):
+        prepare_dataset("imagenet", "some-user/no-such-dataset", tmp_path / "out", "val")
+    with pytest.raises(InputError, match="/gone: no such file or folder"):
+        prepare_dataset("imagenet", tmp_path / "gone", tmp_path / "out", "val")
+    write(tmp_path / "broken.parquet", b"PAR1 not")
+    with pytest.raises(InputError, match=r"broken\.parquet: the split 'validation' could not be opened"):
+        prepare_dataset("imagenet", tmp_path / "broken.parquet", tmp_path / "out", "val")
+
+
 PLACES_CATEGORIES = "/a/airfield 0\n/a/apartment_building/outdoor 2\n/b/badlands 1\n"
 
 

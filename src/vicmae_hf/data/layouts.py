@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from ..errors import InputError
 from .labelled import read_class_names
-from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DataSourceError, as_source_error, list_files
+from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DataSourceError, as_source_error, list_files, load_hub_dataset
 
 
 OFFICIAL_CLASS_NAMES = Path(__file__).parent / "class_names"
@@ -333,11 +333,14 @@ def open_imagenet_table(request: Request) -> datasets.Dataset:
     split = {"train": "train", "val": "validation", "test": "test"}[request.split]
     if request.class_names is not None:
         raise InputError(f"{request.root}: a dataset has its own class order; leave out --class_names.")
-    with as_source_error(request.root, f"the split {split!r} could not be opened as a dataset"):
-        if request.root.endswith(".parquet"):
-            table = datasets.Dataset.from_parquet(request.root)
-        else:
-            table = datasets.load_dataset(request.root, split=split)
+    if not os.path.exists(request.root):
+        table = load_hub_dataset(request.root, split)
+    else:
+        with as_source_error(request.root, f"the split {split!r} could not be opened as a dataset"):
+            if os.path.isfile(request.root):
+                table = datasets.Dataset.from_parquet(request.root)
+            else:
+                table = datasets.load_dataset(request.root, split=split)
     columns = {
         kind: next((name for name, feature in table.features.items() if isinstance(feature, kind)), None)
         for kind in [datasets.Image, datasets.ClassLabel]

@@ -100,7 +100,7 @@ def open_source(name: str | os.PathLike) -> MediaSource | FrameStoreSource:
             return _open_parquet(name, [str(path)])
         raise DataSourceError(f"{name}: expected a folder, a .parquet file or a dataset's name, got a file.")
     if not path.exists():
-        return _open_hub_dataset(name)
+        return _from_dataset(name, load_hub_dataset(name, "train"))
     if (path / "dataset_dict.json").is_file():
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise DataSourceError(f"{name}: expected one split, got a folder of them: name one of {', '.join(splits)}.")
@@ -176,15 +176,15 @@ def _open_parquet(name: str, files: list[str]) -> MediaSource | FrameStoreSource
     return _from_dataset(name, dataset)
 
 
-def _open_hub_dataset(name: str) -> MediaSource | FrameStoreSource:
+def load_hub_dataset(name: str, split: str) -> datasets.Dataset:
+    """A split of a dataset on the Hub; raises a DataSourceError if there is none of that name, or no network."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise DataSourceError(f"{name}: no such file or folder.")
     with as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
         if not constants.HF_HUB_OFFLINE:
             # Without network this fails at once; load_dataset would try for half a minute.
             HfApi().dataset_info(name, timeout=10)
-        dataset = datasets.load_dataset(name, split="train")
-    return _from_dataset(name, dataset)
+        return datasets.load_dataset(name, split=split)
 
 
 def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource | FrameStoreSource:
