@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from accelerate import Accelerator
-from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
@@ -62,8 +61,7 @@ def main() -> None:
     arguments = parse_arguments(ExportArguments)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     is_clip = arguments.pooling == "clip"
-    model = load_encoder(arguments.model_name_or_path)
-    processor = (AutoVideoProcessor if is_clip else AutoImageProcessor).from_pretrained(arguments.model_name_or_path)
+    model, processor = load_encoder(arguments.model_name_or_path, arguments.pooling)
     if arguments.num_frames is None:
         arguments.num_frames = model.config.num_frames if is_clip else 8
     if arguments.frames_per_second is None and is_clip:

@@ -108,6 +108,13 @@ class PretrainingArguments(TrainingArguments):
     gap_seconds: float = setting(1.0, "gap for fixed_gap and max_gap")
     color_augmentation: bool = setting(False, "colour jitter, grayscale, blur, solarisation, as in the released code")
     contrastive_start_epoch: float = setting(200.0, "the contrastive weight is 0 before (Table 1: 200)")
+    probe_data: str | None = setting(None, "labelled folder or dataset on which features are probed during training")
+    probe_steps: int = setting(1000, "updates between probes; the last update is always probed")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.probe_steps < 1:
+            raise ArgumentsError(f"--probe_steps must be at least 1, got {self.probe_steps}.")
 
 
 # What the two methods of classification start from: Table 2 for ViT-B, Table 3.

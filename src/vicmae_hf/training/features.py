@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 
 from ..data.labelled import LabelledSource
 from ..data.media import MediaLoader
@@ -40,25 +40,28 @@ class Features:
     failures: list[dict[str, str]]
 
 
-def load_encoder(name: str) -> ViCMAEModel:
+def load_encoder(name: str, pooling: Literal["frame", "clip"]) -> tuple[ViCMAEModel, Any]:
     """
-    The encoder of any ViC-MAE checkpoint: pretrained, finetuned, or an encoder alone.
+    The encoder of any ViC-MAE checkpoint (pretrained, finetuned, or an encoder alone), and its processor: of images
+    for `pooling="frame"`, of videos for "clip".
 
     Raises:
-        InputError: if there is no such checkpoint, it is of another model, or lacks weights.
+        InputError: if there is no such checkpoint, it is of another model, or lacks weights or the processor.
     """
+    processor_class = AutoVideoProcessor if pooling == "clip" else AutoImageProcessor
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type != ViCMAEModel.config_class.model_type:
             raise InputError(f"{name}: expected a ViC-MAE checkpoint, got one of {config.model_type}.")
         model, loading = ViCMAEModel.from_pretrained(name, output_loading_info=True)
+        processor = processor_class.from_pretrained(name)
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: no encoder can be loaded from there: {error}") from error
     if loading["missing_keys"]:
         raise InputError(f"{name}: lacks weights of the encoder, the first: {min(loading['missing_keys'])}.")
-    return model
+    return model, processor
 
 
 def build_feature_views(

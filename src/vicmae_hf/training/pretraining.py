@@ -13,13 +13,17 @@ from accelerate.logging import get_logger
 from ..data.augmentation import normalize_pixels
 from ..data.bad_files import BadFilesError
 from ..data.frame_pairs import FramePairDataset
+from ..data.labelled import open_labelled
 from ..data.loading import EpochBatchSampler, build_dataloader
+from ..data.media import MediaLoader
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
 from .arguments import PretrainingArguments
 from .checkpointing import Checkpoints
+from .collapse import collapse_metrics
 from .loop import Schedule, train
 from .model_card import write_pretraining_card
+from .online_probe import OnlineProbe
 from .optimization import parameter_groups, scaled_learning_rate
 from .plots import plot_losses, plot_reconstructions, reconstruct_views
 from .reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
@@ -46,9 +50,12 @@ def pretrain(
     Raises:
         BadFilesError: if too many files cannot be read.
         CheckpointError: if the checkpoint to resume from does not fit.
+        InputError: if the data of the online probe cannot be opened, or is too small.
         NonFiniteLossError: if the loss becomes infinite or NaN.
     """
     output_dir = Path(arguments.output_dir)
+    # A wrong name is reported before anything is replaced.
+    probe_source = None if arguments.probe_data is None else open_labelled(arguments.probe_data)
     batch_multiple = accelerator.num_processes * arguments.gradient_accumulation_steps
     total_batch_size = arguments.per_device_train_batch_size * batch_multiple
     checkpoints = Checkpoints(
@@ -135,17 +142,49 @@ def pretrain(
             processor.save_pretrained(output_dir)
 
     mean, std = processors[0].image_mean, processors[0].image_std
+    embeddings: dict[str, torch.Tensor] = {}
 
     def compute_losses(batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
         is_contrastive = epoch >= arguments.contrastive_start_epoch
         unwrapped_model.contrastive_weight = unwrapped_model.config.contrastive_weight if is_contrastive else 0.0
         output = model(normalize_pixels(batch["pixel_values"], mean, std))
+        embeddings["feature"] = output.features.detach()
+        if output.projections is not None:
+            embeddings["projection"] = output.projections.detach()
         losses = {
             "loss": output.loss,
             "reconstruction_loss": output.reconstruction_loss,
             "contrastive_loss": output.contrastive_loss,
         }
         return {name: value for name, value in losses.items() if value is not None}
+
+    probe = None
+    if probe_source is not None:
+        probe = OnlineProbe(
+            accelerator,
+            unwrapped_model.vicmae,
+            probe_source,
+            processors[0],
+            MediaLoader(arguments.video_backend, arguments.seconds_per_file),
+            probe_steps=arguments.probe_steps,
+            num_steps=num_steps,
+            seed=arguments.seed,
+            batch_size=arguments.per_device_train_batch_size,
+            num_workers=arguments.dataloader_num_workers,
+        )
+
+    def measure_collapse(step: int) -> dict[str, float]:
+        """Of the features, and of the projections if there are any, of the batch of all processes, at logged steps."""
+        if step % arguments.logging_steps and step != num_steps:
+            return {}
+        return {
+            f"{kind}_{name}": value
+            for kind, tensor in embeddings.items()
+            for name, value in collapse_metrics(accelerator.gather(tensor)).items()
+        }
+
+    def measure(step: int) -> dict[str, float]:
+        return measure_collapse(step) | (probe(step) if probe is not None else {})
 
     metrics_log = MetricsLog(accelerator, output_dir, "pairs", num_steps, start_step)
     try:
@@ -161,6 +200,7 @@ def pretrain(
             seed=arguments.seed,
             logging_steps=arguments.logging_steps,
             checkpointing_steps=arguments.checkpointing_steps,
+            evaluate=measure,
         )
     except BadFilesError as error:
         # From a worker the message comes with the worker's traceback; the record has the message alone.
