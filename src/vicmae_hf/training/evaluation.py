@@ -121,7 +121,7 @@ def predict_views(
             first protocol are predicted too.
 
     Raises:
-        InputError: if no item can be read.
+        InputError: if no item can be read, or the model's outputs are not finite.
     """
     model = unwrap(accelerator, model)
 
@@ -146,6 +146,13 @@ def predict_views(
     collected = collect(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers)
     seconds = time.perf_counter() - started
     model.train(was_training)
+    is_finite = collected.outputs["probabilities"].isfinite().flatten(1).all(1)
+    if not is_finite.all():
+        first = dataset.source[int(collected.indices[~is_finite][0])].name
+        raise InputError(
+            f"The model's outputs are infinite or NaN for {int((~is_finite).sum())} files, the first: {first}. Try "
+            "--mixed_precision no or bf16."
+        )
     labels = torch.as_tensor(dataset.labels)[collected.indices]
     return ViewPredictions(
         protocols=[
