@@ -100,11 +100,14 @@ class PackingInput:
     class_names: list[str] | None
 
     @classmethod
-    def open(cls, name: str, labelled: bool = False, class_names: Sequence[str] | None = None) -> "PackingInput":
+    def open(
+        cls, name: str | os.PathLike, labelled: bool = False, class_names: Sequence[str] | None = None
+    ) -> "PackingInput":
         """
         Opens a source; if `labelled`, as a folder ROOT/CLASS_NAME/FILE whose classes have the order of `class_names`
         (see `open_labelled`). A dataset with a column of labels brings them along in any case.
         """
+        name = os.fspath(name)
         if labelled:
             source = open_labelled(name, class_names)
             return cls(name, source.items, source.items.list_names(), source.labels, source.class_names)
@@ -465,13 +468,18 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
             raise InputError(f"{output}: is no frame store, but holds {others[0]}; expected an empty or new folder.")
         write_whole(path, json.dumps(wanted, indent=2) + "\n")
     found = json.loads(path.read_text())
+    if found["items_sha256"] != wanted["items_sha256"]:
+        raise InputError(
+            f"{output}: was begun with other names or labels of {found['num_items']} items of {found['input']}, now "
+            f"{wanted['num_items']} of {wanted['input']}. Choose another --output, or delete this one."
+        )
     pairs = [(name, found["settings"].get(name), value) for name, value in wanted["settings"].items()]
-    pairs += [(name, found[name], wanted[name]) for name in ("format_version", "num_items", "items_sha256")]
+    pairs.append(("format_version", found["format_version"], FORMAT_VERSION))
     differences = [f"{name} {before}, now {now}" for name, before, now in pairs if before != now]
     if differences:
         raise InputError(
-            f"{output}: was begun with {'; '.join(differences)}. Go on with the same settings and input "
-            f"({found['input']}), or choose another --output."
+            f"{output}: was begun with {'; '.join(differences)}. Go on with the same settings, choose another "
+            "--output, or delete this one."
         )
 
 
@@ -545,12 +553,13 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
         write_failures(packer, failures)
     info = {"features": packer.source.features().to_dict()}
     write_whole(packer.output / "dataset_info.json", json.dumps(info, indent=2) + "\n")
+    identity = [FORMAT_VERSION, content_settings(packer.settings), packer.source.digest()]
     state = {
         # An empty table has nothing to stream.
         "_data_files": [
             {"filename": packer.shard_path(shard).name} for shard, record in sorted(records.items()) if record.num_rows
         ],
-        "_fingerprint": hashlib.sha256((packer.output / STORE_FILE).read_bytes()).hexdigest()[:16],
+        "_fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
