@@ -4,9 +4,16 @@ import math
 
 import pytest
 import torch
+from tiny_models import tiny_config
 
-from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
-from vicmae_hf.training.optimization import learning_rate_factor, parameter_groups, scaled_learning_rate
+from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining, ViCMAEForVideoClassification
+from vicmae_hf.training.optimization import (
+    layer_decay_scale,
+    learning_rate_factor,
+    parameter_groups,
+    scaled_learning_rate,
+    set_learning_rate,
+)
 
 
 def test_learning_rate_follows_table_1():
@@ -57,3 +64,52 @@ def test_weight_decay_is_on_matrices_only():
     assert decayed_names == matrices - frozen
     assert plain_names == set(names.values()) - matrices
     assert {"vicmae.embeddings.cls_token", "decoder.mask_token", "logit_scale"} <= plain_names
+
+
+def test_layer_decay_of_a_base_model():
+    """Exponents as in BEiT and MAE: 13 for the embeddings of 12 layers, 12 to 1 for the layers, 0 above."""
+    exponents = {
+        "vicmae.embeddings.cls_token": 13,
+        "vicmae.embeddings.temporal_position_embeddings": 13,
+        "vicmae.embeddings.patch_embeddings.projection.weight": 13,
+        "vicmae.layers.0.attention.q_proj.weight": 12,
+        "vicmae.layers.1.layernorm_before.bias": 11,
+        "vicmae.layers.11.mlp.fc2.bias": 1,
+        "vicmae.layernorm.weight": 0,
+        "classifier.weight": 0,
+    }
+    for name, exponent in exponents.items():
+        assert layer_decay_scale(name, 12, 0.65) == pytest.approx(0.65**exponent), name
+
+
+def test_an_update_moves_each_depth_at_its_own_rate():
+    """Adam's first step moves every parameter by its learning rate, whatever the gradient."""
+    model = ViCMAEForVideoClassification(tiny_config(num_hidden_layers=3))
+    groups = parameter_groups(model, 0.05, lambda name: layer_decay_scale(name, 3, 0.5))
+    assert len(groups) == 2 * 5
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for group in groups:
+        # Matrices decay; the temporal positions (1, t, D) are a matrix too.
+        shapes = [sum(size > 1 for size in parameter.shape) > 1 for parameter in group["params"]]
+        assert set(shapes) == {group["weight_decay"] == 0.05}
+        group["weight_decay"] = 0.0
+    optimizer = torch.optim.AdamW(groups, lr=0.0)
+    set_learning_rate(optimizer, peak=0.01, factor=0.5)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {name: (before[name] - parameter.detach()).mean().item() for name, parameter in model.named_parameters()}
+    for name, distance in moved.items():
+        if name.startswith("vicmae.layers."):
+            exponent = 3 - int(name.split(".")[2])
+        else:
+            exponent = 4 if "embeddings" in name else 0
+        assert distance == pytest.approx(0.005 * 0.5**exponent, rel=1e-3), name
+
+
+def test_groups_without_a_scale_get_the_whole_rate():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    set_learning_rate(optimizer, peak=0.2, factor=0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.1
