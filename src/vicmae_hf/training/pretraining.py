@@ -12,7 +12,7 @@ from accelerate.logging import get_logger
 
 from ..data.augmentation import normalize_pixels
 from ..data.bad_files import BadFilesError
-from ..data.frame_pairs import FramePairDataset
+from ..data.frame_pairs import FramePairDataset, load_frame_pairs
 from ..data.labelled import open_labelled
 from ..data.loading import EpochBatchSampler, build_dataloader
 from ..data.media import MediaLoader
@@ -32,6 +32,37 @@ from .reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
 logger = get_logger(__name__)
 
 NUM_PICTURED_SAMPLES = 8
+
+
+def build_frame_pairs(
+    accelerator: Accelerator, model: ViCMAEForPreTraining, arguments: PretrainingArguments
+) -> FramePairDataset:
+    """
+    The pairs to train `model` on.
+
+    Raises:
+        BadFilesError: if no pair can be read.
+        InputError: if the data cannot be opened, or an option is out of range.
+    """
+    with accelerator.main_process_first():
+        dataset = load_frame_pairs(
+            arguments.train_data,
+            model.config.image_height_and_width,
+            frame_sampling=arguments.frame_sampling,
+            window_seconds=arguments.window_seconds,
+            num_segments=arguments.num_segments,
+            gap_seconds=arguments.gap_seconds,
+            color_augmentation=arguments.color_augmentation,
+            samples_per_file=arguments.samples_per_file,
+            video_backend=arguments.video_backend,
+            seconds_per_file=arguments.seconds_per_file,
+            seed=arguments.seed,
+            max_bad_files=arguments.max_bad_files,
+            bad_files_path=Path(arguments.output_dir) / "bad_files.jsonl",
+        )
+        # A folder of unreadable files is reported here, in one line, and not from inside a worker.
+        dataset[0]
+    return dataset
 
 
 def pretrain(
