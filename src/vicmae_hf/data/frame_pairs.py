@@ -15,6 +15,7 @@ from .bad_files import BadFiles
 from .media import MediaItem, MediaLoader, MediaReader, TimeLimitError
 from .sampling import FrameSampling
 from .sources import DataSourceError, MediaSource, open_source
+from .streaming import FramePairStream, open_stream
 
 
 # (epoch, position in the epoch's order, index of the sample): the first two decide its random numbers.
@@ -51,11 +52,13 @@ class FramePairDataset(torch.utils.data.Dataset):
         self.loader = loader
         self.samples_per_file = samples_per_file
         self.seed = seed
-        self.ends = list(accumulate(len(source) for source in self.sources))
+        self.lengths = [len(source) for source in self.sources]
+        self.ends = list(accumulate(self.lengths))
         self.num_files = self.ends[-1]
+        self.num_samples = self.num_files * samples_per_file
 
     def __len__(self) -> int:
-        return self.num_files * self.samples_per_file
+        return self.num_samples
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, torch.Tensor]:
         if not isinstance(key, tuple):
@@ -110,7 +113,8 @@ def load_frame_pairs(
     seed: int = 0,
     max_bad_files: float = 0.05,
     bad_files_path: str | os.PathLike | None = None,
-) -> FramePairDataset:
+    streaming: bool = False,
+) -> FramePairDataset | FramePairStream:
     """
     Opens folders of videos and images, Parquet files and datasets as one dataset of pairs.
 
@@ -124,9 +128,10 @@ def load_frame_pairs(
         seed: pairs are a function of it, of the epoch and of the sample.
         max_bad_files: share of files that may be unreadable before a `BadFilesError` stops the run.
         bad_files_path: JSON lines file for the record of unreadable ones.
+        streaming: read one frame store shard by shard (see `FramePairStream`), from the Hub without a copy.
 
     Returns:
-        A map-style dataset of `{"pixel_values": uint8 tensor (2, 3, H, W)}`.
+        A map-style dataset of `{"pixel_values": uint8 tensor (2, 3, H, W)}`; an iterable one if `streaming`.
 
     Raises:
         InputError: `DataSourceError` if a source is missing or empty; or if an option is out of range.
@@ -139,11 +144,20 @@ def load_frame_pairs(
     if seed < 0:
         raise InputError(f"seed must be at least 0, got {seed}.")
     loader = MediaLoader(video_backend, seconds_per_file)
+    view = RandomView(image_size, crop_scale, horizontal_flip, color_augmentation)
+    sampling = FrameSampling(frame_sampling, window_seconds, num_segments, gap_seconds)
+    if streaming:
+        if len(names) > 1 or samples_per_file > 1:
+            raise InputError("A stream has one data source, and gives one sample of each row in an epoch.")
+        stream = open_stream(names[0])
+        num_files = stream.count_all_rows()
+        bad_files = BadFiles(bad_files_path, num_files, max_bad_files)
+        return FramePairStream(stream, num_files, view, sampling, bad_files, seed)
     opened = [open_source(name) for name in names]
     return FramePairDataset(
         opened,
-        view=RandomView(image_size, crop_scale, horizontal_flip, color_augmentation),
-        frame_sampling=FrameSampling(frame_sampling, window_seconds, num_segments, gap_seconds),
+        view=view,
+        frame_sampling=sampling,
         bad_files=BadFiles(bad_files_path, sum(map(len, opened)), max_bad_files),
         loader=loader,
         samples_per_file=samples_per_file,

@@ -176,15 +176,18 @@ def _open_parquet(name: str, files: list[str]) -> MediaSource | FrameStoreSource
     return _from_dataset(name, dataset)
 
 
-def load_hub_dataset(name: str, split: str) -> datasets.Dataset:
-    """A split of a dataset on the Hub; raises a DataSourceError if there is none of that name, or no network."""
+def load_hub_dataset(name: str, split: str, **options) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    A split of a dataset on the Hub, with options of `load_dataset`; raises a DataSourceError if there is none of that
+    name, or no network.
+    """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise DataSourceError(f"{name}: no such file or folder.")
     with as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
         if not constants.HF_HUB_OFFLINE:
             # Without network this fails at once; load_dataset would try for half a minute.
             HfApi().dataset_info(name, timeout=10)
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, split=split, **options)
 
 
 def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource | FrameStoreSource:

@@ -100,6 +100,7 @@ class PretrainingArguments(TrainingArguments):
 
     train_data_weights: list[float] | None = setting(None, "relative share of each data source; default: its size")
     samples_per_file: int = setting(1, "pairs drawn from each file in an epoch")
+    streaming: bool = setting(False, "read one frame store shard by shard, from the Hub without a copy on disk")
     frame_sampling: Literal["distant", "fixed_gap", "max_gap", "adjacent", "same"] = setting(
         "distant", "which two frames of a video make a pair"
     )

@@ -3,12 +3,14 @@
 import json
 import math
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
 
 from ..data.augmentation import normalize_pixels
 from ..data.bad_files import BadFilesError
@@ -16,6 +18,7 @@ from ..data.frame_pairs import FramePairDataset, load_frame_pairs
 from ..data.labelled import open_labelled
 from ..data.loading import EpochBatchSampler, build_dataloader
 from ..data.media import MediaLoader
+from ..data.streaming import FramePairStream, build_stream_dataloader
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
 from .arguments import PretrainingArguments
@@ -36,7 +39,7 @@ NUM_PICTURED_SAMPLES = 8
 
 def build_frame_pairs(
     accelerator: Accelerator, model: ViCMAEForPreTraining, arguments: PretrainingArguments
-) -> FramePairDataset:
+) -> FramePairDataset | FramePairStream:
     """
     The pairs to train `model` on.
 
@@ -59,16 +62,17 @@ def build_frame_pairs(
             seed=arguments.seed,
             max_bad_files=arguments.max_bad_files,
             bad_files_path=Path(arguments.output_dir) / "bad_files.jsonl",
+            streaming=arguments.streaming,
         )
         # A folder of unreadable files is reported here, in one line, and not from inside a worker.
-        dataset[0]
+        next(iter(dataset)) if arguments.streaming else dataset[0]
     return dataset
 
 
 def pretrain(
     accelerator: Accelerator,
     model: ViCMAEForPreTraining,
-    dataset: FramePairDataset,
+    dataset: FramePairDataset | FramePairStream,
     arguments: PretrainingArguments,
 ) -> dict[str, Any]:
     """
@@ -100,6 +104,8 @@ def pretrain(
             "per_device_train_batch_size": arguments.per_device_train_batch_size,
             "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
             "num_processes": accelerator.num_processes,
+            # Each has its own shards.
+            "stream_workers": arguments.dataloader_num_workers if arguments.streaming else None,
         },
     )
     optimizer = torch.optim.AdamW(
@@ -120,8 +126,8 @@ def pretrain(
             logger.warning("No checkpoint in %s yet: starting from the beginning.", output_dir)
 
     sampler_settings = {
-        "lengths": [len(source) for source in dataset.sources],
-        "num_samples": len(dataset),
+        "lengths": dataset.lengths,
+        "num_samples": dataset.num_samples,
         "batch_size": arguments.per_device_train_batch_size,
         "batch_multiple": batch_multiple,
         "weights": arguments.train_data_weights,
@@ -133,10 +139,10 @@ def pretrain(
     if start_step >= num_steps and results_file.exists():
         logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, start_step, num_steps)
         return json.loads(results_file.read_text())
-    if len(dataset) < total_batch_size:
+    if dataset.num_samples < total_batch_size:
         logger.warning(
             "%d samples are fewer than the total batch of %d: an epoch repeats them to fill one.",
-            len(dataset),
+            dataset.num_samples,
             total_batch_size,
         )
     batch_sampler = EpochBatchSampler(
@@ -144,11 +150,19 @@ def pretrain(
         start_batch=start_step * batch_multiple,
         **sampler_settings,
     )
-    batches = accelerator.prepare_data_loader(
-        build_dataloader(
-            dataset, batch_sampler, arguments.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda"
+    loading = {"num_workers": arguments.dataloader_num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    if arguments.streaming:
+        loader = build_stream_dataloader(
+            dataset,
+            arguments.per_device_train_batch_size,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            start_batch=start_step * arguments.gradient_accumulation_steps,
+            **loading,
         )
-    )
+        batches = (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
+    else:
+        batches = accelerator.prepare_data_loader(build_dataloader(dataset, batch_sampler, **loading))
     schedule = Schedule(
         num_steps=num_steps,
         start_step=start_step,
@@ -262,15 +276,21 @@ def pretrain(
 
 
 def write_pictures(
-    model: ViCMAEForPreTraining, dataset: FramePairDataset, mean: list[float], std: list[float], output_dir: Path
+    model: ViCMAEForPreTraining,
+    dataset: FramePairDataset | FramePairStream,
+    mean: list[float],
+    std: list[float],
+    output_dir: Path,
 ) -> None:
-    """`plots/losses.png` and `plots/reconstructions.png`, of files spread over the dataset."""
+    """`plots/losses.png` and `plots/reconstructions.png`, of files spread over the dataset, or first in a stream."""
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
     metrics = read_metrics(output_dir)
     if metrics:
         plot_losses(metrics, plots / "losses.png")
-    count = min(NUM_PICTURED_SAMPLES, len(dataset))
+    count = min(NUM_PICTURED_SAMPLES, dataset.num_samples)
     step = max(dataset.num_files // count, 1)
-    views = torch.stack([dataset[index * step]["pixel_values"] for index in range(count)])
+    is_stream = isinstance(dataset, FramePairStream)
+    samples = islice(dataset, count) if is_stream else (dataset[index * step] for index in range(count))
+    views = torch.stack([sample["pixel_values"] for sample in samples])
     plot_reconstructions(reconstruct_views(model, views, mean, std), plots / "reconstructions.png")
