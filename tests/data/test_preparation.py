@@ -367,6 +367,15 @@ def test_broken_webm_files(tmp_path, clips):
     assert report["unreadable"] == 2
 
 
+def test_something_something_test_list_without_templates(tmp_path, clips):
+    write_ssv2(tmp_path, clips)
+    write(tmp_path / "something-something-v2-test.json", [{"id": "56"}, {"id": "1420"}])
+    report = prepare_dataset("ssv2", tmp_path, tmp_path / "out", "test")
+    assert rows(tmp_path / "out") == [("56", -1)]
+    # The other files belong to the lists of training and validation.
+    assert (report["missing"], report["not_listed"]) == (1, 0)
+
+
 def test_a_label_file_in_another_order(tmp_path, clips):
     write_ssv2(tmp_path, clips)
     labels = {name: str(index) for index, name in enumerate(reversed(read_official_class_names("ssv2")))}
@@ -554,6 +563,21 @@ def test_a_labelled_folder(tmp_path, clips):
     assert report["list_sha256"] == hash_of(("wash/a.mp4", "wash"), ("wash/b.webm", "wash"), ("jump/c.mp4", "jump"))
     prepare_dataset("folder", tmp_path / "data", tmp_path / "given", class_names=["wash", "sing", "jump", "empty"])
     assert rows(tmp_path / "given") == [("jump/c.mp4", 2), ("wash/a.mp4", 0), ("wash/b.webm", 0)]
+
+
+def test_the_same_content_is_told_from_the_same_beginning(tmp_path):
+    long_picture = picture(0) + bytes(2**17)  # readers stop at the picture's end
+    for name, content in [
+        ("a/1.jpg", long_picture),
+        ("a/2.jpg", long_picture[:-1] + b"x"),
+        ("b/3.jpg", long_picture),
+        ("b/4.jpg", long_picture + b"x"),
+    ]:
+        write(tmp_path / "data" / name, content)
+    report = prepare_dataset("folder", tmp_path / "data", tmp_path / "out")
+    assert (report["in_table"], report["same_content"]) == (4, 1)
+    (line,) = read_csv(tmp_path / "out" / "problems.csv")
+    assert (line["problem"], line["name"], line["detail"]) == ("same content", "b/3.jpg", "as a/1.jpg (a)")
 
 
 def test_the_classes_of_a_split_are_those_of_training(tmp_path):
