@@ -1,7 +1,6 @@
 """The best model of a run so far, kept where the run leaves its model."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ class BestModel:
     Keeps the model with the highest `eval_top1` in `output_dir`; of equal ones the first.
 
     As a part of checkpoints (see `CheckpointPart`), so that a resumed run compares with the best of its past, and
-    still has it. Nothing is written twice where the file system has hard links.
+    still has it.
 
     Args:
         save_model: writes the model that is being trained into a folder.
@@ -36,7 +35,7 @@ class BestModel:
             return
         self.figures = figures
         if self.accelerator.is_main_process:
-            # Never written in place: checkpoints share the files.
+            # Under another name first: a file that is there is always whole.
             partial = self.output_dir / ".partial-best"
             shutil.rmtree(partial, ignore_errors=True)
             self.save_model(partial)
@@ -50,7 +49,7 @@ class BestModel:
         best = folder / "best"
         best.mkdir()
         for name in self.files:
-            link_or_copy(self.output_dir / name, best / name)
+            shutil.copyfile(self.output_dir / name, best / name)
         (folder / "best.json").write_text(json.dumps(self.figures))
 
     def load(self, folder: Path) -> None:
@@ -59,15 +58,6 @@ class BestModel:
         if self.accelerator.is_main_process:
             for name in self.files:
                 partial = self.output_dir / f".partial-{name}"
-                partial.unlink(missing_ok=True)
-                link_or_copy(folder / "best" / name, partial)
+                shutil.copyfile(folder / "best" / name, partial)
                 partial.replace(self.output_dir / name)
         self.accelerator.wait_for_everyone()
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Another name for the same file, or a copy where that is not possible."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -172,8 +172,11 @@ class Checkpoints:
 
     def remove_leftovers(self) -> None:
         """Removes what interrupted runs left half written or half deleted."""
-        for path in self.output_dir.glob(".partial-checkpoint-*"):
-            shutil.rmtree(path)
+        for path in self.output_dir.glob(".partial-*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     # In Accelerate's own format a checkpoint of several processes would not open in one, nor with `from_pretrained`.
     def _save_model(self, models: list, weights: list, output_dir: str) -> None:
