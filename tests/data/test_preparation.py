@@ -174,6 +174,7 @@ def test_kinetics_with_everything_that_goes_wrong(tmp_path, clips, monkeypatch):
     expected |= {"num_classes": 400, "classes_without_files": 397}
     assert {key: report[key] for key in expected} == expected
     assert json.loads((output / "report.json").read_text()) == report
+    assert report["list"] == f"{tmp_path}/k400/annotations/val.csv"
     assert report["list_sha256"] == hash_of(
         ("-bQ3_mPqA0c_000005_000015", "zumba"),
         ("aaaaaaaaaaa_001224_001234", "sharpening knives"),

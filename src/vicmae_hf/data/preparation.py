@@ -110,13 +110,18 @@ def prepare_dataset(
     report = {
         "dataset": dataset,
         "split": split,
-        "root": os.path.abspath(request.root) if os.path.exists(request.root) else request.root,
-        "list": list_source,
+        "root": absolute_path(request.root),
+        "list": absolute_path(list_source),
         "check": check,
         **count(table, problems, check),
     }
     write_results(output, table, problems, report)
     return report
+
+
+def absolute_path(path: str) -> str:
+    """Of a file or folder; the name of a dataset on the Hub stays as it is."""
+    return os.path.abspath(path) if os.path.exists(path) else path
 
 
 def match_files(listing: Listing) -> tuple[datasets.Dataset, list[Problem]]:
