@@ -23,10 +23,11 @@ def listed(source, root):
 def test_classes_follow_sorted_names(tmp_path):
     make_files(tmp_path, "wash/b.mp4", "wash/a.JPG", "jump/c.webm", "Zoo/d.png")
     # No class folders, no media, or hidden (macOS leaves files like ._b.mp4).
-    make_files(tmp_path, "readme.txt", "loose.mp4", "empty/notes.txt", ".cache/x.mp4", "wash/._b.mp4")
+    make_files(tmp_path, "readme.txt", "loose.mp4", "sing/notes.txt", ".cache/x.mp4", "wash/._b.mp4")
     source = open_labelled(tmp_path)
-    assert listed(source, tmp_path) == [("Zoo/d.png", 0), ("jump/c.webm", 1), ("wash/a.JPG", 2), ("wash/b.mp4", 2)]
-    assert source.class_names == ["Zoo", "jump", "wash"]
+    assert listed(source, tmp_path) == [("Zoo/d.png", 0), ("jump/c.webm", 1), ("wash/a.JPG", 3), ("wash/b.mp4", 3)]
+    # Missing files shift no labels.
+    assert source.class_names == ["Zoo", "jump", "sing", "wash"]
 
 
 def test_classes_in_a_given_order(tmp_path):

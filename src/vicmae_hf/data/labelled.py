@@ -80,7 +80,10 @@ def open_labelled(name: str | os.PathLike, class_names: Sequence[str] | None = N
 
 
 def open_labelled_folder(name: str, folder: Path) -> MediaSource:
-    """Videos and images of `folder/CLASS_NAME/FILE`; class indices follow sorted names."""
+    """
+    Videos and images of `folder/CLASS_NAME/FILE`; class indices follow sorted names. A class whose files are missing
+    keeps its index.
+    """
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     found = {
         entry.name: sorted(
@@ -89,8 +92,7 @@ def open_labelled_folder(name: str, folder: Path) -> MediaSource:
         for entry in sorted(folder.iterdir())
         if entry.is_dir() and entry.name[0] != "."
     }
-    found = {class_name: files for class_name, files in found.items() if files}
-    if not found:
+    if not any(found.values()):
         raise InputError(f"{name}: no videos or images found; expected {name}/CLASS_NAME/FILE.")
     table = datasets.Dataset.from_dict(
         {
