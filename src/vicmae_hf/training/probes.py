@@ -117,7 +117,10 @@ def top_k_accuracy(scores: torch.Tensor, labels: torch.Tensor, k: int) -> float:
 
 
 def balanced_subset(labels: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
-    """Indices of a random `fraction` of every class, at least one of each."""
+    """
+    Indices of a random `fraction` of every class, at least one of each. Nested: with the same seed a smaller fraction
+    is a part of a larger one.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in labels.unique():
@@ -127,12 +130,31 @@ def balanced_subset(labels: torch.Tensor, fraction: float, seed: int) -> torch.T
     return torch.cat(chosen)
 
 
+def probe_accuracy(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    eval_features: torch.Tensor,
+    eval_labels: torch.Tensor,
+    num_classes: int,
+    seed: int,
+) -> dict[str, float]:
+    """
+    `top1` and `top5` in percent on held-out files, from features `(N, F, D)` of F frames of each file. The classifier
+    learns from single frames; the probabilities of a file's frames are averaged.
+    """
+    probe = train_linear_probe(
+        train_features.flatten(0, 1), train_labels.repeat_interleave(train_features.shape[1]), num_classes, seed=seed
+    )
+    with torch.no_grad():
+        probabilities = probe(eval_features.flatten(0, 1)).softmax(-1).unflatten(0, eval_features.shape[:2]).mean(1)
+    return {f"top{k}": top_k_accuracy(probabilities, eval_labels, k) for k in (1, 5)}
+
+
 def linear_probe(
     model: ViCMAEModel, train: LabelledFrames, evaluation: LabelledFrames, seeds: Sequence[int]
 ) -> list[dict[str, float]]:
     """
-    `top1` and `top5` in percent on held-out files, once a seed. The classifier learns from single frames; the
-    probabilities of a file's frames are averaged. Each seed trains on its own random 80 % of every class's training
+    The accuracy of `probe_accuracy`, once a seed. Each seed trains on its own random 80 % of every class's training
     files, so that the spread tells how much depends on which files were labelled.
     """
     train_features = extract_features(model, train.pixel_values)
@@ -140,16 +162,14 @@ def linear_probe(
     results = []
     for seed in seeds:
         chosen = balanced_subset(train.labels, 0.8, seed)
-        features, labels = train_features[chosen], train.labels[chosen]
-        probe = train_linear_probe(
-            features.flatten(0, 1),
-            labels.repeat_interleave(features.shape[1]),
-            len(train.class_names),
-            seed=seed,
-        )
-        with torch.no_grad():
-            probabilities = (
-                probe(eval_features.flatten(0, 1)).softmax(-1).unflatten(0, eval_features.shape[:2]).mean(1)
+        results.append(
+            probe_accuracy(
+                train_features[chosen],
+                train.labels[chosen],
+                eval_features,
+                evaluation.labels,
+                len(train.class_names),
+                seed,
             )
-        results.append({f"top{k}": top_k_accuracy(probabilities, evaluation.labels, k) for k in (1, 5)})
+        )
     return results
