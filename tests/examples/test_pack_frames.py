@@ -1,12 +1,17 @@
-"""`pack_frames.py` as users run it: killed and run again, and in two ranks."""
+"""`pack_frames.py` as users run it: killed and run again, in two ranks; and training from the store that it leaves."""
 
+import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from launching import TORCHRUN, command, environment, run
+from safetensors.torch import load_file
 from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf.data.labelled import open_labelled
@@ -31,9 +36,13 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(videos, tmp_path_factory):
-    """Files of a store that one process packed, in this one."""
-    store = tmp_path_factory.mktemp("uninterrupted") / "store"
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("uninterrupted") / "store"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(videos, store):
+    """Files of a store that one process packed, this one."""
     pack_frames(PackingInput.open(videos, labelled=True), store, PackingSettings(**SETTINGS))
     return content(store)
 
@@ -117,3 +126,121 @@ def test_a_rank_writes_its_share_only(videos, uninterrupted, tmp_path):
     assert not pack_frames(*arguments, process_index=1, num_processes=2).is_finished
     assert pack_frames(*arguments, process_index=0, num_processes=2).is_finished
     assert content(tmp_path / "store") == uninterrupted
+
+
+TRAINING = """
+config_overrides:
+  hidden_size: 16
+  num_hidden_layers: 1
+  num_attention_heads: 2
+  intermediate_size: 32
+  patch_size: 16
+  decoder_hidden_size: 16
+  decoder_num_hidden_layers: 1
+  decoder_num_attention_heads: 2
+  decoder_intermediate_size: 32
+  hidden_dropout_prob: 0.1
+image_size: [48]
+per_device_train_batch_size: 3
+gradient_accumulation_steps: 2
+max_train_steps: 24
+base_learning_rate: 0.05
+warmup_epochs: 1
+contrastive_start_epoch: 2
+checkpointing_steps: 3
+logging_steps: 1
+dataloader_num_workers: 3
+"""
+
+
+@pytest.fixture(scope="module")
+def training(uninterrupted, store, tmp_path_factory):
+    path = tmp_path_factory.mktemp("training") / "settings.yaml"
+    path.write_text(f"train_data: [{store}]\n{TRAINING}")
+    return path
+
+
+def read_losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["reconstruction_loss"], line["contrastive_loss"]) for line in lines]
+
+
+def test_a_killed_run_goes_on_in_the_stream_where_it_was(training, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = run("run_pretraining.py", training, "--streaming", "--output_dir", whole)
+    assert process.returncode == 0, process.stderr
+    with subprocess.Popen(
+        command("run_pretraining.py", training, "--streaming", "--output_dir", killed),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        assert wait_until(lambda: (killed / "checkpoint-3").exists())
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (killed / "model.safetensors").exists()
+    resumed = run(
+        *["run_pretraining.py", training, "--streaming", "--output_dir", killed, "--resume_from_checkpoint", "latest"]
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step" in resumed.stderr
+    # 15 rows in updates of 6: several rounds.
+    assert [losses[0] for losses in read_losses(whole)] == list(range(1, 25))
+    assert read_losses(killed) == read_losses(whole)
+    expected, found = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    # Other workers would have other shards.
+    moved = run(
+        *["run_pretraining.py", training, "--streaming", "--output_dir", killed, "--resume_from_checkpoint", "latest"],
+        *["--dataloader_num_workers", "2"],
+    )
+    assert moved.returncode == 1
+    assert "stream_workers = 3, this one has 2" in moved.stderr
+
+
+PROGRAM = """
+import json, sys
+from itertools import islice
+from pathlib import Path
+from accelerate import PartialState
+from vicmae_hf.data import load_frame_pairs
+from vicmae_hf.data.streaming import build_stream_dataloader, FramePairStream
+
+state = PartialState(cpu=True)
+stream = load_frame_pairs(sys.argv[1], 16, streaming=True)
+# What a sample was read from, in place of its pixels.
+FramePairStream.read_pair = lambda self, item, generator: item.name
+loader = build_stream_dataloader(
+    stream, 1, num_workers=2, pin_memory=False, process_index=state.process_index, num_processes=state.num_processes
+)
+names = [batch["pixel_values"][0] for batch in islice(loader, 8)]
+Path(sys.argv[2], f"{state.process_index}.json").write_text(json.dumps(names))
+state.destroy_process_group()
+"""
+
+
+def test_two_ranks_stream_different_rows(store, uninterrupted, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    process = subprocess.run(
+        [sys.executable, *TORCHRUN, program, store, tmp_path],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert len(first) == len(second) == 8
+    # One of 15 rows comes a second time in 16 samples.
+    assert not set(first) & set(second)
+    assert len(set(first) | set(second)) == 15
+
+
+@pytest.mark.slow
+def test_a_store_trains_like_a_folder(training, tmp_path):
+    process = run("run_pretraining.py", training, "--output_dir", tmp_path / "run")
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text())["num_train_files"] == 15
+    assert (tmp_path / "run" / "plots" / "reconstructions.png").exists()

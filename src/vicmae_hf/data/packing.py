@@ -568,5 +568,5 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
     }
     write_whole(packer.output / "state.json", json.dumps(state, indent=2) + "\n")
     # What killed runs left: nothing else writes shards any more.
-    for leftover in packer.output.glob(".partial-*.arrow"):
+    for leftover in packer.output.glob(".partial-*-data-*"):
         leftover.unlink(missing_ok=True)

@@ -172,7 +172,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
                 try:
                     sample = {"pixel_values": self.read_pair(item, generator)}
                 except MediaDecodingError as error:
-                    self.bad_files.add(item.name, error)
+                    self.bad_files.add(item.name, str(error))
                 else:
                     break
             ahead.popleft()
