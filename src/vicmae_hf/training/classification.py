@@ -1,7 +1,6 @@
 """Training of classifiers: finetuning (Table 2) and linear evaluation (Table 3)."""
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
@@ -30,12 +30,12 @@ from .linear import LinearClassifier, extract_features, predict_features
 from .loop import train
 from .model_card import write_classification_card
 from .optimization import layer_decay_scale, parameter_groups
-from .planning import plan_run
+from .planning import plan_run, total_batch_size
 from .plots import plot_accuracies, plot_losses
 from .reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def train_classifier(
@@ -168,10 +168,6 @@ def resolve_settings(arguments: ClassificationArguments, config: ViCMAEConfig, n
         arguments.per_device_eval_batch_size = arguments.per_device_train_batch_size
     if arguments.method == "linear" and arguments.per_device_train_batch_size * num_processes < 2:
         raise ArgumentsError("--method linear: batch norm needs at least 2 samples in a step, got 1.")
-
-
-def total_batch_size(arguments: ClassificationArguments, num_processes: int) -> int:
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes
 
 
 def build_optimizer(

@@ -1,8 +1,9 @@
 """How long a run is, and in which order it sees its samples."""
 
-import logging
 import math
 from collections.abc import Sequence
+
+from accelerate.logging import get_logger
 
 from ..data.loading import EpochBatchSampler
 from .arguments import TrainingArguments
@@ -10,7 +11,12 @@ from .loop import Schedule
 from .optimization import scaled_learning_rate
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
+
+
+def total_batch_size(arguments: TrainingArguments, num_processes: int) -> int:
+    """Samples of an update."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes
 
 
 def plan_run(
@@ -28,14 +34,14 @@ def plan_run(
         lengths, num_samples, weights: see `EpochBatchSampler`.
     """
     batch_multiple = num_processes * arguments.gradient_accumulation_steps
-    total_batch_size = arguments.per_device_train_batch_size * batch_multiple
-    if num_samples < total_batch_size:
+    batch_size = total_batch_size(arguments, num_processes)
+    if num_samples < batch_size:
         logger.warning(
             "%d samples are fewer than the total batch of %d: an epoch repeats them to fill one.",
             num_samples,
-            total_batch_size,
+            batch_size,
         )
-    steps_per_epoch = max(num_samples // total_batch_size, 1)
+    steps_per_epoch = max(num_samples // batch_size, 1)
     num_steps = arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch
     batch_sampler = EpochBatchSampler(
         lengths,
@@ -52,7 +58,7 @@ def plan_run(
         start_step=start_step,
         steps_per_epoch=steps_per_epoch,
         num_warmup_steps=arguments.warmup_epochs * steps_per_epoch,
-        peak_learning_rate=scaled_learning_rate(arguments.base_learning_rate, total_batch_size),
+        peak_learning_rate=scaled_learning_rate(arguments.base_learning_rate, batch_size),
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
     )
     return schedule, batch_sampler

@@ -1,7 +1,6 @@
 """Pretraining: Algorithm 1 with the recipe of Table 1."""
 
 import json
-import math
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..data.augmentation import normalize_pixels
 from ..data.bad_files import BadFilesError
 from ..data.frame_pairs import FramePairDataset, load_frame_pairs
 from ..data.labelled import open_labelled
-from ..data.loading import EpochBatchSampler, build_dataloader
+from ..data.loading import build_dataloader
 from ..data.media import MediaLoader
 from ..data.streaming import FramePairStream, build_stream_dataloader
 from ..modeling_vicmae import ViCMAEForPreTraining
@@ -24,10 +23,11 @@ from ..processors import build_processors
 from .arguments import PretrainingArguments
 from .checkpointing import Checkpoints
 from .collapse import collapse_metrics
-from .loop import Schedule, train
+from .loop import train
 from .model_card import write_pretraining_card
 from .online_probe import OnlineProbe
-from .optimization import parameter_groups, scaled_learning_rate
+from .optimization import parameter_groups
+from .planning import plan_run, total_batch_size
 from .plots import plot_losses, plot_reconstructions, reconstruct_views
 from .reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
 
@@ -91,8 +91,6 @@ def pretrain(
     output_dir = Path(arguments.output_dir)
     # A wrong name is reported before anything is replaced.
     probe_source = None if arguments.probe_data is None else open_labelled(arguments.probe_data)
-    batch_multiple = accelerator.num_processes * arguments.gradient_accumulation_steps
-    total_batch_size = arguments.per_device_train_batch_size * batch_multiple
     checkpoints = Checkpoints(
         accelerator,
         output_dir,
@@ -113,43 +111,20 @@ def pretrain(
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped_model = accelerator.unwrap_model(model, keep_torch_compile=False)
-    if accelerator.is_main_process:
-        checkpoints.remove_leftovers()
-        if not arguments.resume_from_checkpoint:
-            checkpoints.remove_all()
-    start_step = 0
-    if arguments.resume_from_checkpoint:
-        start_step = checkpoints.load(arguments.resume_from_checkpoint)
-        if start_step > 0:
-            logger.warning("Going on from step %d.", start_step)
-        else:
-            logger.warning("No checkpoint in %s yet: starting from the beginning.", output_dir)
-
-    sampler_settings = {
-        "lengths": dataset.lengths,
-        "num_samples": dataset.num_samples,
-        "batch_size": arguments.per_device_train_batch_size,
-        "batch_multiple": batch_multiple,
-        "weights": arguments.train_data_weights,
-        "seed": arguments.seed,
-    }
-    steps_per_epoch = EpochBatchSampler(num_epochs=1, **sampler_settings).batches_per_epoch // batch_multiple
-    num_steps = arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch
+    start_step = checkpoints.start(arguments.resume_from_checkpoint)
+    schedule, batch_sampler = plan_run(
+        arguments,
+        accelerator.num_processes,
+        dataset.lengths,
+        dataset.num_samples,
+        arguments.train_data_weights,
+        start_step,
+    )
+    num_steps = schedule.num_steps
     results_file = output_dir / "all_results.json"
     if start_step >= num_steps and results_file.exists():
         logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, start_step, num_steps)
         return json.loads(results_file.read_text())
-    if dataset.num_samples < total_batch_size:
-        logger.warning(
-            "%d samples are fewer than the total batch of %d: an epoch repeats them to fill one.",
-            dataset.num_samples,
-            total_batch_size,
-        )
-    batch_sampler = EpochBatchSampler(
-        num_epochs=math.ceil(num_steps / steps_per_epoch),
-        start_batch=start_step * batch_multiple,
-        **sampler_settings,
-    )
     loading = {"num_workers": arguments.dataloader_num_workers, "pin_memory": accelerator.device.type == "cuda"}
     if arguments.streaming:
         loader = build_stream_dataloader(
@@ -163,22 +138,14 @@ def pretrain(
         batches = (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
     else:
         batches = accelerator.prepare_data_loader(build_dataloader(dataset, batch_sampler, **loading))
-    schedule = Schedule(
-        num_steps=num_steps,
-        start_step=start_step,
-        steps_per_epoch=steps_per_epoch,
-        num_warmup_steps=arguments.warmup_epochs * steps_per_epoch,
-        peak_learning_rate=scaled_learning_rate(arguments.base_learning_rate, total_batch_size),
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-    )
     settings = {
         **asdict(arguments),
         "model": unwrapped_model.config.to_dict(),
         "num_processes": accelerator.num_processes,
-        "total_batch_size": total_batch_size,
+        "total_batch_size": total_batch_size(arguments, accelerator.num_processes),
         "learning_rate": schedule.peak_learning_rate,
         "num_steps": num_steps,
-        "steps_per_epoch": steps_per_epoch,
+        "steps_per_epoch": schedule.steps_per_epoch,
     }
     processors = build_processors(unwrapped_model.config)
     if accelerator.is_main_process:
@@ -260,7 +227,7 @@ def pretrain(
         dataset.bad_files.rewrite()
         results = {
             "num_steps": num_steps,
-            "epochs": num_steps / steps_per_epoch,
+            "epochs": num_steps / schedule.steps_per_epoch,
             "num_train_files": dataset.num_files,
             "num_failed": len(dataset.bad_files),
             **results,
