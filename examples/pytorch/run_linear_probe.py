@@ -62,9 +62,11 @@ def main() -> None:
         "eval_top1": mean(pretrained, "top1"),
         "eval_top5": mean(pretrained, "top5"),
         "eval_top1_spread": spread(pretrained),
+        "eval_knn_top1": mean(pretrained, "knn_top1"),
         "untrained_eval_top1": mean(untrained, "top1"),
         "untrained_eval_top5": mean(untrained, "top5"),
         "untrained_eval_top1_spread": spread(untrained),
+        "untrained_eval_knn_top1": mean(untrained, "knn_top1"),
         "num_classes": len(train.class_names),
         "num_train_samples": len(train.labels),
         "num_eval_samples": len(evaluation.labels),
@@ -80,6 +82,8 @@ def main() -> None:
         f"(chance {100 / len(train.class_names):.1f} %), mean and standard deviation of {arguments.num_seeds} runs:\n"
         f"  pretrained {results['eval_top1']:.1f} ± {results['eval_top1_spread']:.1f} % top-1\n"
         f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
+        f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
+        f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
         f"Results: {output_dir / 'all_results.json'}"
     )
 

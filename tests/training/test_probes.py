@@ -99,6 +99,7 @@ def test_a_probe_averages_the_probabilities_of_frames_and_tells_seeds_apart():
     results = linear_probe(model, train, evaluation, seeds=[0, 1])
     assert len(results) == 2
     assert all(result["top1"] > 80 and result["top5"] == 100 for result in results)
+    assert all(result["knn_top1"] > 80 for result in results)
 
 
 def test_frames_of_labelled_files(tmp_path):

@@ -103,15 +103,14 @@ def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.nda
 def hash_source(source: LabelledSource) -> str:
     """
     SHA-256 of the sorted lines `name<TAB>class name` of all items: the same for two groups that evaluate the same
-    videos under the same classes. Of a folder that `prepare_dataset` wrote it is the hash of its `list.tsv`; names in
-    another folder are paths from there.
+    videos under the same classes. Names are paths below the folder, as in a frame store that was packed from it; of a
+    table that `prepare_dataset` wrote they are the official ones, in its `list.tsv`.
     """
     folder = Path(source.name).expanduser()
     if (folder / "list.tsv").is_file():
         return hashlib.sha256((folder / "list.tsv").read_bytes()).hexdigest()
-    names = [source[index].name.removeprefix(f"{folder}/") for index in range(len(source))]
-    class_names = [source.class_names[label] for label in source.labels]
-    lines = sorted(f"{name}\t{class_name}\n" for name, class_name in zip(names, class_names, strict=True))
+    names = source.items.list_names()
+    lines = sorted(f"{names[index]}\t{source.class_names[source.all_labels[index]]}\n" for index in source.indices)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

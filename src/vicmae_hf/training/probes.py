@@ -14,6 +14,7 @@ from ..data.media import MediaLoader
 from ..errors import InputError, MediaDecodingError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEModel
+from .features import nearest_neighbour_scores
 from .optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
 
 
@@ -154,22 +155,17 @@ def linear_probe(
     model: ViCMAEModel, train: LabelledFrames, evaluation: LabelledFrames, seeds: Sequence[int]
 ) -> list[dict[str, float]]:
     """
-    The accuracy of `probe_accuracy`, once a seed. Each seed trains on its own random 80 % of every class's training
-    files, so that the spread tells how much depends on which files were labelled.
+    The accuracies of `probe_accuracy`, and as `knn_top1` that of the nearest neighbours of the mean over a file's
+    frames, once a seed. Each seed learns from its own random 80 % of every class's training files, so that the spread
+    tells how much depends on which files were labelled.
     """
     train_features = extract_features(model, train.pixel_values)
     eval_features = extract_features(model, evaluation.pixel_values)
     results = []
     for seed in seeds:
         chosen = balanced_subset(train.labels, 0.8, seed)
-        results.append(
-            probe_accuracy(
-                train_features[chosen],
-                train.labels[chosen],
-                eval_features,
-                evaluation.labels,
-                len(train.class_names),
-                seed,
-            )
-        )
+        features, labels, num_classes = train_features[chosen], train.labels[chosen], len(train.class_names)
+        accuracies = probe_accuracy(features, labels, eval_features, evaluation.labels, num_classes, seed)
+        votes = nearest_neighbour_scores(features.mean(1), labels, eval_features.mean(1), num_classes)
+        results.append(accuracies | {"knn_top1": top_k_accuracy(votes, evaluation.labels, 1)})
     return results
