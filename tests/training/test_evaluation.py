@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow.parquet
@@ -439,6 +440,11 @@ def test_the_hash_of_a_list_is_that_of_names_and_classes(videos, tmp_path):
     moved = tmp_path / "elsewhere"
     moved.symlink_to(videos)
     assert hash_of(moved) == hash_of(f"{videos}/")
+    # Of a prepared table it is that of the official names.
+    prepared = tmp_path / "prepared"
+    shutil.copytree(videos, prepared)
+    (prepared / "list.tsv").write_text("abc\tant\n")
+    assert hash_of(prepared) == hashlib.sha256(b"abc\tant\n").hexdigest()
 
 
 def test_an_evaluation_replaces_no_model(tmp_path):
