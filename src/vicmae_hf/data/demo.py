@@ -352,9 +352,19 @@ def main():
     parser = argparse.ArgumentParser(description="Writes the demo videos and images, once.")
     parser.add_argument("--output", default="data/demo", help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    for kind, counts in [("appearance_videos", (25, 20)), ("motion_videos", (25, 12)), ("images", (20, 10))]:
+        parser.add_argument(
+            f"--{kind}",
+            type=int,
+            nargs=2,
+            default=counts,
+            help="files per class: train, eval (default: %(default)s)",
+        )
     arguments = parser.parse_args()
     try:
-        written = write_demo_data(arguments.output, arguments.seed)
+        written = write_demo_data(
+            arguments.output, arguments.seed, arguments.appearance_videos, arguments.motion_videos, arguments.images
+        )
     except ValueError as error:
         parser.error(str(error))
     print(f"{'Wrote the demo data to' if written else 'The demo data is already in'} {arguments.output}")

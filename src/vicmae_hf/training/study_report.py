@@ -91,10 +91,9 @@ def report_text(results: dict[str, Any], image_prefix: str) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+def mean_and_spread(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
+    mean = f"{statistics.fmean(values):{sign}.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -138,7 +137,7 @@ def budget_section(results: dict[str, Any]) -> str:
 
 
 def methods_section(results: dict[str, Any], image_prefix: str) -> str:
-    header = ["top-1, %", "weight", *POOLINGS.values(), "paper, ImageNet-1K: top-1", "top-5"]
+    header = ["", "weight", *POOLINGS.values(), "paper, ImageNet-1K: top-1", "top-5"]
     rows = []
     for row, title in TITLES.items():
         cells = [mean_and_spread(accuracies(results, row, pooling)) for pooling in POOLINGS]
@@ -147,9 +146,9 @@ def methods_section(results: dict[str, Any], image_prefix: str) -> str:
         rows.append([title, weight, *cells, *paper])
     return f"""## Methods (Table 4)
 
-Mean and standard deviation over {results["settings"]["num_seeds"]} seeds of pretraining. The supplement reads the
-class token, and says that averaging gives about the same; both are given. Raw pixels are frames averaged to
-{PIXEL_GRID} x {PIXEL_GRID} of them.
+Mean and standard deviation over {results["settings"]["num_seeds"]} seeds of pretraining, top-1 in percent. The
+supplement reads the class token, and says that averaging gives about the same; both are given. Raw pixels are frames
+averaged to {PIXEL_GRID} x {PIXEL_GRID} of them.
 
 {table(header, rows)}
 
@@ -176,7 +175,7 @@ def orderings_section(results: dict[str, Any]) -> str:
             [
                 f"{titles[better]} over {titles[worse]}",
                 in_paper,
-                mean_and_spread(differences),
+                mean_and_spread(differences, sign="+"),
                 f"{ahead} of {len(differences)}",
             ]
         )
@@ -293,7 +292,7 @@ def sweep_section(results: dict[str, Any]) -> str:
             rows[-1].append(f"{results['weights'][method]:g}")
         else:
             rows[-1].append("")
-    header = ["top-1, %", "features", *(f"weight {weight:g}" for weight in weights), "chosen"]
+    header = ["", "features", *(f"weight {weight:g}" for weight in weights), "chosen"]
     return f"""## Contrastive weights
 
 Each method was run once with each weight and seed {results["settings"]["sweep_seed"]}, and took the best for the
@@ -320,7 +319,7 @@ def runs_section(results: dict[str, Any]) -> str:
     header = ["run", *(f"top-1, {title}" for title in POOLINGS.values()), "reconstruction loss", "contrastive loss"]
     return f"""## Every run
 
-`runs/NAME` in the output folder is what `run_pretraining.py` leaves, and `run_pretraining.py settings/NAME.json` would
-repeat it.
+`runs/NAME` in the output folder is what `run_pretraining.py` leaves;
+`run_pretraining.py settings/NAME.json --output_dir ELSEWHERE` repeats it.
 
 {table([*header, "seconds"], rows)}"""

@@ -1,0 +1,306 @@
+"""The study: its plan, its choice of weights, its probes, its report."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from study_data import write_study_data
+from tiny_models import random_tensor, tiny_config
+from transformers import set_seed
+
+from vicmae_hf import ViCMAEForPreTraining, ViCMAEModel
+from vicmae_hf.data.labelled import open_labelled
+from vicmae_hf.data.media import MediaLoader
+from vicmae_hf.errors import InputError
+from vicmae_hf.processors import build_processors
+from vicmae_hf.training.arguments import ArgumentsError, parse_config_overrides
+from vicmae_hf.training.probes import balanced_subset, probe_accuracy, read_labelled_frames
+from vicmae_hf.training.reporting import read_metrics
+from vicmae_hf.training.session import build_model
+from vicmae_hf.training.study import METHODS, Plan, StudyArguments, choose_weights, run_study, untrained
+from vicmae_hf.training.study_probes import balanced_folds, pooled_features
+from vicmae_hf.training.study_report import BEGIN, END, check_report, orderings_section, write_report
+from vicmae_hf.training.study_results import PAPER_FRACTIONS, PAPER_GAPS, PAPER_METHODS, TITLES
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return write_study_data(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def planned(settings):
+    """A study of two seeds, with weights to try and ablations; it is planned, and not run."""
+    return StudyArguments(
+        **settings,
+        output_dir="outputs",
+        num_seeds=2,
+        contrastive_weights=[0.1, 0.5],
+        frame_gaps=["same"],
+        mask_ratios=[0.5],
+    )
+
+
+@pytest.fixture(scope="module")
+def study(settings, tmp_path_factory):
+    """The smallest study that has everything but a sweep, which `test_run_study.py` runs."""
+    return StudyArguments(
+        **settings,
+        output_dir=str(tmp_path_factory.mktemp("finished")),
+        num_seeds=1,
+        contrastive_weights=[0.1],
+        frame_gaps=["same"],
+        mask_ratios=[],
+        label_fractions=[0.25, 1.0],
+        num_subsets=2,
+        num_frames=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(study):
+    return run_study(study)
+
+
+@pytest.fixture
+def two_seeds(results):
+    """These results, with all accuracies 4 points higher in a second seed, of all frame gaps and of mask ratios."""
+    made_up = json.loads(json.dumps(results))
+    made_up["settings"]["num_seeds"] = 2
+    for run in [run for run in made_up["runs"] if run["part"] == "frame_gap"]:
+        others = {"part": "frame_gap", "variant": "4_frames"}, {"part": "mask_ratio", "variant": 0.5}
+        made_up["runs"] += [run | other | {"name": f"vicmae-{other['variant']}"} for other in others]
+    for run in json.loads(json.dumps(made_up["runs"])):
+        for probe in run["probe"].values():
+            probe["top1"] += 4
+        made_up["runs"].append(run | {"seed": 1, "name": run["name"] + "-again"})
+    made_up["references"]["untrained"] *= 2
+    weights = [0.1, 0.5]
+    made_up["settings"]["contrastive_weights"] = weights
+    made_up["sweep"] = [
+        {"method": method, "weight": w, "train_seconds": 1, "probe": {p: {"top1": 10 * w} for p in ("cls", "mean")}}
+        for method in ("mae_simsiam", "mae_vicreg", "vicmae")
+        for w in weights
+    ]
+    return made_up
+
+
+def overrides(run):
+    return parse_config_overrides(type(tiny_config()), run.settings.config_overrides)
+
+
+def test_methods_differ_in_objective_and_weight_alone(planned):
+    weights = {"mae": 0.0, "mae_simsiam": 0.1, "mae_vicreg": 0.5, "vicmae": 0.1}
+    plan = Plan(planned)
+    methods = [run for run in plan.reported(weights) if run.part == "methods"]
+    assert [(run.method, run.settings.seed) for run in methods] == [(m, s) for s in (0, 1) for m in METHODS]
+    common = set()
+    for run in methods:
+        found = overrides(run)
+        assert found.pop("contrastive_loss") == METHODS[run.method]
+        assert found.pop("contrastive_weight") == weights[run.method]
+        settings = vars(run.settings) | {"output_dir": None, "config_overrides": None, "seed": None}
+        common.add(str((sorted(found.items()), sorted(settings.items(), key=str))))
+    assert len(common) == 1
+
+
+def test_the_ablations_change_one_thing_of_vicmae(planned):
+    weights = dict.fromkeys(METHODS, 0.5)
+    reported = Plan(planned).reported(weights)
+    by_name = {run.name: run for run in reported}
+    assert len(by_name) == len(reported) == 2 * (4 + 1 + 1)
+    reference, same, masked = (by_name[name] for name in ("vicmae-seed1", "vicmae-same-seed1", "vicmae-mask0.5-seed1"))
+    assert (reference.settings.frame_sampling, same.settings.frame_sampling) == ("distant", "same")
+    assert overrides(same) == overrides(reference)
+    assert overrides(masked) == overrides(reference) | {"mask_ratio": 0.5}
+    assert masked.settings.frame_sampling == "distant"
+
+
+def test_the_sweep_has_a_seed_of_its_own_and_the_best_weight_is_taken(planned):
+    sweep = Plan(planned).sweep()
+    assert {(run.method, run.weight) for run in sweep} == {
+        (method, weight) for method in ("mae_simsiam", "mae_vicreg", "vicmae") for weight in (0.1, 0.5)
+    }
+    assert {run.settings.seed for run in sweep} == {1000}
+
+    def result(method, weight, mean, cls):
+        return {"method": method, "weight": weight, "probe": {"mean": {"top1": mean}, "cls": {"top1": cls}}}
+
+    tried = [result("vicmae", 0.1, 40, 60), result("vicmae", 0.5, 50, 20), result("mae_simsiam", 0.1, 30, 30)]
+    tried += [result("mae_simsiam", 0.5, 30, 10)]
+    assert choose_weights(tried, [0.1, 0.5], "mean") == {
+        **{"mae": 0.0, "mae_simsiam": 0.1, "mae_vicreg": 0.1, "vicmae": 0.5}
+    }
+    assert choose_weights(tried, [0.1, 0.5], "cls")["vicmae"] == 0.1
+
+
+def test_the_results_are_those_of_the_runs(study, results, settings):
+    """Accuracies of one run, computed again from its folder."""
+    output_dir = Path(study.output_dir)
+    assert json.loads((output_dir / "all_results.json").read_text()) == results
+    assert results["sweep"] == []
+    assert [run["name"] for run in results["runs"]] == [
+        *(f"{method}-seed0" for method in METHODS),
+        "vicmae-same-seed0",
+    ]
+    run = results["runs"][2]
+    folder = output_dir / "runs" / "mae_vicreg-seed0"
+    model = ViCMAEModel.from_pretrained(folder, video=False).eval()
+    assert model.config.contrastive_loss == "vicreg"
+    source = open_labelled(settings["probe_train_data"])
+    processor = build_processors(model.config)[0]
+    train = read_labelled_frames(source, processor, 2, MediaLoader())
+    held_out = open_labelled(settings["probe_eval_data"], source.class_names)
+    evaluation = read_labelled_frames(held_out, processor, 2, MediaLoader())
+    with torch.no_grad():
+        tokens = [model(frames.pixel_values.flatten(0, 1)).last_hidden_state for frames in (train, evaluation)]
+    features = {"cls": [t[:, 0] for t in tokens], "mean": [t[:, 1:].mean(1) for t in tokens]}
+    for pooling, (train_features, eval_features) in features.items():
+        train_features, eval_features = (part.unflatten(0, (-1, 2)) for part in (train_features, eval_features))
+        expected = probe_accuracy(train_features, train.labels, eval_features, evaluation.labels, 8, seed=0)
+        found = run["probe"][pooling]
+        assert {name: found[name] for name in expected} == expected
+        quarter = []
+        for seed in range(2):
+            chosen = balanced_subset(train.labels, 0.25, seed)
+            parts = (train_features[chosen], train.labels[chosen], eval_features, evaluation.labels)
+            quarter.append(probe_accuracy(*parts, 8, seed)["top1"])
+        assert found["top1_by_fraction"] == pytest.approx([sum(quarter) / 2, expected["top1"]])
+    assert results["probe_data"]["num_labels_by_fraction"] == [8, 32]
+    metrics = read_metrics(folder)
+    assert run["collapse"]["projection_rank"] == metrics[-1]["projection_rank"]
+    assert run["history"]["feature_std"] == [line["feature_std"] for line in metrics]
+    # Plain MAE compares no projections.
+    mae = next(run for run in results["runs"] if run["method"] == "mae")
+    assert set(mae["collapse"]) == {"feature_std", "feature_rank", "feature_alignment", "feature_uniformity"}
+
+
+def test_the_untrained_reference_is_where_the_runs_start(study):
+    """All methods start from one encoder, whatever comes after it."""
+    encoders = []
+    for run in Plan(study).reported(dict.fromkeys(METHODS, 0.1)):
+        set_seed(run.settings.seed)
+        encoders.append(build_model(ViCMAEForPreTraining, run.settings).vicmae)
+    reference = untrained(Plan(study), seed=0)
+    for encoder in encoders:
+        for name, parameter in reference.named_parameters():
+            assert torch.equal(encoder.get_parameter(name), parameter), name
+    other = untrained(Plan(study), seed=1)
+    assert not torch.equal(other.layers[0].mlp.fc1.weight, reference.layers[0].mlp.fc1.weight)
+
+
+def test_a_second_call_trains_and_probes_nothing(study, results, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("vicmae_hf.training.study.pretrain", refuse)
+    monkeypatch.setattr("vicmae_hf.training.study_probes.read_labelled_frames", refuse)
+    assert run_study(study) == results
+
+
+def test_other_settings_are_refused_where_runs_are(study, results, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(Path(study.recipe).read_text().replace("base_learning_rate: 0.05", "base_learning_rate: 0.1"))
+    changed = StudyArguments(**{**vars(study), "recipe": str(recipe)})
+    with pytest.raises(ArgumentsError, match=r"was begun with base_learning_rate 0.05, now 0.1\. Choose another"):
+        run_study(changed)
+
+
+def test_other_probes_are_computed_anew_from_the_same_runs(study, results, monkeypatch):
+    monkeypatch.setattr("vicmae_hf.training.study.pretrain", None)
+    again = run_study(StudyArguments(**{**vars(study), "label_fractions": [1.0]}))
+    assert [len(run["probe"]["cls"]["top1_by_fraction"]) for run in again["runs"]] == [1] * 5
+    for before, after in zip(results["runs"], again["runs"], strict=True):
+        assert after["probe"]["mean"]["top1"] == before["probe"]["mean"]["top1"]
+
+
+def test_pooled_features_are_the_model_s_own_pooling():
+    frames = random_tensor(3, 2, 3, 16, 16)
+    for pooling in ("cls", "mean"):
+        torch.manual_seed(0)
+        model = ViCMAEModel(tiny_config(pooling=pooling), video=False)
+        with torch.no_grad():
+            expected = model.eval()(frames.flatten(0, 1)).pooler_output.unflatten(0, (3, 2))
+        torch.testing.assert_close(pooled_features(model, frames, batch_size=4)[pooling], expected)
+
+
+def test_folds_spread_every_class_and_parts_of_labels_are_nested():
+    labels = torch.tensor([0] * 8 + [1] * 5 + [2] * 4)
+    folds = balanced_folds(labels, 4)
+    counts = [torch.bincount(folds[labels == label], minlength=4) for label in range(3)]
+    assert all(count.max() - count.min() <= 1 for count in counts)
+    for seed in range(3):
+        small, large = (set(balanced_subset(labels, fraction, seed).tolist()) for fraction in (0.25, 0.75))
+        assert small < large
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrastive_weights": [-1.0]}, "none below 0"),
+        ({"sweep_seed": 1}, "must not be one of the reported seeds 0 to 1"),
+        ({"frame_gaps": ["far"]}, "expected some of same, 4_frames, got far"),
+        ({"label_fractions": [0.5]}, "and 1 among them"),
+        ({"num_seeds": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_make_no_study(planned, changes, message):
+    with pytest.raises(ArgumentsError, match=message):
+        StudyArguments(**{**vars(planned), **changes})
+
+
+# The report
+
+
+def test_the_report_has_the_paper_s_figures_beside_ours(two_seeds, tmp_path):
+    path = tmp_path / "report.md"
+    write_report(two_seeds, path)
+    text = path.read_text()
+    for value in [*sum(PAPER_METHODS.values(), ()), *PAPER_GAPS.values()]:
+        assert f"{value:.2f}" in text
+    for row, curve in PAPER_FRACTIONS.items():
+        # The shares that this study has.
+        assert f"| paper: {TITLES[row]} | {curve[0.25]:.2f} | {curve[1.0]:.2f} |" in text
+    first = two_seeds["runs"][3]["probe"]["cls"]["top1"]
+    (line,) = (line for line in text.splitlines() if line.startswith("| ViC-MAE |") and "67.66" in line)
+    # Of a and a + 4: mean a + 2, standard deviation 4 / sqrt(2).
+    assert f"| {first + 2:.1f} ± 2.8 |" in line
+    for run in two_seeds["runs"]:
+        assert f"| {run['name']} |" in text
+    for name in ("methods", "label_fractions", "frame_gap", "collapse"):
+        assert f"(images/report_{name}.png)" in text
+        with Image.open(tmp_path / "images" / f"report_{name}.png") as picture:
+            assert min(picture.size) > 200
+    for title in ("## Mask ratio", "## Contrastive weights", "## Collapse"):
+        assert title in text
+    assert "| MAE + VICReg | class token | 1.0 | 5.0 |" in text
+
+
+def test_what_was_written_by_hand_around_the_report_stays(results, tmp_path):
+    path = tmp_path / "study.md"
+    path.write_text(f"# Mine\n\nBefore.\n\n{BEGIN}\nold figures\n{END}\n\nAfter.\n")
+    check_report(path)
+    write_report(results, path)
+    first = path.read_text()
+    assert first.startswith(f"# Mine\n\nBefore.\n\n{BEGIN}\n")
+    assert first.endswith(f"{END}\n\nAfter.\n")
+    assert "old figures" not in first
+    write_report(results, path)
+    assert path.read_text() == first
+    path.write_text("Notes of somebody else.\n")
+    for refused in (check_report, lambda path: write_report(results, path)):
+        with pytest.raises(InputError, match="has no place for the study's report"):
+            refused(path)
+    assert path.read_text() == "Notes of somebody else.\n"
+
+
+def test_orderings_are_counted_seed_by_seed(two_seeds):
+    """Of made-up accuracies: ahead in one seed of two, by 1 point on average."""
+    accuracy = {("vicmae", 0): 50.0, ("vicmae", 1): 60.0, ("mae_vicreg", 0): 45.0, ("mae_vicreg", 1): 63.0}
+    for run in two_seeds["runs"]:
+        if run["part"] == "methods" and (run["method"], run["seed"]) in accuracy:
+            run["probe"]["mean"]["top1"] = accuracy[run["method"], run["seed"]]
+    # Differences 5 and -3.
+    assert "| ViC-MAE over MAE + VICReg | +3.80 | +1.0 ± 5.7 | 1 of 2 |" in orderings_section(two_seeds)
