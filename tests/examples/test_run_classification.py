@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -281,6 +282,30 @@ def test_linear_with_random_crops_learns_and_leaves_the_encoder(data, tmp_path):
     assert trained.keys() == untrained.state_dict().keys()
     for name, tensor in untrained.state_dict().items():
         assert torch.equal(trained[name], tensor) != name.startswith("classifier."), name
+
+
+def test_a_linear_classifier_on_kept_features_goes_on_exactly(sound, tmp_path):
+    flags = [*sound, *WITHOUT_CHANCE, *METHODS["linear on kept features"], "--num_train_epochs", "4"]
+    flags += ["--base_learning_rate", "5", "--per_device_train_batch_size", "5", "--checkpointing_steps", "4"]
+    whole = train_here(tmp_path / "whole", *flags)
+    checkpoint = tmp_path / "resumed" / "checkpoint-4"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", checkpoint)
+    shutil.copy(tmp_path / "whole" / "metrics.jsonl", tmp_path / "resumed")
+    resumed = train_here(tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
+    assert metrics_of(tmp_path / "resumed") == metrics_of(tmp_path / "whole")
+    assert len(metrics_of(tmp_path / "whole")) == 12
+    for name in ["eval_top1", "eval_top5", "best_step", "loss"]:
+        assert resumed[name] == whole[name], name
+    for name in ["model.safetensors", "checkpoint-12/linear_classifier.safetensors"]:
+        expected, found = (load_file(tmp_path / run / name) for run in ("whole", "resumed"))
+        for key, tensor in expected.items():
+            assert torch.equal(tensor, found[key]), (name, key)
+    # Also where everything was done but the last words.
+    (tmp_path / "resumed" / "all_results.json").unlink()
+    (tmp_path / "resumed" / "model.safetensors").unlink()
+    again = train_here(tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
+    assert [again[name] for name in ("eval_top1", "best_step")] == [whole[name] for name in ("eval_top1", "best_step")]
+    assert (tmp_path / "resumed" / "model.safetensors").exists()
 
 
 def test_a_part_of_the_labels_is_listed(sound, tmp_path):

@@ -1,11 +1,14 @@
 """Classifiers: their classes, the linear classifier, the best model. Whole runs are in tests/examples."""
 
+import io
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import random_tensor, shake, tiny_config
 from torch import nn
@@ -89,14 +92,44 @@ def test_a_fraction_that_leaves_out_a_class(folders):
         open_sources(parse(folders, "--label_fraction", "0.2"))
 
 
-@pytest.mark.parametrize(("task", "file", "kind"), [("video", "b/0.png", "image"), ("image", "b/0.mp4", "video")])
+@pytest.mark.parametrize(("task", "file", "kind"), [("video", "b/0.png", "an image"), ("image", "b/0.mp4", "a video")])
 def test_data_of_the_other_task(tmp_path, task, file, kind):
     suffix = {"video": "mp4", "image": "png"}[task]
     make_files(tmp_path / "train", f"a/0.{suffix}", f"b/1.{suffix}")
     make_files(tmp_path / "eval", f"a/0.{suffix}", file)
     flags = ["--train_data", tmp_path / "train", "--eval_data", tmp_path / "eval", "--output_dir", tmp_path / "out"]
-    with pytest.raises(InputError, match=rf"eval: --task {task} classifies {task}s, but .*{file} is of kind {kind}"):
+    with pytest.raises(InputError, match=rf"eval: --task {task} classifies {task}s, but .*{file} is {kind}"):
         open_sources(parse(flags, task=task))
+
+
+def test_stored_frames_are_told_apart_too(tmp_path):
+    pixels = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(pixels, "PNG")
+    frame = {"bytes": pixels.getvalue(), "path": None}
+    for name, counts in [("clips", [3, 2]), ("images", [1, 1])]:
+        columns = {
+            "frames": [[frame] * count for count in counts],
+            "timestamps": [list(np.arange(count) / 10) for count in counts],
+            "duration": [count / 10 for count in counts],
+            "label": [0, 1],
+        }
+        features = datasets.Features(
+            {
+                "frames": datasets.List(datasets.Image()),
+                "timestamps": datasets.List(datasets.Value("float64")),
+                "duration": datasets.Value("float64"),
+                "label": datasets.ClassLabel(names=["a", "b"]),
+            }
+        )
+        datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / name)
+
+    def open_both(task, name):
+        flags = ["--train_data", tmp_path / name, "--eval_data", tmp_path / name, "--output_dir", tmp_path / "out"]
+        return open_sources(parse(flags, task=task))
+
+    assert len(open_both("video", "clips")[0]) == len(open_both("image", "images")[0]) == 2
+    with pytest.raises(InputError, match=r"--task image classifies images, but .*clips\[0\] is a video"):
+        open_both("image", "clips")
 
 
 def test_a_finetuned_model_goes_on_with_its_classes(folders, tmp_path):

@@ -6,9 +6,10 @@ import numpy as np
 from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
+from ..data.frame_store import StoredItem
 from ..data.label_fraction import select_label_fraction
 from ..data.labelled import LabelledSource, open_labelled, read_class_names, relabel
-from ..data.media import EncodedItem, MediaItem
+from ..data.media import MediaItem
 from ..errors import InputError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
@@ -87,14 +88,17 @@ def check_task(source: LabelledSource, task: str) -> None:
     """Raises an InputError if the first sample of a class is not what is to be classified."""
     for index in np.unique(source.labels, return_index=True)[1]:
         item = source[int(index)]
-        kind = "video" if is_video(item) else "image"
-        if kind != task:
-            raise InputError(f"{source.name}: --task {task} classifies {task}s, but {item.name} is of kind {kind}.")
+        if task not in possible_tasks(item):
+            kind = "an image" if task == "video" else "a video"
+            raise InputError(f"{source.name}: --task {task} classifies {task}s, but {item.name} is {kind}.")
 
 
-def is_video(item: MediaItem) -> bool:
-    # What is no file is a row of a frame store.
-    return item.is_video if isinstance(item, EncodedItem) else True
+def possible_tasks(item: MediaItem) -> set[str]:
+    if isinstance(item, StoredItem):
+        # One stored frame may be all there is of a video; a damaged row has none.
+        is_clip = item.frames.is_valid and len(item.frames) > 1
+        return {"video"} if is_clip else {"image", "video"}
+    return {"video" if item.is_video else "image"}
 
 
 def build_classifier(arguments: ClassificationArguments, class_names: list[str]) -> ViCMAEForImageClassification:
