@@ -268,7 +268,7 @@ class Packer:
                     num_frames.append(len(row["frames"]))
             record = ShardRecord(len(num_frames), sum(num_frames), partial.stat().st_size, failures)
             write_whole(path.with_suffix(".json"), json.dumps(asdict(record), indent=2) + "\n")
-        return record
+        return self.read_record(shard)
 
     def _rows(self, shard: int, failures: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
         for index in self.shard_items(shard).tolist():
@@ -338,7 +338,9 @@ def partial_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}).") from error
+        # A run that finished the store meanwhile removes what it takes for leftovers.
+        if not (isinstance(error, FileNotFoundError) and path.exists()):
+            raise InputError(f"{path}: cannot be written ({error}).") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -567,6 +569,6 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
         "_split": "train",
     }
     write_whole(packer.output / "state.json", json.dumps(state, indent=2) + "\n")
-    # What killed runs left: nothing else writes shards any more.
-    for leftover in packer.output.glob(".partial-*-data-*"):
+    # What killed runs left behind.
+    for leftover in packer.output.glob(".partial-*"):
         leftover.unlink(missing_ok=True)
