@@ -15,11 +15,10 @@ import pytest
 from PIL import Image
 from video_files import numbered_frames, read_numbers, write_video
 
-from vicmae_hf import ViCMAEConfig
 from vicmae_hf.data import MediaLoader, open_source
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.layouts import read_official_class_names
-from vicmae_hf.data.preparation import prepare_dataset, read_label_mappings, summarize
+from vicmae_hf.data.preparation import prepare_dataset, summarize
 from vicmae_hf.errors import InputError
 
 
@@ -715,15 +714,3 @@ def test_an_output_is_never_replaced(tmp_path, clips):
 
 
 # Names of classes that travel with a model.
-
-
-def test_label_mappings_for_a_model(tmp_path, clips):
-    write_moments(tmp_path / "mit", clips)
-    prepare_dataset("moments", tmp_path / "mit", tmp_path / "out", "val")
-    ViCMAEConfig(**read_label_mappings(tmp_path / "out")).save_pretrained(tmp_path / "model")
-    config = ViCMAEConfig.from_pretrained(tmp_path / "model")
-    assert config.num_labels == 3
-    assert config.id2label == {0: "adult+female+singing", 1: "wrestling", 2: "boating"}
-    assert config.label2id["boating"] == 2
-    with pytest.raises(InputError, match="cannot be read as a table"):
-        read_label_mappings(tmp_path / "mit")

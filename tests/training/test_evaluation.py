@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import math
-import shutil
 
 import numpy as np
 import pyarrow.parquet
@@ -33,6 +32,8 @@ from video_files import numbered_frames, write_video
 from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEForVideoClassification, ViCMAEModel
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
+from vicmae_hf.data.packing import PackingInput, PackingSettings, pack_frames
+from vicmae_hf.data.preparation import prepare_dataset
 from vicmae_hf.data.video import open_video
 from vicmae_hf.data.views import ViewDataset, ViewProtocol, build_test_views, choose_preprocessing
 from vicmae_hf.errors import InputError
@@ -440,11 +441,12 @@ def test_the_hash_of_a_list_is_that_of_names_and_classes(videos, tmp_path):
     moved = tmp_path / "elsewhere"
     moved.symlink_to(videos)
     assert hash_of(moved) == hash_of(f"{videos}/")
-    # Of a prepared table it is that of the official names.
-    prepared = tmp_path / "prepared"
-    shutil.copytree(videos, prepared)
-    (prepared / "list.tsv").write_text("abc\tant\n")
-    assert hash_of(prepared) == hashlib.sha256(b"abc\tant\n").hexdigest()
+    # Of a prepared table it is that of the names in the official list, and so it is of a store packed from it.
+    report = prepare_dataset("folder", str(videos), tmp_path / "table")
+    assert hash_of(tmp_path / "table") == report["list_sha256"]
+    settings = PackingSettings(frames_per_second=1)
+    pack_frames(PackingInput.open(str(tmp_path / "table")), tmp_path / "store", settings)
+    assert hash_of(tmp_path / "store") == report["list_sha256"]
 
 
 def test_an_evaluation_replaces_no_model(tmp_path):

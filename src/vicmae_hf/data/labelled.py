@@ -1,7 +1,7 @@
 """Labelled media: folders ROOT/CLASS_NAME/FILE, and tables with a column of labels."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,6 +136,14 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     if not names or twice:
         raise InputError(f"{path}: expected class names, each once, got {f'{twice[0]!r} twice' if twice else 'none'}.")
     return names
+
+
+def format_list(names: Iterable[str], class_names: Iterable[str]) -> str:
+    """
+    The lines `name<TAB>class name` of labelled files, sorted by code points. Their SHA-256 is the same for two groups
+    exactly if they have the same files under the same classes, wherever these are and in whatever order.
+    """
+    return "".join(sorted(f"{name}\t{class_name}\n" for name, class_name in zip(names, class_names, strict=True)))
 
 
 def spread_frames(num_frames: int):

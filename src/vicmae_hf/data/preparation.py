@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, MediaDecodingError
+from .labelled import format_list
 from .layouts import LAYOUTS, NO_LABEL, Listing, Request, is_imagenet_table, open_imagenet_table
 from .media import EncodedItem, MediaLoader, MediaReader, call_within
 from .sources import MediaSource
@@ -277,19 +278,9 @@ def class_names_of(table: datasets.Dataset) -> list[str]:
     return [name_of_class(class_names, label) for label in table["label"][:]]
 
 
-def list_lines(table: datasets.Dataset) -> list[str]:
-    """`name<TAB>class name` of each row, sorted by code points: what the hash of a list is taken of."""
-    return sorted(
-        f"{name}\t{class_name}\n" for name, class_name in zip(table["name"][:], class_names_of(table), strict=True)
-    )
-
-
-def hash_list(table: datasets.Dataset) -> str:
-    """
-    SHA-256 of the names and classes in a table, the `sha256sum` of list.tsv: the same for two groups exactly if they
-    have the same videos under the same classes, wherever the files are and in whatever order.
-    """
-    return hashlib.sha256("".join(list_lines(table)).encode()).hexdigest()
+def list_table(table: datasets.Dataset) -> str:
+    """What is in list.tsv (see `format_list`)."""
+    return format_list(table["name"], class_names_of(table))
 
 
 def count(table: datasets.Dataset, problems: list[Problem], check: Check) -> dict[str, Any]:
@@ -311,7 +302,7 @@ def count(table: datasets.Dataset, problems: list[Problem], check: Check) -> dic
         "not_listed": counts["not listed"],
         "num_classes": len(class_names),
         "classes_without_files": sum(in_table[name] == 0 for name in class_names),
-        "list_sha256": hash_list(table),
+        "list_sha256": hashlib.sha256(list_table(table).encode()).hexdigest(),
     }
 
 
@@ -321,7 +312,7 @@ def write_results(output: Path, table: datasets.Dataset, problems: list[Problem]
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         folder = Path(temporary, output.name)
         save_table(table, folder)
-        (folder / "list.tsv").write_text("".join(list_lines(table)), encoding="utf-8", newline="")
+        (folder / "list.tsv").write_text(list_table(table), encoding="utf-8", newline="")
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         write_csv(folder / "problems.csv", Problem._fields, problems)
         write_csv(folder / "classes.csv", *count_classes(table, problems))
@@ -380,22 +371,3 @@ def summarize(report: dict[str, Any]) -> str:
         number = "not checked" if report[key] is None else f"{report[key]:,}"
         lines.append(f"  {key.replace('_', ' '):<22}{number:>11}  {explanation}")
     return "\n".join([*lines, f"  list sha256  {report['list_sha256']}"])
-
-
-def read_label_mappings(table: str | os.PathLike) -> dict[str, dict]:
-    """
-    `id2label` and `label2id` for a model's config, from the ClassLabel of a prepared table.
-
-    Raises:
-        InputError: if there is no such table, or it has no labels.
-    """
-    try:
-        feature = datasets.load_from_disk(os.fspath(table)).features.get("label")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{table}: cannot be read as a table of save_to_disk ({error}).") from error
-    if not isinstance(feature, datasets.ClassLabel):
-        raise InputError(f"{table}: expected a column `label` of type ClassLabel, got {feature}.")
-    return {
-        "id2label": dict(enumerate(feature.names)),
-        "label2id": {name: index for index, name in enumerate(feature.names)},
-    }

@@ -44,6 +44,7 @@ class MediaSource:
     def __init__(self, name: str, table: datasets.Dataset, column: str, is_video: bool | None = None):
         self.name = name
         self.table = table.select_columns([column])
+        self.official_names = table["name"] if table.features.get("name") == datasets.Value("string") else None
         self.column = column
         self.is_video = is_video
         self.labels, self.class_names = read_labels(table)
@@ -65,7 +66,12 @@ class MediaSource:
         return EncodedItem(path if has_file else value["bytes"], name, is_video)
 
     def list_names(self) -> list[str]:
-        """What each item is called within the source: its path below the folder, or its number."""
+        """
+        What each item is called within the source: as the column `name` says (that of prepared tables holds the names
+        in the official list), else its path below the folder, or its number.
+        """
+        if self.official_names is not None:
+            return list(self.official_names)
         paths = self.table.data.column(self.column)
         if not isinstance(self.table.features[self.column], datasets.Value):
             paths = pc.struct_field(paths, "path")

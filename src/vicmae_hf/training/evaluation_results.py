@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from ..data.labelled import LabelledSource
+from ..data.labelled import LabelledSource, format_list
 from ..data.preparation import write_csv
 from ..data.views import ViewDataset
 from ..errors import InputError
@@ -102,16 +102,12 @@ def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.nda
 
 def hash_source(source: LabelledSource) -> str:
     """
-    SHA-256 of the sorted lines `name<TAB>class name` of all items: the same for two groups that evaluate the same
-    videos under the same classes. Names are paths below the folder, as in a frame store that was packed from it; of a
-    table that `prepare_dataset` wrote they are the official ones, in its `list.tsv`.
+    SHA-256 of the list of all items (see `format_list`). Names are paths below a folder, also in a frame store that
+    was packed from it, or the official ones of a table that `prepare_dataset` wrote.
     """
-    folder = Path(source.name).expanduser()
-    if (folder / "list.tsv").is_file():
-        return hashlib.sha256((folder / "list.tsv").read_bytes()).hexdigest()
     names = source.items.list_names()
-    lines = sorted(f"{names[index]}\t{source.class_names[source.all_labels[index]]}\n" for index in source.indices)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    class_names = [source.class_names[label] for label in source.labels]
+    return hashlib.sha256(format_list([names[index] for index in source.indices], class_names).encode()).hexdigest()
 
 
 def count_confusions(predictions: Predictions, num_classes: int) -> np.ndarray:
