@@ -33,7 +33,7 @@ save_total_limit: 1
 def write_study_data(folder: Path) -> dict[str, str | list[str]]:
     """Writes clips and recipe into `folder`, and returns the settings of a study that uses them."""
     data = folder / "demo"
-    write_demo_data(data, appearance_videos=(4, 2), motion_videos=(1, 1), images=(1, 1), num_workers=1)
+    write_demo_data(data, appearance_videos=(3, 1), motion_videos=(1, 1), images=(1, 1), num_workers=1)
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
     return {
