@@ -17,6 +17,7 @@ from transformers import AutoModelForVideoClassification, AutoVideoProcessor, pi
 
 import vicmae_hf  # noqa: F401
 from vicmae_hf.data.demo import write_demo_data
+from vicmae_hf.errors import InputError
 from vicmae_hf.training.arguments import ClassificationArguments, parse_arguments
 from vicmae_hf.training.classification import train_classifier
 from vicmae_hf.training.classifier_setup import build_classifier, open_sources
@@ -144,20 +145,21 @@ def test_a_run_leaves_what_the_contract_lists(finished, data):
     assert "18 files, 1 unreadable" in card
 
 
-def test_the_model_that_is_left_has_the_accuracy_that_is_reported(finished, data):
-    """The saved folder opened by itself, on files read by the processor."""
-    folder, _ = finished
+def accuracy_by_hand(folder, eval_folder):
+    """Top-1 in percent of a saved folder, opened by itself, on files read by its processor."""
     model = AutoModelForVideoClassification.from_pretrained(folder).eval()
     processor = AutoVideoProcessor.from_pretrained(folder)
-    hits = []
-    for path in sorted((data / "eval").glob("*/*.mp4")):
-        if path.name == "broken.mp4":
-            continue
-        with torch.no_grad():
-            logits = model(**processor(str(path), return_tensors="pt")).logits
-        hits.append(model.config.id2label[int(logits.argmax())] == path.parent.name)
-    assert len(hits) == 7
-    assert 100 * np.mean(hits) == pytest.approx(read_results(folder)["eval_top1"])
+    paths = [path for path in sorted(eval_folder.glob("*/*.mp4")) if path.name != "broken.mp4"]
+    assert len(paths) == 7
+    with torch.no_grad():
+        predicted = [int(model(**processor(str(path), return_tensors="pt")).logits.argmax()) for path in paths]
+    return 100 * np.mean(
+        [model.config.id2label[label] == path.parent.name for label, path in zip(predicted, paths, strict=True)]
+    )
+
+
+def test_the_model_that_is_left_has_the_accuracy_that_is_reported(finished, data):
+    assert accuracy_by_hand(finished[0], data / "eval") == pytest.approx(read_results(finished[0])["eval_top1"])
 
 
 def test_a_pipeline_gives_what_the_model_gives(finished, data):
@@ -294,6 +296,7 @@ def test_a_linear_classifier_on_kept_features_goes_on_exactly(sound, tmp_path):
     resumed = train_here(tmp_path / "resumed", *flags, "--resume_from_checkpoint", "latest")
     assert metrics_of(tmp_path / "resumed") == metrics_of(tmp_path / "whole")
     assert len(metrics_of(tmp_path / "whole")) == 12
+    assert accuracy_by_hand(tmp_path / "whole", sound[-1]) == pytest.approx(whole["eval_top1"])
     for name in ["eval_top1", "eval_top5", "best_step", "loss"]:
         assert resumed[name] == whole[name], name
     for name in ["model.safetensors", "checkpoint-12/linear_classifier.safetensors"]:
@@ -319,12 +322,7 @@ def test_a_part_of_the_labels_is_listed(sound, tmp_path):
     assert len({path.split("/")[-2] for path in listed}) == 6
 
 
-def test_wrong_data_is_one_line_before_any_training(settings, data, tmp_path):
-    process = run(
-        *["run_classification.py", settings, "--output_dir", tmp_path / "run", "--label_fraction", "0.1"],
-    )
-    assert process.returncode == 1
-    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "label_fraction 0.1 is less than one sample of class 'growing', which has 3" in lines[0]
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+def test_wrong_data_end_a_run_before_any_training(sound, tmp_path):
+    with pytest.raises(InputError, match=r"label_fraction 0\.1 is less than one sample of class 'growing'"):
+        train_here(tmp_path / "run", *sound, "--task", "video", "--method", "finetune", "--label_fraction", "0.1")
+    assert list((tmp_path / "run").iterdir()) == []

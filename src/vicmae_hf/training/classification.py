@@ -228,7 +228,7 @@ def open_samples(
 ) -> Samples:
     """Random clips or images; without augmentation the features that the frozen encoder makes of test views, once."""
     model = unwrap(accelerator, module)
-    config = (model.model if isinstance(model, LinearClassifier) else model).config
+    config = model.config
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     processors = dict(zip(["image", "video"], build_classifier_processors(config, arguments), strict=True))
     train_views, eval_views = (

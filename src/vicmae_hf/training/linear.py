@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..configuration_vicmae import ViCMAEConfig
 from ..data.frame_pairs import SampleKey
 from ..data.views import ViewDataset
 from ..modeling_vicmae import ViCMAEForImageClassification, gather_batch, world_size
@@ -42,6 +43,10 @@ class LinearClassifier(TrainedModule):
         self.norm = nn.BatchNorm1d(model.config.hidden_size, affine=False)
         nn.init.normal_(model.classifier.weight, std=0.01)
         nn.init.zeros_(model.classifier.bias)
+
+    @property
+    def config(self) -> ViCMAEConfig:
+        return self.model.config
 
     @property
     def dtype(self) -> torch.dtype:

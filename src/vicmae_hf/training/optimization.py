@@ -12,7 +12,8 @@ def parameter_groups(
     model: nn.Module, weight_decay: float, learning_rate_scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict]:
     """
-    Groups of trainable parameters: matrices with weight decay; vectors, tokens and scalars without.
+    Groups of trainable parameters: matrices with weight decay; vectors, tokens, positions and
+    scalars without.
 
     Args:
         learning_rate_scale: name of a parameter -> its share of the learning rate; parameters of different shares are
@@ -21,8 +22,8 @@ def parameter_groups(
     groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # A token (1, 1, D) is a vector.
-            is_matrix = sum(size > 1 for size in parameter.shape) > 1
+            # Tokens (1, 1, D) and learned positions (1, t, D) are vectors.
+            is_matrix = parameter.ndim > 1 and 1 not in (parameter.shape[0], parameter[0].numel())
             scale = learning_rate_scale(name)
             group = {
                 "params": [],
