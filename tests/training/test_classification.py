@@ -143,6 +143,17 @@ def test_a_finetuned_model_goes_on_with_its_classes(folders, tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
+def test_label_names_that_contradict_a_finetuned_model(folders, tmp_path):
+    finetuned(tmp_path / "model", ["b", "c", "a"])
+    flags = ["--model_name_or_path", tmp_path / "model", "--label_names", tmp_path / "names.txt"]
+    (tmp_path / "names.txt").write_text("b\nc\na\n")
+    assert open_sources(parse(folders, *flags))[0].class_names == ["b", "c", "a"]
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    with pytest.raises(InputError, match=r"--label_names: 4 names that differ from the 3 of the classifier"):
+        open_sources(parse(folders, *flags))
+    assert open_sources(parse(folders, *flags, "--new_classifier"))[0].class_names == ["a", "b", "c", "d"]
+
+
 def test_a_finetuned_model_of_other_classes_needs_a_new_classifier(folders, tmp_path):
     model = finetuned(tmp_path / "model", ["a", "b", "x"])
     arguments = parse(folders, "--model_name_or_path", tmp_path / "model")

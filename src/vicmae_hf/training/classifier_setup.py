@@ -38,7 +38,7 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
         train_source = with_class_names(train_source, names)
     known = kept_classifier(arguments)
     if known is not None:
-        train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path)
+        train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path, names is not None)
     if len(train_source.class_names) < 2:
         raise InputError(f"{train_source.name}: expected at least 2 classes, got {train_source.class_names}.")
     eval_source = open_labelled(arguments.eval_data, train_source.class_names)
@@ -62,7 +62,9 @@ def kept_classifier(arguments: ClassificationArguments) -> list[str] | None:
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
-def fit_to_classifier(source: LabelledSource, known: list[str], checkpoint: str) -> LabelledSource:
+def fit_to_classifier(
+    source: LabelledSource, known: list[str], checkpoint: str, names_are_given: bool
+) -> LabelledSource:
     """Labels as indices of a checkpoint's classifier. One without names of its own takes those of the data."""
     hint = "Use data of the same classes, or --new_classifier to learn others."
     is_named = known != [f"LABEL_{index}" for index in range(len(known))]
@@ -73,6 +75,11 @@ def fit_to_classifier(source: LabelledSource, known: list[str], checkpoint: str)
         )
     if not is_named:
         return source
+    if names_are_given and source.class_names != known:
+        raise InputError(
+            f"--label_names: {len(source.class_names)} names that differ from the {len(known)} of the classifier of "
+            f"{checkpoint}. Leave them out, or give --new_classifier."
+        )
     try:
         return with_class_names(source, known)
     except InputError as error:
