@@ -1,11 +1,14 @@
+import io
 import random
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
-from vicmae_hf.data.augmentation import RandomView, normalize_pixels
+from vicmae_hf.data.augmentation import RandomView, draw_box, normalize_pixels
+from vicmae_hf.data.images import decode_image
 from vicmae_hf.errors import InputError
 
 
@@ -87,22 +90,55 @@ def test_any_frame_gives_the_view_size(image_size, frame_size):
     assert (views == 77).all()
 
 
-@pytest.mark.parametrize("image_size", [64, (48, 80)])
-def test_views_are_those_of_torchvision(image_size):
-    """The same random numbers, drawn in the same order, give the same boxes, flips and pixels."""
-    frames = list(torch.randint(0, 256, (2, 3, 90, 120), dtype=torch.uint8))
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(image_size, scale=(0.3, 0.9), interpolation=v2.InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
-    for seed in range(20):
-        torch.manual_seed(seed)
-        expected = torch.stack([transform(frame) for frame in frames])
-        views = RandomView(image_size, crop_scale=(0.3, 0.9))(frames, seed)
-        assert (views.int() - expected.int()).abs().max() <= 1  # the layout in memory may decide how torch rounds
-        assert (views == expected).float().mean() > 0.999
+def natural_picture(height, width, seed):
+    """RGB (H, W, 3), uint8, with the spectrum of photographs (amplitude falls with frequency), and hard edges."""
+    generator = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    spectrum = np.fft.fft2(generator.normal(size=(3, height, width))) / np.maximum(frequency, 1 / width)
+    picture = np.fft.ifft2(spectrum).real.transpose(1, 2, 0)
+    picture = 127 + 60 * picture / picture.std()
+    picture[height // 4 : height // 2, width // 3 : width // 2] += 90
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (480, 270), (160, 120)])
+def test_the_way_from_jpeg_to_view_costs_no_quality(height, width):
+    """Against Pillow's decoder and its antialiased bicubic resizing of the same box, in levels of 0..255."""
+    view = RandomView(224, crop_scale=(0.3, 1.0))
+    for seed in range(4):
+        encoded = io.BytesIO()
+        Image.fromarray(natural_picture(height, width, seed)).save(encoded, "JPEG", quality=90)
+        [ours] = view([decode_image(encoded.getvalue())], seed=seed)
+
+        generator = random.Random(seed)
+        top, left, box_height, box_width = draw_box(height, width, (0.3, 1.0), generator)
+        cut = Image.open(encoded).crop((left, top, left + box_width, top + box_height))
+        reference = np.asarray(cut.resize((224, 224), Image.Resampling.BICUBIC))
+        if generator.random() < 0.5:
+            reference = reference[:, ::-1]
+        difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - reference)
+        # Rows first or columns first: between the two, both round to integers.
+        assert difference.mean() < 0.35
+        assert difference.max() <= 8
+        # What the bounds are worth.
+        other = np.asarray(cut.resize((224, 224), Image.Resampling.BILINEAR))
+        assert np.abs(other.astype(int) - np.asarray(cut.resize((224, 224), Image.Resampling.BICUBIC))).mean() > 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 250), (256, 256), (100, 170), (90, 400), (3, 50)])
+@pytest.mark.parametrize("scale", [(0.5, 1.0), (0.08, 0.3)])
+def test_boxes_are_distributed_as_those_of_torchvision(height, width, scale):
+    count = 3000
+    generator = random.Random(0)
+    ours = np.array([draw_box(height, width, scale, generator) for _ in range(count)])
+    torch.manual_seed(0)
+    crop, frame = v2.RandomResizedCrop(8, scale=scale), torch.empty(3, height, width, dtype=torch.uint8)
+    theirs = np.array([list(crop.make_params([frame]).values()) for _ in range(count)])
+    for name, own, other in zip(["top", "left", "height", "width"], ours.T, theirs.T, strict=True):
+        values = np.arange(max(height, width) + 1)
+        shares = [np.searchsorted(np.sort(drawn), values, side="right") / count for drawn in (own, other)]
+        # Kolmogorov and Smirnov: equal distributions differ by more once in 100,000 times.
+        assert np.abs(shares[0] - shares[1]).max() < 2.47 * (2 / count) ** 0.5, name
 
 
 def test_the_seed_alone_decides(position_frame):

@@ -4,9 +4,9 @@ import struct
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from vicmae_hf.data.images import ImageDecodingError, read_image
+from vicmae_hf.data.images import ImageDecodingError, decode_image, read_image
 
 
 @pytest.fixture
@@ -124,3 +124,97 @@ def test_unreadable_files(picture, tmp_path, name):
 def test_missing_file(tmp_path):
     with pytest.raises(ImageDecodingError, match=r"gone\.jpg"):
         read_image(str(tmp_path / "gone.jpg"))
+
+
+def encode_jpeg(image, **options):
+    output = io.BytesIO()
+    image.save(output, "JPEG", **options)
+    return output.getvalue()
+
+
+def orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return {"exif": exif}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 48), (33, 77)])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"quality": 90}),
+        ("RGB", {"subsampling": "4:4:4"}),
+        ("RGB", {"subsampling": "4:2:2"}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"keep_rgb": True, "subsampling": "4:4:4"}),
+        ("RGB", {"comment": b"\xff\xe1 in a comment", "icc_profile": b"profile" * 20000}),
+        ("L", {}),
+        ("CMYK", {}),
+        *[(mode, orientation(value)) for mode in ("RGB", "L", "CMYK") for value in (1, 3, 6)],
+    ],
+)
+def test_jpeg_is_decoded_as_pillow_decodes_it(size, mode, options):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), dtype=np.uint8)
+    data = encode_jpeg(Image.fromarray(noise).resize(size).convert(mode), **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    image = decode_image(data)
+    assert (to_array(image) == expected).all()
+    assert image.permute(1, 2, 0).is_contiguous()
+
+
+def test_orientation_is_found_wherever_it_stands(picture):
+    image = Image.fromarray(picture.repeat(8, axis=0).repeat(8, axis=1))
+    data = encode_jpeg(image, **orientation(6))
+    upright = np.asarray(Image.open(io.BytesIO(data)).transpose(Image.Transpose.ROTATE_270))
+    start = data.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+    metadata, rest = data[start:end], data[:start] + data[end:]
+    tables = rest.index(b"\xff\xc4")  # in front of the Huffman tables, behind the frame header
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><d tiff:Orientation="6"/></x:xmpmeta>'
+    xmp = b"\xff\xe1" + (len(xmp) + 2).to_bytes(2) + xmp
+    for name, changed in [
+        ("as written", data),
+        ("fill bytes", data[:start] + b"\xff\xff" + data[start:]),
+        ("behind the frame header", rest[:tables] + metadata + rest[tables:]),
+        ("XMP", rest[:start] + xmp + rest[start:]),
+    ]:
+        assert (to_array(decode_image(changed)) == upright).all(), name
+    assert (to_array(decode_image(rest)) == np.asarray(Image.open(io.BytesIO(rest)))).all()
+
+
+def test_sound_pixels_behind_a_warning_are_read(picture):
+    """libjpeg warns of the bytes between two segments, and Pillow ignores it."""
+    data = encode_jpeg(Image.fromarray(picture))
+    tables = data.index(b"\xff\xdb")
+    padded = data[:tables] + b"\0\0\0" + data[tables:]
+    assert (to_array(decode_image(padded)) == np.asarray(Image.open(io.BytesIO(data)))).all()
+
+
+def test_any_damage_is_told_or_read_as_pillow_reads_it(picture):
+    data = encode_jpeg(Image.fromarray(picture.repeat(16, axis=0).repeat(16, axis=1)))
+    generator = np.random.default_rng(0)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in generator.integers(2, len(data), size=3):
+            damaged[place] = generator.integers(256)
+        damaged = bytes(damaged[: generator.integers(len(data) // 2, 2 * len(data))])
+        try:
+            expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(damaged))).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            with pytest.raises(ImageDecodingError):
+                decode_image(damaged)
+            outcomes["refused"] += 1
+        else:
+            assert (to_array(decode_image(damaged)) == expected).all()
+            outcomes["read"] += 1
+    assert min(outcomes.values()) > 30
+
+
+def test_pictures_too_large_to_be_meant_are_refused():
+    data = bytearray(encode_jpeg(Image.new("RGB", (16, 16))))
+    header = data.index(b"\xff\xc0")
+    data[header + 5 : header + 9] = (60000).to_bytes(2) * 2
+    with pytest.raises(ImageDecodingError, match="decompression bomb"):
+        decode_image(bytes(data))

@@ -15,9 +15,11 @@ from torchvision.transforms.v2 import functional as F
 from ..errors import MediaDecodingError
 
 
-# JPEG markers (ITU-T T.81, table B.1). Image data never contains them: there a 0 follows every 0xFF.
-JPEG_START = b"\xff\xd8\xff"
-JPEG_METADATA = b"\xff\xe1"  # the segment of EXIF and XMP, either of which may tell an orientation
+# JPEG markers (ITU-T T.81, table B.1).
+JPEG_START = b"\xff\xd8"
+JPEG_START_OF_SCAN = b"\xff\xda"
+JPEG_METADATA = b"\xff\xe1"  # APP1: EXIF or XMP, either of which may tell an orientation
+JPEG_FILL = b"\xff\xff"
 
 
 class ImageDecodingError(MediaDecodingError):
@@ -94,12 +96,25 @@ def _is_plain_jpeg(data: bytes) -> bool:
     if not data.startswith(JPEG_START):
         return False
     try:
-        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return False
-    if colour_space in ("CMYK", "YCCK") or height * width > Image.MAX_IMAGE_PIXELS:
+    if color_space in ("CMYK", "YCCK") or height * width > Image.MAX_IMAGE_PIXELS:
         return False
-    return JPEG_METADATA not in data or _orientation(data) == 1
+    return not _may_be_turned(data) or _orientation(data) == 1
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a segment of metadata comes before a JPEG's image data, or something that is not understood here."""
+    position = len(JPEG_START)
+    while position + 4 <= len(data):
+        marker = data[position : position + 2]
+        if marker == JPEG_START_OF_SCAN:
+            return False
+        if marker[0] != 0xFF or marker in (JPEG_METADATA, JPEG_FILL):
+            return True
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])  # the length counts itself
+    return True
 
 
 def _orientation(data: bytes) -> int:

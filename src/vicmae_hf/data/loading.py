@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from .collation import BatchCollator
 from .frame_pairs import FramePairDataset, SampleKey
 
 
@@ -101,6 +102,7 @@ def build_dataloader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        collate_fn=BatchCollator(),
         # Of its own, so that starting the loader leaves the global random state alone.
         generator=torch.Generator().manual_seed(0),
     )

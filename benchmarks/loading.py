@@ -1,0 +1,279 @@
+"""How fast pairs of views arrive: from our frame store, from ffcv, and from videos by decord, on the same frames.
+
+    python benchmarks/loading.py --videos FOLDER --ffcv_python .venv-ffcv/bin/python
+
+Packs the videos of a folder (frames of 256 pixels' short side, none enlarged, as JPEG), then takes turns: batches of
+pairs, cropped to [0.5, 1] of the area, resized to 224 x 224 and flipped at random, uint8, in one process and with two
+workers. A second table shows how long the bytes of two frames take from rows in Arrow and in Parquet files.
+"""
+
+import argparse
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import decord
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from decoding import NAIVE, find_videos
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
+
+from vicmae_hf.data.augmentation import RandomView
+from vicmae_hf.data.frame_pairs import load_frame_pairs
+from vicmae_hf.data.images import decode_image
+from vicmae_hf.data.loading import EpochBatchSampler, build_dataloader
+from vicmae_hf.data.packing import PackingInput, PackingSettings, pack_frames
+from vicmae_hf.data.sampling import FrameSampling
+from vicmae_hf.data.video import open_video
+
+
+IMAGE_SIZE, CROP_SCALE, BATCH_SIZE = 224, (0.5, 1.0), 32
+STORE = "frame store"
+FRAMES_PER_VIDEO, SHORT_SIDE, QUALITY = 32, 256, 90
+PAIRS_PER_VIDEO = 16  # drawn beforehand for ffcv and decord; our store draws its own
+PREFETCHED_BATCHES = 8  # waiting in the queues of two workers when a turn begins
+TABLE_ROWS, FORMAT_READS = 256, 400  # in the comparison of formats
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched at any depth")
+    parser.add_argument("--max_files", type=int, default=20, help="take this many files at most")
+    parser.add_argument("--ffcv_python", type=Path, help="interpreter of an environment with ffcv (make .venv-ffcv)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each; the table shows medians")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn of our store")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def link_videos(source: Path, folder: Path, max_files: int) -> Path:
+    """A folder of links to the videos that all contestants can read."""
+    folder.mkdir()
+    for index, path in enumerate(find_videos(source, [NAIVE, "pyav"], max_files)):
+        (folder / f"{index:06d}{Path(path).suffix}").symlink_to(Path(path).resolve())
+    if not any(folder.iterdir()):
+        raise SystemExit(f"no readable video in {source}")
+    return folder
+
+
+class StoredPairs:
+    """Pairs of frames drawn from the rows of a store as training draws them: encoded, and as indices of the video."""
+
+    def __init__(self, store: Path, folder: Path, seed: int):
+        generator = np.random.default_rng(seed)
+        self.encoded, self.sources = [], []
+        self.rows = datasets.load_from_disk(str(store))
+        for row in self.rows:
+            path, times = str(folder / row["name"]), np.array(row["timestamps"])
+            with open_video(path) as video:
+                indices = np.abs(video.timestamps[:, None] - times).argmin(axis=0).tolist()
+            for _ in range(PAIRS_PER_VIDEO):
+                pair = FrameSampling().sample(times, row["duration"], generator)
+                self.encoded.append([row["frames"][index]["bytes"] for index in pair])
+                self.sources.append((path, [indices[index] for index in pair]))
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+class NaiveDecord(Dataset):
+    """What most loaders do: open with decord, `get_batch`; then the crop that we make of stored frames."""
+
+    def __init__(self, pairs: StoredPairs):
+        self.sources = pairs.sources
+        self.view = RandomView(IMAGE_SIZE, CROP_SCALE)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def read(self, index: int) -> torch.Tensor:
+        path, indices = self.sources[index]
+        frames = decord.VideoReader(path, num_threads=1).get_batch(indices).asnumpy()
+        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.view(self.read(index), seed=index)}
+
+
+def check_frames(pairs: StoredPairs) -> None:
+    """Prints how far decord's frames are from the stored ones: other frames would show."""
+    differences = []
+    for index in range(0, len(pairs), PAIRS_PER_VIDEO):
+        for encoded, frame in zip(pairs.encoded[index], NaiveDecord(pairs).read(index), strict=True):
+            stored = decode_image(encoded)
+            frame = F.resize(frame, list(stored.shape[-2:]), antialias=True)
+            differences.append((stored.float() - frame.float()).abs().mean().item())
+    print(f"mean difference between stored and decord's frames: at most {max(differences):.1f} of 255")
+
+
+class Turn(NamedTuple):
+    """Pairs, and the seconds and CPU seconds that they took."""
+
+    pairs: int
+    seconds: float
+    cpu_seconds: float
+
+
+Contestants = dict[tuple[str, int], Callable[[], Turn]]  # by name and number of workers
+
+
+def timed(fetch: Callable[[], int]) -> Turn:
+    """Times a function that returns a number of pairs; CPU seconds are those of this process and its workers."""
+
+    def cpu_seconds() -> float:
+        process = psutil.Process()
+        times = [each.cpu_times() for each in (process, *process.children())]
+        return sum(time.user + time.system for time in times)
+
+    start, cpu_start = time.perf_counter(), cpu_seconds()
+    return Turn(fetch(), time.perf_counter() - start, cpu_seconds() - cpu_start)
+
+
+def store_turns(store: Path, num_workers: int, seconds: float) -> Callable[[], Turn]:
+    dataset = load_frame_pairs(store, IMAGE_SIZE, crop_scale=CROP_SCALE, samples_per_file=100)
+    order = EpochBatchSampler([dataset.num_files], len(dataset), BATCH_SIZE, num_epochs=10**6)
+    batches = iter(build_dataloader(dataset, order, num_workers, pin_memory=False))
+
+    def fetch() -> int:
+        end, count = time.perf_counter() + seconds, 0
+        while time.perf_counter() < end:
+            count += len(next(batches)["pixel_values"])
+        return count
+
+    def take_turn() -> Turn:
+        for _ in range(PREFETCHED_BATCHES):
+            next(batches)
+        return timed(fetch)
+
+    return take_turn
+
+
+def decord_turns(pairs: StoredPairs, num_workers: int, seed: int) -> Callable[[], Turn]:
+    """A turn is one pass over all pairs, for their costs differ much."""
+    order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
+
+    def take_turn() -> Turn:
+        # Batches of one pair: as few as there are, larger ones would leave a worker without work at the end.
+        batches = iter(DataLoader(NaiveDecord(pairs), sampler=order, num_workers=num_workers))
+        return timed(lambda: sum(len(batch["pixel_values"]) for batch in batches))
+
+    return take_turn
+
+
+def ffcv_turns(pairs: StoredPairs, python: Path, folder: Path) -> Contestants:
+    folder.mkdir()
+    for index, encoded in enumerate(pairs.encoded):
+        for view, data in enumerate(encoded):
+            picture = Image.fromarray(decode_image(data).permute(1, 2, 0).numpy())
+            picture.save(folder / f"{index:06d}_{view}.png", compress_level=1)
+    script = Path(__file__).with_name("ffcv_pairs.py")
+    numbers = map(str, (IMAGE_SIZE, *CROP_SCALE, BATCH_SIZE, QUALITY))
+    process = subprocess.Popen(
+        [python, script, folder, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def take_turn(num_workers: int) -> Turn:
+        print(num_workers, file=process.stdin, flush=True)
+        for line in process.stdout:
+            if line.startswith("turn"):
+                count, seconds, cpu_seconds = line.split()[1:]
+                return Turn(int(count), float(seconds), float(cpu_seconds))
+        raise SystemExit(f"{script} ended with status {process.wait()}")
+
+    # ffcv works in threads: one of them is what one process is to the others.
+    return {("ffcv", 0): lambda: take_turn(1), ("ffcv", 2): lambda: take_turn(2)}
+
+
+def measure(contestants: Contestants, rounds: int) -> dict[tuple[str, int], list[Turn]]:
+    turns = {name: [] for name in contestants}
+    for turn in range(rounds):
+        for name in list(contestants)[:: 1 if turn % 2 == 0 else -1]:
+            turns[name].append(contestants[name]())
+    return turns
+
+
+def print_rates(turns: dict[tuple[str, int], list[Turn]]) -> None:
+    rates = {name: statistics.median(turn.pairs / turn.seconds for turn in taken) for name, taken in turns.items()}
+    costs = {name: statistics.median(turn.cpu_seconds / turn.pairs for turn in taken) for name, taken in turns.items()}
+    print("\n| loader | workers | pairs/s | store is faster | CPU time of a pair | store takes less |")
+    print("|---|---|---|---|---|---|")
+    for (name, num_workers), rate in rates.items():
+        cost, store = costs[name, num_workers], (STORE, num_workers)
+        print(
+            f"| {name} | {num_workers} | {rate:.0f} | {rates[store] / rate:.2f}x | {1e6 * cost:.0f} us | "
+            f"{cost / costs[store]:.2f}x |"
+        )
+
+
+def measure_formats(rows: datasets.Dataset, folder: Path, generator: np.random.Generator) -> dict[str, float]:
+    """Median seconds for the bytes of two frames of a random row, files in the page cache."""
+    table = rows.select(np.resize(np.arange(len(rows)), TABLE_ROWS)).flatten_indices().data.table.select(["frames"])
+    path = folder / "rows.arrow"
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=TABLE_ROWS // 16)
+    column = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().column("frames")
+    readers = {"Arrow": column.__getitem__}
+    for group_size in (1, 16, 128):
+        path = folder / f"rows-{group_size}.parquet"
+        pq.write_table(table, path, row_group_size=group_size, compression="none", use_dictionary=False)
+        readers[f"Parquet, {group_size} rows in a group"] = parquet_reader(path, group_size)
+    times = {name: [] for name in readers}
+    for row in generator.integers(TABLE_ROWS, size=FORMAT_READS):
+        chosen = generator.integers(len(column[row]), size=2)
+        for name, read_row in readers.items():
+            start = time.perf_counter()
+            frames = read_row(row).values
+            for frame in chosen:
+                frames[frame].as_py()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def parquet_reader(path: Path, group_size: int) -> Callable[[int], pa.ListScalar]:
+    file = pq.ParquetFile(path, memory_map=True)
+    return lambda row: file.read_row_group(row // group_size).column("frames")[row % group_size]
+
+
+def print_formats(times: dict[str, float]) -> None:
+    print("\n| format | bytes of 2 frames of a row | against Arrow |")
+    print("|---|---|---|")
+    for name, seconds in times.items():
+        print(f"| {name} | {1e6 * seconds:.0f} us | {seconds / times['Arrow']:.1f}x |")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        videos = link_videos(arguments.videos, folder / "videos", arguments.max_files)
+        settings = PackingSettings(num_frames=FRAMES_PER_VIDEO, short_side=SHORT_SIDE, quality=QUALITY)
+        pack_frames(PackingInput.open(str(videos)), folder / "store", settings)
+        pairs = StoredPairs(folder / "store", videos, arguments.seed)
+        check_frames(pairs)
+        contestants = {}
+        for num_workers in (0, 2):
+            contestants[STORE, num_workers] = store_turns(folder / "store", num_workers, arguments.seconds)
+            contestants[NAIVE, num_workers] = decord_turns(pairs, num_workers, arguments.seed)
+        if arguments.ffcv_python:
+            contestants |= ffcv_turns(pairs, arguments.ffcv_python, folder / "ffcv")
+        else:
+            print("ffcv is left out: no --ffcv_python was given")
+        print_rates(measure(contestants, arguments.rounds))
+        print_formats(measure_formats(pairs.rows, folder, np.random.default_rng(arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()
