@@ -10,7 +10,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from launching import TORCHRUN, command, environment, run
+from local_hub import run_local_hub
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor, pipeline
@@ -85,10 +87,23 @@ def settings(tmp_path_factory, data):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, settings):
-    """Output folder and process of an uninterrupted run."""
+def uploaded(tmp_path_factory, settings):
+    """Output folder, process, and what reached the Hub, of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, run("run_classification.py", settings, "--output_dir", folder)
+    with run_local_hub() as hub:
+        process = subprocess.run(
+            command("run_classification.py", settings, "--output_dir", folder, "--push_to_hub"),
+            env={**environment(), "HF_HUB_OFFLINE": "0", **hub.environment()},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    return folder, process, hub.repositories
+
+
+@pytest.fixture(scope="module")
+def finished(uploaded):
+    return uploaded[:2]
 
 
 def read_lines(path):
@@ -140,9 +155,26 @@ def test_a_run_leaves_what_the_contract_lists(finished, data):
     for name in ["losses.png", "accuracies.png"]:
         with Image.open(folder / "plots" / name) as picture:
             assert min(picture.size) > 100
-    card = (folder / "README.md").read_text()
-    assert f"value: {results['eval_top1'] / 100}" in card
-    assert "18 files, 1 unreadable" in card
+
+
+def test_the_upload_carries_the_measured_figures(uploaded):
+    folder, _, repositories = uploaded
+    expected = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.relative_to(folder).parts[0].startswith("checkpoint-")
+    }
+    assert repositories == {"someone/run": expected}
+    assert expected.keys() >= {"model.safetensors", "video_preprocessor_config.json", "modeling_vicmae.py"}
+    card = ModelCard.load(folder / "README.md")
+    results = read_results(folder)
+    measured = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert measured == {
+        "Top-1 accuracy": pytest.approx(results["eval_top1"] / 100),
+        "Top-5 accuracy": pytest.approx(results["eval_top5"] / 100),
+    }
+    assert card.data.pipeline_tag == "video-classification"
+    assert "18 files, 1 unreadable" in card.text
 
 
 def accuracy_by_hand(folder, eval_folder):
