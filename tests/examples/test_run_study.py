@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import EXAMPLES, environment
+from launching import EXAMPLES, TORCHRUN, environment, run
 from study_data import write_study_data
 
 from vicmae_hf.training.reporting import read_metrics
@@ -114,3 +114,18 @@ def test_a_run_s_settings_are_a_file_for_the_pretraining_script(settings, tmp_pa
         for folder in (tmp_path / "study" / "runs" / "mae_simsiam-seed0", tmp_path / "repeated")
     )
     assert first == second
+
+
+@pytest.mark.slow
+def test_two_processes_run_a_study_together(settings, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(settings | {"contrastive_weights": [0.1, 0.5]}))
+    process = run("run_study.py", tmp_path / "study.json", "--output_dir", tmp_path / "study", launcher=TORCHRUN)
+    assert process.returncode == 0, process.stderr
+    results = json.loads((tmp_path / "study" / "all_results.json").read_text())
+    assert results["budget"]["num_processes"] == 2
+    assert results["weights"] == {"mae": 0.0} | best_weights(results["sweep"], default=0.1)
+    assert len(results["runs"]) == 5
+    # Each was trained once, by both.
+    for run_result in results["runs"]:
+        steps = [line["step"] for line in read_metrics(tmp_path / "study" / "runs" / run_result["name"])]
+        assert steps == [2, 4, 6]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from transformers import set_seed
 
 from ..data.media import MediaLoader
@@ -200,6 +200,8 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
         NonFiniteLossError: if the loss of a run becomes infinite or NaN.
     """
     plan = Plan(study)
+    # What PartialState reads from here on; by itself it does not see several processes on a CPU.
+    Accelerator(mixed_precision=plan.recipe.mixed_precision)
     plan.folder.mkdir(parents=True, exist_ok=True)
     config = build_model(ViCMAEForPreTraining, plan.recipe).config
     probes = StudyProbes(
