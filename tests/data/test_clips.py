@@ -236,6 +236,10 @@ def test_fractions_are_balanced_nested_and_decided_by_the_seed(tmp_path):
         assert set(names[smaller]) < set(names[larger])
     other = select_label_fraction(source, 0.5, seed=4)
     assert {other[index].name for index in range(len(other))} != set(names[0.5])
+    # The order of the source does not matter: a store has another one.
+    shuffled = source.select(np.random.default_rng(0).permutation(len(source)))
+    part = select_label_fraction(shuffled, 0.25, seed=3)
+    assert {part[index].name for index in range(len(part))} == set(names[0.25])
     # A random part, not the first files.
     assert names[0.25] != [source[index].name for index in range(10)]
 

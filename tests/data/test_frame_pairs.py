@@ -403,7 +403,7 @@ def test_a_bad_row_is_named_by_its_place(tmp_path):
     assert dataset[3]["pixel_values"].max() == 0
     (entry,) = read_record(tmp_path / "bad_files.jsonl")
     assert entry["path"] == f"{tmp_path}/saved[3] (cat.png)"
-    assert entry["error"].startswith(f"{tmp_path}/saved[3] (cat.png): 6 bytes: cannot identify")
+    assert entry["error"].startswith(f"{tmp_path}/saved[3] (cat.png): 6 bytes: in no image format")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from .labelled import LabelledSource
 
 def select_label_fraction(source: LabelledSource, fraction: float, seed: int) -> LabelledSource:
     """
-    The same share of every class, drawn by `seed` alone. Nested: what belongs to 5 % belongs to 10 % as well.
+    The same share of every class, drawn by `seed` and the items' names alone: the same of a folder and of a store that
+    was packed from it. Nested: what belongs to 5 % belongs to 10 % as well.
 
     Raises:
         InputError: if the share is not in (0, 1], or is less than one sample of some class.
@@ -17,8 +18,10 @@ def select_label_fraction(source: LabelledSource, fraction: float, seed: int) ->
         raise InputError(f"label_fraction is a share above 0 and at most 1, got {fraction}.")
     chosen = []
     labels = source.labels
+    all_names = source.items.list_names()
+    names = [all_names[index] for index in source.indices]
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+        members = sorted(np.flatnonzero(labels == label), key=names.__getitem__)
         # Fractions such as 0.1 are not exact: 0.1 of 30 shall be 3.
         if fraction * len(members) < 1 - 1e-9:
             raise InputError(
