@@ -35,9 +35,9 @@ def comparable(results: dict) -> dict:
 def best_weights(sweep: list[dict], default: float) -> dict[str, float]:
     """The weight of each method with the largest accuracy of the mean of patch tokens, the first of equals."""
     best = dict.fromkeys(("mae_simsiam", "mae_vicreg", "vicmae"), (-1.0, default))
-    for run in sweep:
-        if run["probe"]["mean"]["top1"] > best[run["method"]][0]:
-            best[run["method"]] = (run["probe"]["mean"]["top1"], run["weight"])
+    for result in sweep:
+        if result["probe"]["mean"]["top1"] > best[result["method"]][0]:
+            best[result["method"]] = (result["probe"]["mean"]["top1"], result["weight"])
     return {method: weight for method, (_, weight) in best.items()}
 
 
@@ -97,8 +97,8 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(settings, tmp_pat
     uninterrupted = run_study(StudyArguments(**settings, output_dir=str(tmp_path / "uninterrupted")))
     assert comparable(results) == comparable(uninterrupted)
     assert results["weights"] == {"mae": 0.0} | best_weights(results["sweep"], default=weights[0])
-    for run in results["runs"]:
-        assert run["weight"] == results["weights"][run["method"]]
+    for result in results["runs"]:
+        assert result["weight"] == results["weights"][result["method"]]
     assert shlex.join(["python", *command[1:]]) in report.read_text()
     assert (report.parent / "images" / "study_methods.png").exists()
 
@@ -126,6 +126,6 @@ def test_two_processes_run_a_study_together(settings, tmp_path):
     assert results["weights"] == {"mae": 0.0} | best_weights(results["sweep"], default=0.1)
     assert len(results["runs"]) == 5
     # Each was trained once, by both.
-    for run_result in results["runs"]:
-        steps = [line["step"] for line in read_metrics(tmp_path / "study" / "runs" / run_result["name"])]
+    for result in results["runs"]:
+        steps = [line["step"] for line in read_metrics(tmp_path / "study" / "runs" / result["name"])]
         assert steps == [2, 4, 6]
