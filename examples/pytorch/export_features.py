@@ -39,19 +39,19 @@ class ExportArguments:
     frames_per_second: float | None = setting(
         None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says"
     )
-    batch_size: int = setting(32, "frames or clips in a forward pass")
-    num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
+    per_device_eval_batch_size: int = setting(32, "frames or clips in a forward pass")
+    dataloader_num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
     video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
     seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
 
     def __post_init__(self):
         check_feature_file(self.output)
-        for name in ["num_frames", "batch_size"]:
+        for name in ["num_frames", "per_device_eval_batch_size"]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
-        for name in ["frames_per_second", "num_workers"]:
+        for name in ["frames_per_second", "dataloader_num_workers"]:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ArgumentsError(f"--{name} must not be negative, got {value}.")
@@ -79,8 +79,8 @@ def main() -> None:
         accelerator,
         model.to(accelerator.device),
         dataset,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
+        batch_size=arguments.per_device_eval_batch_size,
+        num_workers=arguments.dataloader_num_workers,
     )
     if accelerator.is_main_process:
         write_features(arguments.output, source, features, asdict(arguments))

@@ -40,8 +40,8 @@ class EvaluationArguments:
         False, "also with shuffled and with repeated frames, views of the first protocol"
     )
     seed: int = setting(0, "of the shuffles")
-    batch_size: int = setting(8, "views in a forward pass")
-    num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
+    per_device_eval_batch_size: int = setting(8, "views in a forward pass")
+    dataloader_num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
     video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
     seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
@@ -51,11 +51,11 @@ class EvaluationArguments:
             raise ArgumentsError(
                 f"--num_clips and --num_crops must have as many numbers, got {self.num_clips} and {self.num_crops}."
             )
-        for name in ["num_frames", "batch_size"]:
+        for name in ["num_frames", "per_device_eval_batch_size"]:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
-        for name in ["frames_per_second", "seed", "num_workers"]:
+        for name in ["frames_per_second", "seed", "dataloader_num_workers"]:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ArgumentsError(f"--{name} must not be negative, got {value}.")
@@ -86,8 +86,8 @@ def main() -> None:
         accelerator,
         classifier.model.to(accelerator.device),
         dataset,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
+        batch_size=arguments.per_device_eval_batch_size,
+        num_workers=arguments.dataloader_num_workers,
         frame_orders=frame_orders,
     )
     if accelerator.is_main_process:

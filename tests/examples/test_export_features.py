@@ -25,7 +25,7 @@ def test_two_processes_embed_a_folder(tmp_path):
     for index, file in enumerate(files):
         write_video(file, numbered_frames(9 + index, seed=index))
     (tmp_path / "data" / "bee" / "5.mp4").write_bytes(b"no video")
-    flags = ["--model_name_or_path", tmp_path / "model", "--data", tmp_path / "data", "--num_workers", "0"]
+    flags = ["--model_name_or_path", tmp_path / "model", "--data", tmp_path / "data", "--dataloader_num_workers", "0"]
     flags += ["--pooling", "frame", "--num_frames", "1", "--labelled", "--output", tmp_path / "features.safetensors"]
     process = run("export_features.py", *flags, launcher=TORCHRUN)
     assert process.returncode == 0, process.stderr

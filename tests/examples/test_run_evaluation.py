@@ -40,7 +40,8 @@ def flags(folder, output):
 
 
 def test_two_processes_find_what_one_finds(folder):
-    protocols = ["--num_clips", "5", "7", "--num_crops", "1", "3", "--temporal_ablation", "--num_workers", "1"]
+    protocols = ["--num_clips", "5", "7", "--num_crops", "1", "3"]
+    protocols += ["--temporal_ablation", "--dataloader_num_workers", "1"]
     processes = [
         run("run_evaluation.py", *flags(folder, "one"), *protocols, launcher=[]),
         run("run_evaluation.py", *flags(folder, "two"), *protocols, launcher=TORCHRUN),
