@@ -8,6 +8,7 @@ workers. A second table shows how long the bytes of two frames take from rows in
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import tempfile
@@ -133,9 +134,9 @@ def timed(fetch: Callable[[], int]) -> Turn:
     """Times a function that returns a number of pairs; CPU seconds are those of this process and its workers."""
 
     def cpu_seconds() -> float:
-        process = psutil.Process()
-        times = [each.cpu_times() for each in (process, *process.children())]
-        return sum(time.user + time.system for time in times)
+        # This process, its children that have ended, and those that run.
+        running = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
+        return sum(os.times()[:4]) + running
 
     start, cpu_start = time.perf_counter(), cpu_seconds()
     return Turn(fetch(), time.perf_counter() - start, cpu_seconds() - cpu_start)

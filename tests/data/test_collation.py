@@ -1,3 +1,4 @@
+import os
 import pickle
 from multiprocessing.reduction import ForkingPickler
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vicmae_hf.data.collation import BatchCollator
+from vicmae_hf.data.collation import BatchCollator, received_memories
 
 
 class NumberedViews(Dataset):
@@ -67,6 +68,19 @@ def test_memory_is_used_again_once_it_was_received():
     assert torch.equal(received, views)
     assert torch.equal(pickle.loads(second), 255 - views)
     assert torch.equal(pickle.loads(third), views // 2)
+
+
+def test_memories_of_workers_that_have_ended_are_given_up():
+    def own_processes():
+        return {process for process, _ in received_memories}
+
+    for _ in range(3):
+        list(DataLoader(NumberedViews(), batch_size=5, num_workers=2, collate_fn=BatchCollator()))
+    before = own_processes()
+    list(DataLoader(NumberedViews(), batch_size=5, num_workers=1, collate_fn=BatchCollator()))
+    assert not before - {os.getpid()} & own_processes()
+    # A batch and what waits in the queue, 2 by default; one is written while another is read.
+    assert 1 <= len(received_memories) - sum(process == os.getpid() for process, _ in received_memories) <= 4
 
 
 def test_views_of_different_sizes_are_an_error():

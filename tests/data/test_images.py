@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from vicmae_hf.data.images import ImageDecodingError, decode_image, read_image
+from vicmae_hf.data.images import ImageDecodingError, decode_image, decode_jpegs, read_image
 
 
 @pytest.fixture
@@ -218,3 +218,24 @@ def test_pictures_too_large_to_be_meant_are_refused():
     data[header + 5 : header + 9] = (60000).to_bytes(2) * 2
     with pytest.raises(ImageDecodingError, match="decompression bomb"):
         decode_image(bytes(data))
+
+
+def test_jpegs_of_one_size_in_one_go():
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 24, 40, 3), dtype=np.uint8)
+    encoded = [encode_jpeg(Image.fromarray(picture)) for picture in pictures]
+    images = decode_jpegs(encoded)
+    assert images.shape == (4, 3, 24, 40)
+    assert images.permute(0, 2, 3, 1).is_contiguous()
+    for image, data in zip(images, encoded, strict=True):
+        assert (to_array(image) == np.asarray(Image.open(io.BytesIO(data)))).all()
+    png = io.BytesIO()
+    Image.fromarray(pictures[0]).save(png, "PNG")
+    for name, other in [
+        ("another size", encode_jpeg(Image.fromarray(pictures[0, :, :24]))),
+        ("the same number of pixels", encode_jpeg(Image.fromarray(pictures[0].transpose(1, 0, 2)))),
+        ("another format", png.getvalue()),
+        ("damaged", encoded[0][:-100]),
+        ("to be turned", encode_jpeg(Image.fromarray(pictures[0]), **orientation(3))),
+        ("no image", b""),
+    ]:
+        assert decode_jpegs([encoded[1], other]) is None, name

@@ -1,6 +1,8 @@
 """Batches on their way from the workers that make them to the process that trains."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import default_collate, get_worker_info
@@ -30,33 +32,65 @@ class BatchCollator:
     def share(self, pixel_values: Sequence[torch.Tensor]) -> "SharedPixels":
         first = torch.empty_like(pixel_values[0])  # as dense as a copy would be
         size, stride = (len(pixel_values), *first.shape), (first.numel(), *first.stride())
-        memory = self.free_memory(HEADER_BYTES + len(pixel_values) * first.numel())
+        num_bytes = HEADER_BYTES + len(pixel_values) * first.numel()
+        number = self.find_free_memory(num_bytes)
+        is_new = number is None
+        if is_new:
+            number = len(self.memories)
+            self.memories.append(torch.zeros(num_bytes, dtype=torch.uint8).share_memory_())
+        memory = self.memories[number]
         memory[0] = 1
         torch.stack(list(pixel_values), out=memory.as_strided(size, stride, HEADER_BYTES))
-        return SharedPixels(memory, size, stride)
+        return SharedPixels((os.getpid(), number), memory if is_new else None, size, stride)
 
-    def free_memory(self, num_bytes: int) -> torch.Tensor:
-        """Memory of this size whose last batch has been received; there are soon as many as batches under way."""
-        for memory in self.memories:
+    def find_free_memory(self, num_bytes: int) -> int | None:
+        """Number of a memory of this size whose last batch was received. Soon there are as many as are under way."""
+        for number, memory in enumerate(self.memories):
             if len(memory) == num_bytes and memory[0] == 0:
-                return memory
-        self.memories.append(torch.zeros(num_bytes, dtype=torch.uint8).share_memory_())
-        return self.memories[-1]
+                return number
+        return None
 
 
+@dataclass(frozen=True)
 class SharedPixels:
-    """A batch in shared memory. The process that unpickles it gets a tensor of its own, and the memory is free."""
+    """
+    A batch in shared memory. The process that unpickles it gets a tensor of its own, and the memory is free.
 
-    def __init__(self, memory: torch.Tensor, size: Sequence[int], stride: Sequence[int]):
-        self.memory = memory
-        self.size = size
-        self.stride = stride
+    Args:
+        key: of the memory: the worker's process and a number.
+        memory: only the first time: the receiver has to wait for the worker to hand it over.
+        size, stride: of the batch.
+    """
+
+    key: tuple[int, int]
+    memory: torch.Tensor | None
+    size: Sequence[int]
+    stride: Sequence[int]
 
     def __reduce__(self):
-        return receive_pixels, (self.memory, self.size, self.stride)
+        return receive_pixels, (self.key, self.memory, self.size, self.stride)
 
 
-def receive_pixels(memory: torch.Tensor, size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+received_memories: dict[tuple[int, int], torch.Tensor] = {}
+
+
+def receive_pixels(
+    key: tuple[int, int], memory: torch.Tensor | None, size: Sequence[int], stride: Sequence[int]
+) -> torch.Tensor:
+    if memory is not None:
+        for process, number in list(received_memories):
+            if not is_running(process):
+                del received_memories[process, number]
+        received_memories[key] = memory
+    memory = received_memories[key]
     pixel_values = memory.as_strided(size, stride, HEADER_BYTES).clone()
     memory[0] = 0
     return pixel_values
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from ..errors import MediaDecodingError
-from .images import decode_image
+from .images import decode_image, decode_jpegs
 
 
 STORE_FILE = "store.json"  # settings and list of items of a store made by `pack_frames`
@@ -126,18 +126,31 @@ class StoredFrames:
         indices = [operator.index(index) for index in indices]
         if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
             raise ValueError(f"{self.name} has frames 0 to {self.num_frames - 1}, asked for {indices}")
-        images = {index: self._decode(index) for index in dict.fromkeys(indices)}
-        if len({image.shape for image in images.values()}) > 1:
-            raise MediaDecodingError(f"{self.name}: its frames differ in size")
-        _, height, width = images[indices[0]].shape
-        frames = torch.empty((len(indices), height, width, 3), dtype=torch.uint8)
-        for row, index in enumerate(indices):
-            frames[row] = images[index].permute(1, 2, 0)
-        return frames.permute(0, 3, 1, 2)
+        distinct = list(dict.fromkeys(indices))
+        encoded = [self._read(index) for index in distinct]
+        frames = decode_jpegs(encoded)
+        if frames is None:
+            frames = torch.stack(self._decode_each(distinct, encoded)).permute(0, 3, 1, 2)
+        if distinct != indices:
+            rows = [distinct.index(index) for index in indices]
+            frames = frames.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+        return frames
 
-    def _decode(self, index: int) -> torch.Tensor:
+    def _decode_each(self, indices: list[int], encoded: list[bytes]) -> list[torch.Tensor]:
+        """Frames (H, W, 3)."""
+        images = []
+        for index, data in zip(indices, encoded, strict=True):
+            try:
+                images.append(decode_image(data).permute(1, 2, 0))
+            except MediaDecodingError as error:
+                raise MediaDecodingError(f"{self.name}, frame {index}: {error}") from error
+        if len({image.shape for image in images}) > 1:
+            raise MediaDecodingError(f"{self.name}: its frames differ in size")
+        return images
+
+    def _read(self, index: int) -> bytes:
         frame = self._frames[index].as_py()
         try:
-            return decode_image(frame["bytes"] if frame["bytes"] is not None else Path(frame["path"]).read_bytes())
-        except (MediaDecodingError, OSError, TypeError) as error:
+            return frame["bytes"] if frame["bytes"] is not None else Path(frame["path"]).read_bytes()
+        except (OSError, TypeError) as error:
             raise MediaDecodingError(f"{self.name}, frame {index}: {error}") from error

@@ -74,7 +74,7 @@ def decode_image(data: bytes) -> torch.Tensor:
         ImageDecodingError: if Pillow cannot read it.
     """
     try:
-        if _is_plain_jpeg(data):
+        if _plain_jpeg_size(data):
             # What simplejpeg finds fault with Pillow may still read whole; if not, it says why.
             with contextlib.suppress(ValueError):
                 return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
@@ -91,17 +91,37 @@ def decode_image(data: bytes) -> torch.Tensor:
         raise ImageDecodingError(f"{len(data)} bytes: {error}") from error
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether simplejpeg, which is faster, gives what Pillow would: not for CMYK, and what has to be turned."""
+def decode_jpegs(encoded: Sequence[bytes]) -> torch.Tensor | None:
+    """
+    JPEG images of one size as uint8 `(len(encoded), 3, H, W)`, decoded to where they stay, channels last. None if they
+    are something else, or damaged: `decode_image` reads each of them, or says what is wrong.
+    """
+    sizes = {_plain_jpeg_size(data) for data in encoded}
+    if len(sizes) != 1 or None in sizes:
+        return None
+    pixels = np.empty((len(encoded), *sizes.pop(), 3), dtype=np.uint8)
+    try:
+        for data, image in zip(encoded, pixels, strict=True):
+            simplejpeg.decode_jpeg(data, buffer=image)
+    except ValueError:
+        return None
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """
+    Height and width of a JPEG of which simplejpeg, which is faster, gives what Pillow would: none that is CMYK, or has
+    to be turned. None for anything else.
+    """
     if not data.startswith(JPEG_START):
-        return False
+        return None
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return False
+        return None
     if color_space in ("CMYK", "YCCK") or height * width > Image.MAX_IMAGE_PIXELS:
-        return False
-    return not _may_be_turned(data) or _orientation(data) == 1
+        return None
+    return None if _may_be_turned(data) and _orientation(data) != 1 else (height, width)
 
 
 def _may_be_turned(data: bytes) -> bool:
