@@ -1,4 +1,5 @@
-# Targets: pretrain (demo), test, test-slow, style, bench. All of them make .venv first if there is none.
+# Targets: pretrain (demo), downstream (finetuning and evaluation of the demo's model), study (of the baselines), test,
+# test-slow, style, bench. All of them make .venv first if there is none.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 # One process on this machine; the flags spare a new user accelerate's questions.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: pretrain test test-slow style bench
+.PHONY: pretrain downstream study test test-slow style bench
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,30 @@ pretrain: $(VENV)/installed data/demo/demo.json
 	$(LAUNCH) examples/pytorch/run_pretraining.py examples/pytorch/configs/demo.yaml
 	$(BIN)/python examples/pytorch/run_linear_probe.py --model_name_or_path outputs/demo \
 		--train_data data/demo/appearance/train --eval_data data/demo/appearance/eval --output_dir outputs/demo/probe
+
+data/demo_large/demo.json: | $(VENV)/installed
+	$(BIN)/python -m vicmae_hf.data.demo --output data/demo_large \
+		--appearance_videos 0 0 --motion_videos 100 40 --images 100 40
+
+outputs/demo/model.safetensors:
+	$(MAKE) pretrain
+
+downstream: $(VENV)/installed data/demo_large/demo.json outputs/demo/model.safetensors
+	$(BIN)/python benchmarks/downstream.py --pretrained outputs/demo --output_dir outputs/downstream
+
+data/study/demo.json: | $(VENV)/installed
+	$(BIN)/python -m vicmae_hf.data.demo --output data/study \
+		--appearance_videos 60 40 --motion_videos 25 1 --images 20 1
+
+study: $(VENV)/installed data/study/demo.json
+	for kind in appearance motion images; do \
+		$(BIN)/python examples/pytorch/pack_frames.py --input data/study/$$kind/train --output data/study-store/$$kind \
+			--frames_per_second 0 --short_side 0 --num_proc 2 || exit 1; \
+	done
+	$(BIN)/python examples/pytorch/run_study.py --recipe examples/pytorch/configs/study.yaml \
+		--train_data data/study-store/appearance data/study-store/motion data/study-store/images \
+		--probe_train_data data/study/appearance/train --probe_eval_data data/study/appearance/eval \
+		--output_dir outputs/study --report docs/study.md
 
 test: $(VENV)/installed
 	$(BIN)/pytest

@@ -27,6 +27,7 @@ CLASSIFICATION_RECIPES = [
     *sorted((EXAMPLES / "configs").glob("finetune_*.yaml")),
     *sorted((EXAMPLES / "configs").glob("linear_*.yaml")),
 ]
+DEMO_CLASSIFICATION_RECIPES = [EXAMPLES / "configs" / f"demo_{kind}.yaml" for kind in ("images", "motion")]
 
 
 def classification_recipe(name: str) -> ClassificationArguments:
@@ -36,7 +37,7 @@ def classification_recipe(name: str) -> ClassificationArguments:
 
 @pytest.mark.parametrize(
     "path",
-    sorted(set((EXAMPLES / "configs").glob("*.yaml")) - set(CLASSIFICATION_RECIPES)),
+    sorted({*(EXAMPLES / "configs").glob("*.yaml")} - {*CLASSIFICATION_RECIPES, *DEMO_CLASSIFICATION_RECIPES}),
     ids=lambda path: path.stem,
 )
 def test_every_recipe_builds_its_model(path: Path):
@@ -44,6 +45,19 @@ def test_every_recipe_builds_its_model(path: Path):
     with torch.device("meta"):
         model = build_model(ViCMAEForPreTraining, arguments)
     assert model.config.hidden_size > 0
+
+
+@pytest.mark.parametrize("path", DEMO_CLASSIFICATION_RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_the_demo_are_for_its_data(path: Path):
+    arguments = parse_arguments(ClassificationArguments, [str(path), "--output_dir", "out"])
+    kind = path.stem.removeprefix("demo_")
+    assert arguments.task == {"images": "image", "motion": "video"}[kind]
+    assert (arguments.train_data, arguments.eval_data) == (
+        [f"data/demo_large/{kind}/train"],
+        f"data/demo_large/{kind}/eval",
+    )
+    # A mirrored clip moves the other way.
+    assert arguments.horizontal_flip == (kind == "images")
 
 
 # Encoders of Dosovitskiy et al., Table 1; recipes of the supplement's Table 1.
