@@ -1,12 +1,15 @@
 """How long the backends of `open_video` take, side by side with decord used naively.
 
     python benchmarks/decoding.py --videos FOLDER
+    python benchmarks/decoding.py --videos FOLDER --opens 10000
 
 Every backend decodes the same frames of the same files, in one process and one thread, taking turns. Files that one of
-them cannot read are left out for all, and named.
+them cannot read are left out for all, and named. With --opens, one backend opens files so many times, reads two frames
+of each, and the table shows the resident memory on the way.
 """
 
 import argparse
+import itertools
 import logging
 import random
 import statistics
@@ -14,8 +17,10 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import psutil
 import torch
 
+from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.data.video import BACKENDS, VideoDecodingError, open_video
 
 
@@ -30,6 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos, searched at any depth")
     parser.add_argument("--repeats", type=int, default=7, help="rounds; the table shows medians")
     parser.add_argument("--max_files", type=int, default=20, help="take this many files at most")
+    parser.add_argument("--opens", type=int, default=0, help="show memory over so many opens, and no times")
+    parser.add_argument("--backend", choices=BACKENDS, default=MediaLoader.video_backend, help="of --opens")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of frames")
     return parser.parse_args()
 
@@ -96,10 +103,25 @@ def measure(videos: dict[str, int], backends: list[str], repeats: int, generator
     ]
 
 
+def print_memory(videos: dict[str, int], backend: str, num_opens: int, generator: random.Random) -> None:
+    print(f"\n| opens by {backend} | resident memory | open files |\n|---|---|---|")
+    process = psutil.Process()
+    paths = itertools.cycle(videos)
+    for count in range(num_opens + 1):
+        if count % max(num_opens // 20, 1) == 0:
+            print(f"| {count} | {process.memory_info().rss / 2**20:.0f} MiB | {process.num_fds()} |", flush=True)
+        path = next(paths)
+        read(path, generator.choices(range(videos[path]), k=2), backend)
+
+
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
     logging.getLogger("vicmae_hf").setLevel(logging.ERROR)
+    if arguments.opens:
+        videos = find_videos(arguments.videos, [arguments.backend], arguments.max_files)
+        print_memory(videos, arguments.backend, arguments.opens, random.Random(arguments.seed))
+        return
     backends = usable_backends()
     videos = find_videos(arguments.videos, backends, arguments.max_files)
     if not videos:
