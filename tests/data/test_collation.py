@@ -12,8 +12,9 @@ from vicmae_hf.data.collation import BatchCollator, received_memories
 class NumberedViews(Dataset):
     """Sample i holds i in every pixel but the first, channels last as views are, or contiguous."""
 
-    def __init__(self, channels_last: bool = True, sizes=(8,)):
+    def __init__(self, channels_last: bool = True, dtype=torch.uint8, sizes=(8,)):
         self.channels_last = channels_last
+        self.dtype = dtype
         self.sizes = sizes
 
     def __len__(self):
@@ -21,16 +22,18 @@ class NumberedViews(Dataset):
 
     def __getitem__(self, index):
         size = self.sizes[index % len(self.sizes)]
-        views = torch.full((2, size, size, 3), index, dtype=torch.uint8)
+        views = torch.full((2, size, size, 3), index, dtype=self.dtype)
         views[0, 0, 0] = torch.tensor([1, 2, 3])
         views = views.permute(0, 3, 1, 2)
         return {"pixel_values": views if self.channels_last else views.contiguous(), "labels": index}
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    ("channels_last", "dtype"), [(True, torch.uint8), (False, torch.uint8), (False, torch.float64)]
+)
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_batches_of_workers_are_those_of_one_process(channels_last, context):
-    dataset = NumberedViews(channels_last)
+def test_batches_of_workers_are_those_of_one_process(channels_last, dtype, context):
+    dataset = NumberedViews(channels_last, dtype)
     expected = list(DataLoader(dataset, batch_size=7))  # torch's own collation; the last batch is smaller
     loader = DataLoader(
         dataset, batch_size=7, num_workers=2, collate_fn=BatchCollator(), multiprocessing_context=context
@@ -40,6 +43,7 @@ def test_batches_of_workers_are_those_of_one_process(channels_last, context):
     assert len(batches) == len(expected) == 18
     for batch, own in zip(batches, expected, strict=True):
         assert batch.keys() == own.keys()
+        assert batch["pixel_values"].dtype == dtype
         assert torch.equal(batch["pixel_values"], own["pixel_values"])
         assert torch.equal(batch["labels"], own["labels"])
         assert batch["pixel_values"][0].stride() == dataset[0]["pixel_values"].stride()

@@ -82,15 +82,18 @@ class RandomView:
         views = [self.cut_view(frame, generator) for frame in frames]
         if self.first_colors is not None:
             views = self.change_colors(views, seed)
-        return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+        return torch.cat(views).contiguous(memory_format=torch.channels_last)
 
     def cut_view(self, frame: torch.Tensor, generator: random.Random) -> torch.Tensor:
-        """What torchvision's RandomResizedCrop and RandomHorizontalFlip return, in less time."""
-        top, left, height, width = draw_box(*frame.shape[-2:], self.crop_scale, generator)
-        region = frame[None, :, top : top + height, left : left + width]
+        """
+        What torchvision's RandomResizedCrop and RandomHorizontalFlip return, in less time: `(3, H, W)` ->
+        `(1, 3, height, width)`.
+        """
+        top, left, height, width = draw_box(*frame.shape[1:], self.crop_scale, generator)
+        region = frame.narrow(1, top, height).narrow(2, left, width).unsqueeze(0)
         # Whole in memory with the channels last: resizing anything else begins and ends with slow copies.
         region = region.contiguous(memory_format=torch.channels_last)
-        view = torch.nn.functional.interpolate(region, self.size, mode="bicubic", antialias=True)[0]
+        view = torch.nn.functional.interpolate(region, self.size, mode="bicubic", antialias=True)
         return view.flip(-1) if self.horizontal_flip and generator.random() < 0.5 else view
 
     def change_colors(self, views: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ HEADER_BYTES = 64
 
 class BatchCollator:
     """
-    Stacks samples `{"pixel_values": uint8 tensor, ...}` as torch's `default_collate` does, in the memory layout that
+    Stacks samples `{"pixel_values": tensor, ...}` as torch's `default_collate` does, in the memory layout that
     they have. Workers send the pixels through shared memory that they use again: the pages of new memory, which torch
     takes for every batch, may cost half as much as the decoding of what is written there (docs/loading_speed.md).
     """
@@ -31,17 +31,17 @@ class BatchCollator:
 
     def share(self, pixel_values: Sequence[torch.Tensor]) -> "SharedPixels":
         first = torch.empty_like(pixel_values[0])  # as dense as a copy would be
-        size, stride = (len(pixel_values), *first.shape), (first.numel(), *first.stride())
-        num_bytes = HEADER_BYTES + len(pixel_values) * first.numel()
+        num_bytes = HEADER_BYTES + len(pixel_values) * first.nbytes
         number = self.find_free_memory(num_bytes)
         is_new = number is None
         if is_new:
             number = len(self.memories)
             self.memories.append(torch.zeros(num_bytes, dtype=torch.uint8).share_memory_())
         memory = self.memories[number]
+        layout = Layout(first.dtype, (len(pixel_values), *first.shape), (first.numel(), *first.stride()))
         memory[0] = 1
-        torch.stack(list(pixel_values), out=memory.as_strided(size, stride, HEADER_BYTES))
-        return SharedPixels((os.getpid(), number), memory if is_new else None, size, stride)
+        torch.stack(list(pixel_values), out=layout.view(memory))
+        return SharedPixels((os.getpid(), number), memory if is_new else None, layout)
 
     def find_free_memory(self, num_bytes: int) -> int | None:
         """Number of a memory of this size whose last batch was received. Soon there are as many as are under way."""
@@ -52,6 +52,18 @@ class BatchCollator:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a batch lies in a memory."""
+
+    dtype: torch.dtype
+    size: Sequence[int]
+    stride: Sequence[int]
+
+    def view(self, memory: torch.Tensor) -> torch.Tensor:
+        return memory[HEADER_BYTES:].view(self.dtype).as_strided(self.size, self.stride)
+
+
+@dataclass(frozen=True)
 class SharedPixels:
     """
     A batch in shared memory. The process that unpickles it gets a tensor of its own, and the memory is free.
@@ -59,31 +71,28 @@ class SharedPixels:
     Args:
         key: of the memory: the worker's process and a number.
         memory: only the first time: the receiver has to wait for the worker to hand it over.
-        size, stride: of the batch.
+        layout: of the batch.
     """
 
     key: tuple[int, int]
     memory: torch.Tensor | None
-    size: Sequence[int]
-    stride: Sequence[int]
+    layout: Layout
 
     def __reduce__(self):
-        return receive_pixels, (self.key, self.memory, self.size, self.stride)
+        return receive_pixels, (self.key, self.memory, self.layout)
 
 
 received_memories: dict[tuple[int, int], torch.Tensor] = {}
 
 
-def receive_pixels(
-    key: tuple[int, int], memory: torch.Tensor | None, size: Sequence[int], stride: Sequence[int]
-) -> torch.Tensor:
+def receive_pixels(key: tuple[int, int], memory: torch.Tensor | None, layout: Layout) -> torch.Tensor:
     if memory is not None:
         for process, number in list(received_memories):
             if not is_running(process):
                 del received_memories[process, number]
         received_memories[key] = memory
     memory = received_memories[key]
-    pixel_values = memory.as_strided(size, stride, HEADER_BYTES).clone()
+    pixel_values = layout.view(memory).clone()
     memory[0] = 0
     return pixel_values
 
