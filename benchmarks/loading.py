@@ -276,10 +276,10 @@ def main() -> None:
         for num_workers in (0, 2):
             contestants[STORE, num_workers] = store_turns(folder / "store", num_workers, arguments.seconds)
             contestants[NAIVE, num_workers] = decord_turns(pairs, num_workers, arguments.seed)
-        if arguments.ffcv_python:
+        if arguments.ffcv_python and arguments.ffcv_python.exists():
             contestants |= ffcv_turns(pairs, arguments.ffcv_python, folder / "ffcv")
         else:
-            print("ffcv is left out: no --ffcv_python was given")
+            print(f"ffcv is left out: no interpreter at --ffcv_python {arguments.ffcv_python}")
         print_rates(measure(contestants, arguments.rounds))
         print_formats(measure_formats(pairs.rows, folder, np.random.default_rng(arguments.seed)))
 
