@@ -4,10 +4,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FFCV := .venv-ffcv
 # One process on this machine; the flags spare a new user accelerate's questions.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: pretrain downstream study test test-slow style bench
+.PHONY: pretrain downstream study test test-slow style bench bench-ffcv
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,5 +57,23 @@ style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# VIDEOS: any folder of videos. ffcv is measured too where `make bench-ffcv` has built it.
+VIDEOS ?= data/demo/appearance
+
 bench: $(VENV)/installed data/demo/demo.json
-	$(BIN)/python benchmarks/decoding.py --videos data/demo/appearance
+	$(BIN)/python benchmarks/decoding.py --videos $(VIDEOS)
+	$(BIN)/python benchmarks/loading.py --videos $(VIDEOS) --ffcv_python $(FFCV)/bin/python
+	$(BIN)/python benchmarks/image_steps.py --videos $(VIDEOS)
+
+# Needs: apt-get install libturbojpeg0-dev libopencv-dev pkg-config. Borrows torch from $(VENV).
+bench-ffcv: $(FFCV)/installed
+
+$(FFCV)/installed: | $(VENV)/installed
+	$(BIN)/python -m venv $(FFCV)
+	$(FFCV)/bin/pip install --quiet assertpy fastargs numba opencv-python-headless packaging pandas pillow psutil \
+		setuptools terminaltables tqdm typing_extensions wheel
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(FFCV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torch.pth
+	$(FFCV)/bin/pip install --quiet --no-deps pytorch_pfn_extras
+	$(FFCV)/bin/pip install --quiet --no-deps --no-build-isolation ffcv==1.0.2
+	touch $@

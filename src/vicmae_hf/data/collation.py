@@ -16,7 +16,7 @@ class BatchCollator:
     """
     Stacks samples `{"pixel_values": tensor, ...}` as torch's `default_collate` does, in the memory layout that
     they have. Workers send the pixels through shared memory that they use again: the pages of new memory, which torch
-    takes for every batch, may cost half as much as the decoding of what is written there (docs/loading_speed.md).
+    takes for every batch, may cost half as much as the decoding of what is written there (docs/data.md).
     """
 
     def __init__(self):
