@@ -10,6 +10,7 @@ in one thread. What is done in the output folder is not done again. Writes table
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,15 +45,19 @@ def run(script: str, *flags, output_dir: Path) -> None:
     if (output_dir / "all_results.json").exists():
         return
     output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # What an interrupted run left.
+    shutil.rmtree(output_dir, ignore_errors=True)
     command = [sys.executable, SCRIPTS / script, *flags, "--output_dir", output_dir]
-    with output_dir.with_suffix(".log").open("w") as log:
-        subprocess.run(
+    log = output_dir.with_suffix(".log")
+    with log.open("w") as file:
+        outcome = subprocess.run(
             list(map(str, command)),
-            stdout=log,
-            stderr=log,
-            check=True,
+            stdout=file,
+            stderr=file,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
+    if outcome.returncode:
+        raise SystemExit(f"{script} failed; see {log}")
 
 
 def read(folder: Path) -> dict:

@@ -214,6 +214,16 @@ def test_too_many_unreadable_files(damaged):
         dataset[0, 0, 5]
 
 
+def test_no_readable_file_ends_the_run_whatever_is_allowed(tmp_path):
+    for name in ("a/0.png", "a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"broken")
+    # The record counts held-out files too, so that it would allow these.
+    dataset = build(tmp_path, WholeFrames(), bad_files=BadFiles(None, 100, 1.0), sampling=None)
+    with pytest.raises(BadFilesError, match="none of 3 files could be read"):
+        dataset[0, 0, 0]
+
+
 def fraction_source(tmp_path, counts):
     for class_name, count in counts.items():
         (tmp_path / class_name).mkdir()
@@ -236,8 +246,9 @@ def test_fractions_are_balanced_nested_and_decided_by_the_seed(tmp_path):
         assert set(names[smaller]) < set(names[larger])
     other = select_label_fraction(source, 0.5, seed=4)
     assert {other[index].name for index in range(len(other))} != set(names[0.5])
-    # The order of the source does not matter: a store has another one.
-    shuffled = source.select(np.random.default_rng(0).permutation(len(source)))
+    # The order of items and classes does not matter: a store has others.
+    other_order = open_labelled(tmp_path, class_names=["c", "x", "a", "b"])
+    shuffled = other_order.select(np.random.default_rng(0).permutation(len(source)))
     part = select_label_fraction(shuffled, 0.25, seed=3)
     assert {part[index].name for index in range(len(part))} == set(names[0.25])
     # A random part, not the first files.

@@ -53,9 +53,28 @@ def test_unknown_classes(tmp_path):
 def test_folders_without_labelled_files(tmp_path):
     with pytest.raises(InputError, match="gone: no such file or folder"):
         open_labelled(tmp_path / "gone")
-    make_files(tmp_path, "loose.mp4", "empty/notes.txt")
-    with pytest.raises(InputError, match=r"no videos or images found; expected .*/CLASS_NAME/FILE"):
+    make_files(tmp_path, "empty/notes.txt")
+    with pytest.raises(InputError, match=r"no videos .* found among its 1 files"):
         open_labelled(tmp_path)
+    make_files(tmp_path, "loose.mp4")
+    with pytest.raises(InputError, match="has no labels; expected ROOT/CLASS_NAME/FILE or a column"):
+        open_labelled(tmp_path)
+
+
+def test_files_without_a_class_are_reported(tmp_path, caplog):
+    make_files(tmp_path, "wash/a.mp4", "wash/deeper/b.mp4", "loose.mp4")
+    assert listed(open_labelled(tmp_path), tmp_path) == [("wash/a.mp4", 0)]
+    assert f"left out 2 files that are not FOLDER/CLASS_NAME/FILE, the first: {tmp_path}/loose.mp4" in caplog.text
+
+
+def test_parquet_files_in_folders_are_a_table(tmp_path):
+    clips = [{"path": f"{index}.mp4", "bytes": b"not opened here"} for index in range(2)]
+    features = datasets.Features(
+        {"clip": datasets.Video(decode=False), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict({"clip": clips, "label": [1, 0]}, features).to_parquet(tmp_path / "data" / "0.parquet")
+    assert open_labelled(tmp_path).labels.tolist() == [1, 0]
 
 
 def write_table(folder, labels, names):

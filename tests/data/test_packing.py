@@ -282,7 +282,7 @@ def test_other_settings_or_items_are_refused(media, tmp_path):
     (tmp_path / "fewer").mkdir()
     for name in ["thirty.mp4", "slow.mp4"]:
         (tmp_path / "fewer" / name).symlink_to(media / name)
-    with pytest.raises(InputError, match=r"begun with other names or labels of 8 items of .*, now 2 of .*fewer"):
+    with pytest.raises(InputError, match=r"begun with other files, names or labels: 8 items of .*, now 2 of .*fewer"):
         pack(tmp_path / "fewer", store, num_frames=2)
     with pytest.raises(InputError, match="is no frame store, but holds"):
         pack(media, tmp_path / "fewer")
@@ -359,3 +359,44 @@ def test_datasets_opens_streams_and_converts_a_store(media, tmp_path, monkeypatc
         assert converted[name][1].tolist() == timestamps.tolist()
         assert converted[name][2] == duration
         assert converted[name][3].equal(frames)
+
+
+def test_a_frame_at_an_absurd_time_costs_no_memory():
+    assert choose_frames(np.array([0, 0.5, 1e9]), frames_per_second=7.5).tolist() == [0, 1, 2]
+    assert choose_frames(np.arange(5) / 30, frames_per_second=1e9).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_other_content_under_the_same_names_is_another_input(tmp_path):
+    pictures = {}
+    for name, value in [("a", 10), ("b", 200)]:
+        buffer = io.BytesIO()
+        Image.new("RGB", (8 + value, 8), (value, 0, 0)).save(buffer, "PNG")
+        rows = {"image": [{"path": None, "bytes": buffer.getvalue()}] * 4}
+        features = datasets.Features({"image": datasets.Image()})
+        pictures[name] = str(tmp_path / f"{name}.parquet")
+        datasets.Dataset.from_dict(rows, features).to_parquet(pictures[name])
+    pack(pictures["a"], tmp_path / "store")
+    with pytest.raises(InputError, match="was begun with other files, names or labels"):
+        pack(pictures["b"], tmp_path / "store")
+
+
+def test_ranks_must_be_ranks(media, tmp_path):
+    with pytest.raises(InputError, match="RANK must be between 0 and WORLD_SIZE - 1 = 1, got 2"):
+        pack_frames(
+            PackingInput.open(str(media)), tmp_path / "store", PackingSettings(), process_index=2, num_processes=2
+        )
+
+
+def test_a_shard_that_lost_its_record_is_named(media, tmp_path):
+    pack(str(media), tmp_path / "store", num_frames=1)
+    record = sorted((tmp_path / "store").glob("data-*.json"))[0]
+    record.unlink()
+    with pytest.raises(InputError, match=rf"{record.name}: cannot be read .*Delete it and {record.stem}\.arrow"):
+        pack(str(media), tmp_path / "store", num_frames=1)
+
+
+def test_a_store_beside_videos_is_not_overlooked(media, tmp_path):
+    pack(str(media), tmp_path / "both" / "store", num_frames=1)
+    write_video(tmp_path / "both" / "one.mp4", numbered_frames(2, 48, 64))
+    with pytest.raises(DataSourceError, match=r"both media files .*one\.mp4.* and a dataset .*store.*; name them"):
+        open_source(tmp_path / "both")

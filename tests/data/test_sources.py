@@ -187,7 +187,7 @@ def test_links_that_lead_back_are_followed_once(tmp_path):
 def test_media_beside_parquet_files_is_an_error(tmp_path):
     (tmp_path / "one.mp4").write_bytes(b"")
     (tmp_path / "rows.parquet").write_bytes(b"")
-    with pytest.raises(DataSourceError, match=r"both media files .*one.mp4.* and Parquet files .*rows.parquet"):
+    with pytest.raises(DataSourceError, match=r"both media files .*one.mp4.* and a dataset .*rows.parquet"):
         open_source(tmp_path)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import random_tensor, shake, tiny_config
 from torch import nn
+from transformers import VideoMAEConfig
 
 from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.errors import InputError
@@ -157,7 +158,7 @@ def test_label_names_that_contradict_a_finetuned_model(folders, tmp_path):
 def test_a_finetuned_model_of_other_classes_needs_a_new_classifier(folders, tmp_path):
     model = finetuned(tmp_path / "model", ["a", "b", "x"])
     arguments = parse(folders, "--model_name_or_path", tmp_path / "model")
-    with pytest.raises(InputError, match=r"unknown.*: c\..*These are the classes of .*model. .*--new_classifier"):
+    with pytest.raises(InputError, match=r"unknown to the classifier of .*model: c\..*--new_classifier"):
         open_sources(arguments)
     arguments = parse(folders, "--model_name_or_path", tmp_path / "model", "--new_classifier")
     train_source, _ = open_sources(arguments)
@@ -389,3 +390,29 @@ def test_the_best_model_is_kept_and_goes_with_checkpoints(tmp_path):
     assert kept() == "5"
     assert (checkpoint / "best" / "model.safetensors").read_text() == "1"
     assert sorted(path.name for path in output_dir.iterdir()) == ["model.safetensors"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(folders, tmp_path):
+    VideoMAEConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "other")
+    arguments = parse(folders, "--model_name_or_path", tmp_path / "other", "--new_classifier")
+    with pytest.raises(ArgumentsError, match="expected a checkpoint of vicmae, got one of videomae"):
+        build_classifier(arguments, ["a", "b", "c"])
+
+
+def test_a_checkpoint_without_its_encoder_is_refused(folders, tmp_path):
+    model = ViCMAEForPreTraining(tiny_config())
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "layers.1.mlp" not in name}
+    model.save_pretrained(tmp_path / "part", state_dict=weights)
+    arguments = parse(folders, "--model_name_or_path", tmp_path / "part")
+    with pytest.raises(
+        ArgumentsError, match=r"lacks 4 weights of the encoder, the first: vicmae\.layers\.1\.mlp\.fc1"
+    ):
+        build_classifier(arguments, ["a", "b", "c"])
+
+
+def test_half_precision_checkpoints_are_trained_in_float32(folders, tmp_path):
+    model = finetuned(tmp_path / "half")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    classifier = build_classifier(parse(folders, "--model_name_or_path", tmp_path / "half"), ["a", "b", "c"])
+    assert {parameter.dtype for parameter in classifier.parameters()} == {torch.float32}
+    torch.testing.assert_close(classifier.classifier.weight, model.classifier.weight.float())

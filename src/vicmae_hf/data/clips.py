@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, MediaDecodingError
-from .bad_files import BadFiles
+from .bad_files import BadFiles, BadFilesError
 from .clip_augmentation import RandomClip
 from .frame_pairs import SampleKey
 from .labelled import LabelledSource
@@ -100,6 +100,7 @@ class ClipDataset(torch.utils.data.Dataset):
         self.loader = loader
         self.seed = seed
         self.labels = source.labels
+        self.failed: set[int] = set()  # in this worker
 
     def __len__(self) -> int:
         return len(self.source)
@@ -112,11 +113,17 @@ class ClipDataset(torch.utils.data.Dataset):
             if attempt > 0:
                 index = int(generator.integers(len(self)))
             item = self.source[index]
+            if len(self.failed) == len(self):
+                raise BadFilesError(
+                    f"{self.source.name}: none of {len(self)} files could be read, among them {item.name}."
+                )
             if self.bad_files.has_timed_out(item.name):
+                self.failed.add(index)
                 continue
             try:
                 return {"pixel_values": self.read_sample(item, generator), "labels": int(self.labels[index])}
             except MediaDecodingError as error:
+                self.failed.add(index)
                 self.bad_files.add(item.name, str(error), isinstance(error, TimeLimitError))
 
     def read_sample(self, item: MediaItem, generator: np.random.Generator) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ..errors import MediaDecodingError
@@ -65,6 +66,10 @@ class FrameStoreSource:
         """The source names of the rows, or their numbers."""
         names = [None] * len(self) if self.row_names is None else self.row_names.to_pylist()
         return [name or f"[{index}]" for index, name in enumerate(names)]
+
+    def list_sizes(self) -> list[int]:
+        """Frames of each row."""
+        return pc.fill_null(pc.list_value_length(self.columns["frames"]), 0).to_pylist()
 
 
 @dataclass(frozen=True)

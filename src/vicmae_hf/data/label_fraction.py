@@ -1,5 +1,7 @@
 """Parts of the labels: the semi-supervised study of Table 5."""
 
+import zlib
+
 import numpy as np
 
 from ..errors import InputError
@@ -28,6 +30,8 @@ def select_label_fraction(source: LabelledSource, fraction: float, seed: int) ->
                 f"{source.name}: label_fraction {fraction} is less than one sample of class "
                 f"{source.class_names[label]!r}, which has {len(members)}. Take at least {1 / len(members):.4g}."
             )
-        order = np.random.default_rng([seed, int(label)]).permutation(members)
+        # By the name of the class, whose index differs from source to source.
+        class_seed = zlib.crc32(source.class_names[label].encode())
+        order = np.random.default_rng([seed, class_seed]).permutation(members)
         chosen.append(order[: int(fraction * len(members) + 0.5)])
     return source.select(np.sort(np.concatenate(chosen)))

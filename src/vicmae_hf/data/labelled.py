@@ -1,5 +1,6 @@
 """Labelled media: folders ROOT/CLASS_NAME/FILE, and tables with a column of labels."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,19 @@ import datasets
 import numpy as np
 
 from ..errors import InputError
-from .frame_store import STORE_FILE
 from .media import MediaItem, MediaReader
-from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, open_source
+from .sources import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    MediaSource,
+    is_saved_dataset,
+    list_files,
+    open_source,
+    table_of_paths,
+)
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,9 @@ class LabelledSource:
         return replace(self, indices=self.indices[np.asarray(indices, dtype=np.int64)])
 
 
-def open_labelled(name: str | os.PathLike, class_names: Sequence[str] | None = None) -> LabelledSource:
+def open_labelled(
+    name: str | os.PathLike, class_names: Sequence[str] | None = None, known_from: str = "the model"
+) -> LabelledSource:
     """
     Opens a folder ROOT/CLASS_NAME/FILE, or any dataset or frame store with a column of type ClassLabel.
 
@@ -57,15 +70,17 @@ def open_labelled(name: str | os.PathLike, class_names: Sequence[str] | None = N
         name: see `open_source`.
         class_names: the classes in the order of their indices, as a model has them. Default: sorted names of a
             folder's classes, the order of the ClassLabel of a dataset.
+        known_from: whose classes these are, for messages.
 
     Raises:
         InputError: if the source does not exist, is empty or has no labels, or has classes that `class_names` lacks.
     """
     name = os.fspath(name)
     folder = Path(name).expanduser()
-    is_dataset = any((folder / file).is_file() for file in ("state.json", STORE_FILE)) or any(folder.glob("*.parquet"))
-    is_table = not folder.is_dir() or is_dataset
-    source = open_source(name) if is_table else open_labelled_folder(name, folder)
+    is_folder = folder.is_dir() and not is_saved_dataset(folder)
+    source = open_labelled_folder(name, folder) if is_folder else None
+    if source is None:
+        source = open_source(name)
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected ROOT/CLASS_NAME/FILE or a column of type ClassLabel.")
     without = np.flatnonzero(source.labels < 0)
@@ -74,47 +89,46 @@ def open_labelled(name: str | os.PathLike, class_names: Sequence[str] | None = N
             f"{name}: {len(without)} of {len(source)} items have no label, the first: {source[int(without[0])].name}. "
             "Label them or leave them out."
         )
-    labels = source.labels if class_names is None else relabel(source, class_names)
+    labels = source.labels if class_names is None else relabel(source, class_names, known_from)
     names = source.class_names if class_names is None else list(class_names)
     return LabelledSource(name, source, labels, names, np.arange(len(source)))
 
 
-def open_labelled_folder(name: str, folder: Path) -> MediaSource:
+def open_labelled_folder(name: str, folder: Path) -> MediaSource | None:
     """
     Videos and images of `folder/CLASS_NAME/FILE`; class indices follow sorted names. A class whose files are missing
-    keeps its index.
+    keeps its index. Files elsewhere have no class, and are reported; None if there are no others.
     """
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-    found = {
-        entry.name: sorted(
-            str(file) for file in entry.iterdir() if file.suffix.lower() in extensions and file.name[0] != "."
+    media = [path for path in list_files(folder) if os.path.splitext(path)[1].lower() in extensions]
+    class_names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    places = [path.removeprefix(str(folder) + os.sep).split(os.sep) for path in media]
+    rows = [(path, labels[place[0]]) for path, place in zip(media, places, strict=True) if len(place) == 2]
+    if not rows:
+        return None
+    if len(rows) < len(media):
+        first = next(path for path, place in zip(media, places, strict=True) if len(place) != 2)
+        logger.warning(
+            "%s: left out %d files that are not FOLDER/CLASS_NAME/FILE, the first: %s",
+            name,
+            len(media) - len(rows),
+            first,
         )
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and entry.name[0] != "."
-    }
-    if not any(found.values()):
-        raise InputError(f"{name}: no videos or images found; expected {name}/CLASS_NAME/FILE.")
-    table = datasets.Dataset.from_dict(
-        {
-            "path": [path for files in found.values() for path in files],
-            "label": [label for label, files in enumerate(found.values()) for _ in files],
-        },
-        features=datasets.Features(
-            {"path": datasets.Value("string"), "label": datasets.ClassLabel(names=list(found))}
-        ),
-    )
+    paths, labels = map(list, zip(*rows, strict=True))
+    table = table_of_paths(name, paths, labels, label=datasets.ClassLabel(names=class_names))
     return MediaSource(name, table, "path")
 
 
-def relabel(source: MediaSource, class_names: Sequence[str]) -> np.ndarray:
-    """The labels of a source as indices into `class_names`."""
+def relabel(source: MediaSource, class_names: Sequence[str], known_from: str) -> np.ndarray:
+    """The labels of a source as indices into `class_names`; `known_from` says in an error whose they are."""
     used = [source.class_names[label] for label in np.unique(source.labels)]
     unknown = [class_name for class_name in used if class_name not in class_names]
     if unknown:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise InputError(
-            f"{source.name}: {len(unknown)} classes are unknown to the model or the training data: {shown}. Expected "
-            f"some of its {len(class_names)}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
+            f"{source.name}: {len(unknown)} classes are unknown to {known_from}: {shown}. Expected some of its "
+            f"{len(class_names)}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
         )
     positions = {class_name: index for index, class_name in enumerate(class_names)}
     mapping = np.array([positions.get(class_name, -1) for class_name in source.class_names], dtype=np.int64)

@@ -27,6 +27,7 @@ OFFICIAL_CLASS_NAMES = Path(__file__).parent / "class_names"
 # What folders, lists and a list's own column call a split.
 SPLIT_NAMES = {"train": ["train"], "val": ["val", "validate", "validation"], "test": ["test"]}
 NO_LABEL = -1
+KINETICS_SUFFIXES = (".csv", ".txt")  # the second for some lists of Kinetics-600
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ def list_kinetics(request: Request, official_classes: str | int) -> Listing:
         official_classes: the name of the class list that ships with this package, or how many classes there are: then
             their order is that of the sorted names in `train.csv`.
     """
-    names = [f"{folder}{name}.csv" for folder in ["annotations/", ""] for name in SPLIT_NAMES[request.split]]
+    names = [
+        f"{folder}{name}{suffix}"
+        for folder in ["annotations/", ""]
+        for suffix in KINETICS_SUFFIXES
+        for name in SPLIT_NAMES[request.split]
+    ]
     path = find_list(request, names)
     if request.class_names is not None:
         class_names = list(request.class_names)
@@ -138,7 +144,8 @@ def read_kinetics_list(path: Path, split: str) -> Iterator[tuple[str, str, str |
 def sorted_training_classes(request: Request, path: Path, num_classes: int) -> list[str]:
     """The sorted class names of the training list at `path` or beside it."""
     if request.split != "train":
-        path = find_one([path.parent, Path(request.root)], ["train.csv", "annotations/train.csv"], "training list")
+        names = [f"{folder}train{suffix}" for folder in ["", "annotations/"] for suffix in KINETICS_SUFFIXES]
+        path = find_one([path.parent, Path(request.root)], names, "training list")
     class_names = sorted({label for _, _, label in read_kinetics_list(path, "train")})
     if len(class_names) != num_classes:
         raise InputError(

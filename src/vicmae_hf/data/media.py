@@ -101,18 +101,20 @@ class MediaLoader:
                 return reader.get_frames(choose_frames(reader))
 
         # What a store holds in memory-mapped files has no decoder that could hang.
-        if not isinstance(item, EncodedItem) or self.seconds_per_file == 0:
+        if not isinstance(item, EncodedItem):
             return read()
         return call_within(self.seconds_per_file, read, item.name)
 
 
 def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str) -> torch.Tensor:
     """
-    What `function` returns or raises, or a `TimeLimitError` that carries `name`.
+    What `function` returns or raises, or a `TimeLimitError` that carries `name`. 0 seconds set no limit.
 
     In a thread, because only that is left behind whatever it hangs in: decoders are native code, which no signal
     interrupts.
     """
+    if seconds == 0:
+        return function()
     outcome = queue.SimpleQueue()
 
     def run() -> None:
@@ -123,7 +125,7 @@ def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str)
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        result, error = outcome.get(timeout=seconds)
+        result, error = outcome.get(timeout=min(seconds, threading.TIMEOUT_MAX))
     except queue.Empty:
         raise TimeLimitError(f"{name}: not read within {seconds:g} s") from None
     if error is not None:

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -89,6 +90,7 @@ class PackingInput:
         name: as the user gave it.
         items: anything that `open_source` returns.
         item_names: path of each within the input.
+        item_sizes: bytes of each (frames, of a store's rows), which tell other files of the same names.
         labels: class indices, int64, -1 for none; or None.
         class_names: of the labels; or None.
     """
@@ -96,6 +98,7 @@ class PackingInput:
     name: str
     items: Sequence[MediaItem]
     item_names: list[str]
+    item_sizes: list[int]
     labels: np.ndarray | None
     class_names: list[str] | None
 
@@ -110,14 +113,16 @@ class PackingInput:
         name = os.fspath(name)
         if labelled:
             source = open_labelled(name, class_names)
-            return cls(name, source.items, source.items.list_names(), source.labels, source.class_names)
+            items = source.items
+            return cls(name, items, items.list_names(), items.list_sizes(), source.labels, source.class_names)
         source = open_source(name)
-        return cls(name, source, source.list_names(), source.labels, source.class_names)
+        return cls(name, source, source.list_names(), source.list_sizes(), source.labels, source.class_names)
 
     def digest(self) -> str:
-        """SHA-256 of names, labels and classes in their order."""
+        """SHA-256 of names, sizes, labels and classes in their order."""
         labels = None if self.labels is None else self.labels.tolist()
-        return hashlib.sha256(json.dumps([self.item_names, labels, self.class_names]).encode()).hexdigest()
+        content = [self.item_names, self.item_sizes, labels, self.class_names]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def features(self) -> datasets.Features:
         """The columns of a store; `fps` is the source's own rate, an image has none."""
@@ -148,9 +153,10 @@ def choose_frames(
         return np.unique(np.arange(num_frames) * len(timestamps) // num_frames)
     if frames_per_second == 0:
         return np.arange(len(timestamps))
-    # 1e-6 s: times in files are rounded.
-    times = np.arange(int((timestamps[-1] + 1e-6) * frames_per_second) + 1) / frames_per_second
-    return np.unique(np.searchsorted((timestamps[1:] + timestamps[:-1]) / 2, times + 1e-6))
+    # A frame is nearest to the times from halfway after the one before to halfway before the next, and is kept if one
+    # of the even times is among them. 1e-6 s: times in files are rounded.
+    ends = np.append((timestamps[1:] + timestamps[:-1]) / 2 - 1e-6, timestamps[-1] + 1e-6)
+    return np.flatnonzero(np.diff(np.floor(ends * frames_per_second), prepend=-1) > 0)
 
 
 def encode_frame(frame: torch.Tensor, settings: PackingSettings) -> bytes:
@@ -250,7 +256,13 @@ class Packer:
         return self.shard_path(shard).exists()
 
     def read_record(self, shard: int) -> ShardRecord:
-        return ShardRecord(**json.loads(self.shard_path(shard).with_suffix(".json").read_text()))
+        path = self.shard_path(shard)
+        try:
+            return ShardRecord(**json.loads(path.with_suffix(".json").read_text()))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path.with_suffix('.json')}: cannot be read ({error}). Delete it and {path.name}, and run again."
+            ) from error
 
     def pack_shard(self, shard: int) -> ShardRecord:
         """
@@ -287,8 +299,6 @@ class Packer:
             yield row
 
     def _pack_item(self, item: MediaItem) -> dict[str, Any]:
-        if self.seconds_per_file == 0:
-            return pack_item(item, self.settings)
         return call_within(self.seconds_per_file, lambda: pack_item(item, self.settings), item.name)
 
 
@@ -402,6 +412,8 @@ def pack_frames(
         InputError: if the folder holds something else, or a store of other items or settings, or cannot be written to.
         BadFilesError: if too many items cannot be read. What is written stays; allowing more goes on with it.
     """
+    if not 0 <= process_index < num_processes:
+        raise InputError(f"RANK must be between 0 and WORLD_SIZE - 1 = {num_processes - 1}, got {process_index}.")
     output = Path(output).expanduser()
     if settings.videos_per_shard is None:
         settings = PackingSettings(**{**content_settings(settings), "videos_per_shard": items_per_shard(source)})
@@ -411,7 +423,7 @@ def pack_frames(
     own = [shard for shard in range(process_index, packer.num_shards, num_processes) if not packer.is_whole(shard)]
     records = {shard: packer.read_record(shard) for shard in whole}
     num_items = sum(len(packer.shard_items(shard)) for shard in own)
-    with tqdm(total=num_items, desc="Packing", unit="file", dynamic_ncols=True) as progress:
+    with tqdm(total=num_items, desc="Packing", unit="file", dynamic_ncols=True, disable=process_index > 0) as progress:
         for shard, record in packed_shards(packer, own, num_proc):
             records[shard] = record
             progress.update(record.num_rows + len(record.failures))
@@ -421,6 +433,8 @@ def pack_frames(
     is_finished = len(records) == packer.num_shards
     if is_finished:
         finish_store(packer, records)
+    elif failures := all_failures(records):
+        write_failures(packer, failures)
     return PackingSummary(
         is_finished,
         packer.num_shards,
@@ -472,8 +486,8 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
     found = json.loads(path.read_text())
     if found["items_sha256"] != wanted["items_sha256"]:
         raise InputError(
-            f"{output}: was begun with other names or labels of {found['num_items']} items of {found['input']}, now "
-            f"{wanted['num_items']} of {wanted['input']}. Choose another --output, or delete this one."
+            f"{output}: was begun with other files, names or labels: {found['num_items']} items of {found['input']}, "
+            f"now {wanted['num_items']} of {wanted['input']}. Choose another --output, or delete this one."
         )
     pairs = [(name, found["settings"].get(name), value) for name, value in wanted["settings"].items()]
     pairs.append(("format_version", found["format_version"], FORMAT_VERSION))
@@ -499,6 +513,12 @@ def packed_shards(packer: Packer, shards: Sequence[int], num_proc: int) -> Itera
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{packer.output}: a worker was killed, by the system for want of memory or by a crashing decoder. "
+                "Run again to go on, with a smaller --num_proc; with --num_proc 1 the progress bar stops at the shard "
+                "whose file crashes the decoder. Remove that file from the input then."
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -537,9 +557,15 @@ def check_failures(packer: Packer, records: dict[int, ShardRecord], max_share: f
     if len(failures) > max_files or len(failures) == num_items:
         write_failures(packer, failures)
         first = "; ".join(failure["error"] for failure in failures[:3])
+        if len(failures) == num_items:
+            limit = "none is left. Repair them and pack into a new folder."
+        else:
+            limit = (
+                f"--max_bad_files {max_share} allows {max_files}. Allow more to go on, or repair them and pack into a "
+                "new folder."
+            )
         raise BadFilesError(
-            f"{len(failures)} of {num_items} files could not be read; --max_bad_files {max_share} allows {max_files}. "
-            f"Allow more to go on, or repair them and pack into a new folder. {packer.output}/bad_files.jsonl lists "
+            f"{len(failures)} of {num_items} files could not be read; {limit} {packer.output}/bad_files.jsonl lists "
             f"them. The first: {first}"
         )
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,13 +90,13 @@ def prepare_dataset(
         InputError: if a list or folder is missing or malformed, names an unknown class, lists nothing, nothing of it
             is there or readable, or `output` exists.
     """
-    output = Path(output)
+    output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; choose another output folder, or delete it.")
     layout = LAYOUTS[dataset]
     if split not in layout.splits:
         raise InputError(f"{layout.title} has the splits {', '.join(filter(None, layout.splits))}, got {split}.")
-    paths = [None if path is None else os.fspath(path) for path in (root, annotations, media)]
+    paths = [None if path is None else os.path.expanduser(path) for path in (root, annotations, media)]
     request = Request(paths[0], split, *paths[1:], class_names)
     if dataset == "imagenet" and is_imagenet_table(request):
         table, problems, list_source = open_imagenet_table(request), [], request.root
@@ -220,7 +219,7 @@ def read_header(item: EncodedItem, loader: MediaLoader) -> None:
     def read() -> None:
         item.open(loader.video_backend).close()
 
-    call_within(loader.seconds_per_file or threading.TIMEOUT_MAX, read, item.name)
+    call_within(loader.seconds_per_file, read, item.name)
 
 
 def read_bytes(item: EncodedItem, limit: int = -1) -> bytes:
@@ -357,7 +356,9 @@ def summarize(report: dict[str, Any]) -> str:
         "found": "there is a file",
         "missing": "there is none",
         "unreadable": "left out; reasons in problems.csv",
-        "in_table": "readable, with the official labels" if report["check"] != "none" else "not opened (--check none)",
+        "in_table": {"none": "not opened", "header": "opened, not decoded", "decode": "first and last frame decoded"}[
+            report["check"]
+        ],
         "listed_twice": "in the table once",
         "several_classes": "listed with different classes, left out",
         "present_twice": "several files of one name, the first is used",

@@ -80,6 +80,23 @@ class MediaSource:
             f"[{index}]" if path is None else path.removeprefix(root) for index, path in enumerate(paths.to_pylist())
         ]
 
+    def list_sizes(self) -> list[int]:
+        """Bytes of each item, encoded; 0 where there is nothing."""
+        values = self.table.data.column(self.column)
+        if isinstance(self.table.features[self.column], datasets.Value):
+            paths, sizes = values.to_pylist(), [None] * len(values)
+        else:
+            paths = pc.struct_field(values, "path").to_pylist()
+            sizes = pc.binary_length(pc.struct_field(values, "bytes")).to_pylist()
+        return [file_size(path) if size is None else size for path, size in zip(paths, sizes, strict=True)]
+
+
+def file_size(path: str | None) -> int:
+    try:
+        return 0 if path is None else os.path.getsize(path)
+    except OSError:
+        return 0
+
 
 def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] | None]:
     """Class indices `(N,)` and class names of a table's first column of type ClassLabel; None and None without one."""
@@ -116,25 +133,55 @@ def open_source(name: str | os.PathLike) -> MediaSource | FrameStoreSource:
         return _from_dataset(name, dataset)
     if (path / STORE_FILE).is_file():
         raise _unfinished_store_error(name, path)
-    files = list_files(path)
-    media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
-    parquet = [file for file in files if file.endswith(".parquet")]
-    if media and parquet:
-        raise DataSourceError(
-            f"{name}: holds both media files ({media[0]}) and Parquet files ({parquet[0]}); name them separately."
-        )
-    if media:
-        try:
-            table = datasets.Dataset.from_dict({"path": media})
-        except UnicodeEncodeError as error:
-            raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
-        return MediaSource(name, table, "path")
+    media, parquet = list_media(name, path)
     if parquet:
         return _open_parquet(name, parquet)
-    raise DataSourceError(
-        f"{name}: no videos ({' '.join(sorted(VIDEO_EXTENSIONS))}), images ({' '.join(sorted(IMAGE_EXTENSIONS))}) or "
-        f"Parquet files found among its {len(files)} files."
-    )
+    return MediaSource(name, table_of_paths(name, media), "path")
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by `datasets` or is a frame store, finished or not."""
+    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json", STORE_FILE))
+
+
+def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
+    """
+    The paths of the media files or the Parquet files below a folder; one of the two lists is empty.
+
+    Raises:
+        DataSourceError: if there are neither, or media files beside a dataset.
+    """
+    files = list_files(folder)
+    media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
+    parquet = [file for file in files if file.endswith(".parquet")]
+    stored = [file for file in files if os.path.basename(file) in (STORE_FILE, "state.json")]
+    for other in (parquet, stored):
+        if media and other:
+            raise DataSourceError(
+                f"{name}: holds both media files ({media[0]}) and a dataset ({other[0]}); name them separately."
+            )
+    if not media and not parquet:
+        raise DataSourceError(
+            f"{name}: no videos ({' '.join(sorted(VIDEO_EXTENSIONS))}), images ({' '.join(sorted(IMAGE_EXTENSIONS))}) "
+            f"or Parquet files found among its {len(files)} files."
+        )
+    return media, parquet
+
+
+def table_of_paths(name: str, paths: list[str], labels: list[int] | None = None, **features) -> datasets.Dataset:
+    """
+    A table with the columns `path` and, if there are labels, `label`, of type `features["label"]`.
+
+    Raises:
+        DataSourceError: if a path is no valid UTF-8.
+    """
+    columns = {"path": paths} | ({} if labels is None else {"label": labels})
+    try:
+        return datasets.Dataset.from_dict(
+            columns, features=datasets.Features({"path": datasets.Value("string"), **features})
+        )
+    except UnicodeEncodeError as error:
+        raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
 
 
 @contextmanager
@@ -172,7 +219,7 @@ def _unfinished_store_error(name: str, path: Path) -> DataSourceError:
     num_shards = len(list(path.glob("data-*.arrow")))
     return DataSourceError(
         f"{name}: the frame store is not finished, {num_shards} of {store['num_shards']} shards are written. Go on "
-        f"with: {store['command']}"
+        f"with: {store['command'] or 'pack_frames and the same arguments'}"
     )
 
 

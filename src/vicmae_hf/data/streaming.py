@@ -14,9 +14,10 @@ import torch
 from ..errors import InputError, MediaDecodingError
 from .augmentation import RandomView
 from .bad_files import BadFiles, BadFilesError
+from .collation import BatchCollator
 from .frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem, has_frames
 from .sampling import FrameSampling
-from .sources import DataSourceError, as_source_error, load_hub_dataset, open_source
+from .sources import DataSourceError, as_source_error, is_saved_dataset, list_media, load_hub_dataset, open_source
 
 
 READ_ROWS = 32  # taken from a stream at a time
@@ -76,7 +77,9 @@ def open_stream(name: str | os.PathLike) -> RowStream:
     """
     name = os.fspath(name)
     path = Path(name).expanduser()
-    parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("**/*.parquet"))
+    parquet = [str(path)] if path.suffix == ".parquet" else []
+    if path.is_dir() and not is_saved_dataset(path):
+        _, parquet = list_media(name, path)
     if not path.exists():
         rows = load_hub_dataset(name, "train", streaming=True)
         if rows.info.builder_name == "parquet":
@@ -84,7 +87,7 @@ def open_stream(name: str | os.PathLike) -> RowStream:
         else:
             counted = rows
     elif parquet:
-        files = {"train": list(map(str, parquet))}
+        files = {"train": parquet}
         with as_source_error(name, "the Parquet files could not be read"):
             rows, counted = (
                 datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
@@ -244,6 +247,7 @@ def build_stream_dataloader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        collate_fn=BatchCollator(),
         # Of its own, so that starting the loader leaves the global random state alone.
         generator=torch.Generator().manual_seed(0),
     )

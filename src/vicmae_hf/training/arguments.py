@@ -118,7 +118,7 @@ class PretrainingArguments(TrainingArguments):
             raise ArgumentsError(f"--probe_steps must be at least 1, got {self.probe_steps}.")
 
 
-# What the two methods of classification start from: Table 2 for ViT-B, Table 3.
+# What the two methods of classification start from: Table 2 for ViT-B (the base learning rate is SSv2's), Table 3.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "finetune": {
         "num_train_epochs": 100,

@@ -20,6 +20,8 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.json"
+# What tells that a run is done, and with what. A run that begins anew must not find another one's.
+RESULTS_OF_A_RUN = ("all_results.json", "train_files.txt")
 
 
 class CheckpointError(InputError):
@@ -104,6 +106,8 @@ class Checkpoints:
             self.remove_leftovers()
             if not resume_from:
                 self.remove_all()
+                for name in RESULTS_OF_A_RUN:
+                    (self.output_dir / name).unlink(missing_ok=True)
         if not resume_from:
             return 0
         step = self.load(resume_from)

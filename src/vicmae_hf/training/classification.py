@@ -1,5 +1,6 @@
 """Training of classifiers: finetuning (Table 2) and linear evaluation (Table 3)."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -78,11 +79,15 @@ def train_classifier(
             "per_device_train_batch_size": arguments.per_device_train_batch_size,
             "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
             "num_processes": accelerator.num_processes,
+            "train_augmentation": arguments.train_augmentation,
+            "class_names_sha256": hashlib.sha256(json.dumps(train_source.class_names).encode()).hexdigest(),
         },
         parts=[best_model],
     )
+    compute_losses = build_loss(module, model.config, arguments)
+    view = build_view(model.config, arguments)
     start_step = checkpoints.start(arguments.resume_from_checkpoint)
-    samples = open_samples(accelerator, module, train_source, eval_source, bad_files, arguments)
+    samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
     schedule, batch_sampler = plan_run(
         arguments, accelerator.num_processes, [len(samples.train)], len(samples.train), start_step=start_step
     )
@@ -126,7 +131,7 @@ def train_classifier(
             module,
             optimizer,
             batches,
-            build_loss(module, model.config, arguments),
+            compute_losses,
             schedule,
             metrics_log,
             checkpoints,
@@ -202,6 +207,18 @@ def build_loss(
     return compute_losses
 
 
+def build_view(config: ViCMAEConfig, arguments: ClassificationArguments) -> RandomClip:
+    """How training samples are made from frames."""
+    return RandomClip(
+        config.image_height_and_width,
+        arguments.crop_scale,
+        arguments.horizontal_flip,
+        arguments.rand_augment_magnitude,
+        arguments.rand_augment_std,
+        arguments.random_erasing,
+    )
+
+
 @dataclass(frozen=True)
 class Samples:
     """
@@ -223,6 +240,7 @@ def open_samples(
     module: nn.Module,
     train_source: LabelledSource,
     eval_source: LabelledSource,
+    view: RandomClip,
     bad_files: BadFiles,
     arguments: ClassificationArguments,
 ) -> Samples:
@@ -251,14 +269,7 @@ def open_samples(
     clips = ClipDataset(
         train_source,
         ClipSampling(config.num_frames, arguments.frames_per_second) if arguments.task == "video" else None,
-        RandomClip(
-            config.image_height_and_width,
-            arguments.crop_scale,
-            arguments.horizontal_flip,
-            arguments.rand_augment_magnitude,
-            arguments.rand_augment_std,
-            arguments.random_erasing,
-        ),
+        view,
         bad_files,
         loader,
         arguments.seed,

@@ -35,13 +35,13 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
     train_source = open_labelled(arguments.train_data[0])
     names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     if names is not None:
-        train_source = with_class_names(train_source, names)
+        train_source = with_class_names(train_source, names, f"--label_names {arguments.label_names}")
     known = kept_classifier(arguments)
     if known is not None:
         train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path, names is not None)
     if len(train_source.class_names) < 2:
         raise InputError(f"{train_source.name}: expected at least 2 classes, got {train_source.class_names}.")
-    eval_source = open_labelled(arguments.eval_data, train_source.class_names)
+    eval_source = open_labelled(arguments.eval_data, train_source.class_names, "the training data")
     for source in (train_source, eval_source):
         check_task(source, arguments.task)
     if arguments.label_fraction is not None:
@@ -81,14 +81,14 @@ def fit_to_classifier(
             f"{checkpoint}. Leave them out, or give --new_classifier."
         )
     try:
-        return with_class_names(source, known)
+        return with_class_names(source, known, f"the classifier of {checkpoint}")
     except InputError as error:
-        raise InputError(f"{error} These are the classes of {checkpoint}. {hint}") from error
+        raise InputError(f"{error} {hint}") from error
 
 
-def with_class_names(source: LabelledSource, class_names: list[str]) -> LabelledSource:
+def with_class_names(source: LabelledSource, class_names: list[str], known_from: str) -> LabelledSource:
     """Labels as indices into `class_names`; an InputError for classes that it lacks."""
-    return replace(source, all_labels=relabel(source, class_names), class_names=class_names)
+    return replace(source, all_labels=relabel(source, class_names, known_from), class_names=class_names)
 
 
 def check_task(source: LabelledSource, task: str) -> None:

@@ -112,7 +112,7 @@ def hash_source(source: LabelledSource) -> str:
 
 def count_confusions(predictions: Predictions, num_classes: int) -> np.ndarray:
     """How many items of class i (rows) were taken for class j (columns), `(C, C)`."""
-    cells = predictions.labels * num_classes + predictions.probabilities.argmax(1)
+    cells = predictions.labels * num_classes + likeliest_classes(predictions.probabilities)[:, 0]
     return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).numpy()
 
 

@@ -91,6 +91,7 @@ CLASSIFICATION_SETTINGS = [
     "cutmix",
     *COMMON_SETTINGS,
 ]
+CLIP_SETTINGS = ["num_frames", "frames_per_second"]
 
 
 def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], results: dict[str, Any]) -> None:
@@ -172,7 +173,7 @@ def write_classification_card(
         arguments,
         results,
         figures,
-        shown_settings=CLASSIFICATION_SETTINGS,
+        shown_settings=[name for name in CLASSIFICATION_SETTINGS if task == "video" or name not in CLIP_SETTINGS],
         pipeline_tag=f"{task}-classification",
         tags=[f"{task}-classification"],
         description=f"A classifier of {task}s: a ViC-MAE encoder with a linear classifier, trained with `vicmae_hf`.",

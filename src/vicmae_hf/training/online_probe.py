@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 
 from ..data.labelled import LabelledSource
 from ..data.media import MediaLoader
@@ -12,6 +13,8 @@ from ..modeling_vicmae import ViCMAEModel
 from .features import build_feature_views, extract_embeddings, nearest_neighbour_scores
 from .probes import balanced_subset, top_k_accuracy, train_linear_probe
 
+
+logger = get_logger(__name__)
 
 # Few frames and epochs: a probe tells whether features become better, not how good they are.
 NUM_FRAMES = 4
@@ -78,6 +81,12 @@ class OnlineProbe:
         )
         labels, is_training = self.labels[features.indices], self.is_training[features.indices]
         known, queries = features.embeddings[is_training], features.embeddings[~is_training]
+        if features.failures:
+            first = features.failures[0]["error"]
+            logger.warning("Left out of the probe: %d unreadable files, the first: %s", len(features.failures), first)
+        if len(known) < 2 or len(queries) == 0:
+            logger.warning("No probe after %d updates: too few of its files could be read.", step)
+            return {}
         with torch.random.fork_rng(devices=[]):
             probe = train_linear_probe(
                 known,

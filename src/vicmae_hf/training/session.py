@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import InputError
@@ -141,16 +141,33 @@ def build_model(
         if arguments.model_name_or_path is None:
             model = model_class(model_class.config_class(**changes))
         else:
-            model, loaded = model_class.from_pretrained(
-                arguments.model_name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **changes
-            )
+            model, loaded = load_model(model_class, arguments.model_name_or_path, changes)
             check_shapes(loaded["mismatched_keys"], replaced)
+            check_encoder(loaded["missing_keys"])
     except (OSError, ValueError) as error:
         source = arguments.model_name_or_path or "--image_size and --config_overrides"
         raise ArgumentsError(f"The model cannot be built from {source}: {error}") from error
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def load_model(model_class: type[Model], name: str, changes: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """The model, and what Transformers says of loading it. Raises a ValueError if it is of another kind."""
+    found = AutoConfig.from_pretrained(name).model_type
+    if found != model_class.config_class.model_type:
+        raise ValueError(f"expected a checkpoint of {model_class.config_class.model_type}, got one of {found}.")
+    # Optimizers lose small updates of half-precision weights, in which a checkpoint may be stored.
+    return model_class.from_pretrained(
+        name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **changes
+    )
+
+
+def check_encoder(missing: Iterable[str]) -> None:
+    """Raises a ValueError if weights of the encoder are missing. Temporal positions start anew, from zero."""
+    lacking = [name for name in missing if name.startswith("vicmae.") and "temporal_position" not in name]
+    if lacking:
+        raise ValueError(f"it lacks {len(lacking)} weights of the encoder, the first: {min(lacking)}.")
 
 
 def check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], replaced: str | None) -> None:
