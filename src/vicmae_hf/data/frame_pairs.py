@@ -116,7 +116,7 @@ def load_frame_pairs(
     streaming: bool = False,
 ) -> FramePairDataset | FramePairStream:
     """
-    Opens folders of videos and images, Parquet files and datasets as one dataset of pairs.
+    Opens folders of videos and images, frame stores, Parquet files and datasets as one dataset of pairs.
 
     Args:
         sources: a path or name, or several (see `open_source`).
@@ -124,7 +124,7 @@ def load_frame_pairs(
         frame_sampling, window_seconds, num_segments, gap_seconds: which frames of a video (see `FrameSampling`).
         crop_scale, horizontal_flip, color_augmentation: how a view is made from a frame (see `RandomView`).
         samples_per_file: pairs drawn from each file in an epoch; more than 1 suits a few long recordings.
-        video_backend, seconds_per_file: how files are read (see `MediaLoader`).
+        video_backend, seconds_per_file: how files are read (see `MediaLoader`); nothing to stores.
         seed: pairs are a function of it, of the epoch and of the sample.
         max_bad_files: share of files that may be unreadable before a `BadFilesError` stops the run.
         bad_files_path: JSON lines file for the record of unreadable ones.

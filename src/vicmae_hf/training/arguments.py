@@ -36,7 +36,7 @@ def setting(default: Any, help: str, **metadata) -> Any:
 class TrainingArguments:
     """What every training script takes; the scripts' own settings are in subclasses."""
 
-    train_data: list[str] = setting(REQUIRED, "folders, Parquet files or dataset names")
+    train_data: list[str] = setting(REQUIRED, "folders, frame stores, Parquet files or dataset names")
     output_dir: str = setting(REQUIRED, "where everything is written")
     model_name_or_path: str | None = setting(None, "checkpoint to start from; without it, random weights")
     config_overrides: str | None = setting(None, 'config fields as "name=value,name=value"')
