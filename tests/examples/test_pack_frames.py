@@ -199,6 +199,7 @@ PROGRAM = """
 import json, sys
 from itertools import islice
 from pathlib import Path
+import torch
 from accelerate import PartialState
 from vicmae_hf.data import load_frame_pairs
 from vicmae_hf.data.streaming import build_stream_dataloader, FramePairStream
@@ -206,11 +207,11 @@ from vicmae_hf.data.streaming import build_stream_dataloader, FramePairStream
 state = PartialState(cpu=True)
 stream = load_frame_pairs(sys.argv[1], 16, streaming=True)
 # What a sample was read from, in place of its pixels.
-FramePairStream.read_pair = lambda self, item, generator: item.name
+FramePairStream.read_pair = lambda self, item, generator: torch.tensor(list(item.name.encode().ljust(300)))
 loader = build_stream_dataloader(
     stream, 1, num_workers=2, pin_memory=False, process_index=state.process_index, num_processes=state.num_processes
 )
-names = [batch["pixel_values"][0] for batch in islice(loader, 8)]
+names = [bytes(batch["pixel_values"][0].tolist()).decode().strip() for batch in islice(loader, 8)]
 Path(sys.argv[2], f"{state.process_index}.json").write_text(json.dumps(names))
 state.destroy_process_group()
 """
