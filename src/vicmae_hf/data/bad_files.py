@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
@@ -77,6 +79,19 @@ class BadFiles:
         else:
             limit = "none is left."
         raise BadFilesError(f"{len(self)} of {self.num_files} files could not be read, and {limit} The first: {first}")
+
+    @contextmanager
+    def errors_of_workers(self) -> Iterator[None]:
+        """
+        In its block a BadFilesError from a worker, which arrives with the worker's traceback, is raised anew from the
+        record, in one line.
+        """
+        try:
+            yield
+        except BadFilesError:
+            self.update()
+            self.check()
+            raise
 
     def rewrite(self) -> None:
         """Leaves each bad file once in the record (two workers may have met one at the same time)."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.augmentation import normalize_pixels
-from ..data.bad_files import BadFiles, BadFilesError
+from ..data.bad_files import BadFiles
 from ..data.clip_augmentation import BatchMixing, RandomClip
 from ..data.clips import ClipDataset, ClipSampling
 from ..data.labelled import LabelledSource
@@ -126,25 +126,21 @@ def train_classifier(
 
     metrics_log = MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, start_step)
     try:
-        results = train(
-            accelerator,
-            module,
-            optimizer,
-            batches,
-            compute_losses,
-            schedule,
-            metrics_log,
-            checkpoints,
-            seed=arguments.seed,
-            logging_steps=arguments.logging_steps,
-            checkpointing_steps=arguments.checkpointing_steps,
-            evaluate=evaluate,
-        )
-    except BadFilesError as error:
-        # From a worker the message comes with the worker's traceback; the record has the message alone.
-        bad_files.update()
-        bad_files.check()
-        raise error
+        with bad_files.errors_of_workers():
+            results = train(
+                accelerator,
+                module,
+                optimizer,
+                batches,
+                compute_losses,
+                schedule,
+                metrics_log,
+                checkpoints,
+                seed=arguments.seed,
+                logging_steps=arguments.logging_steps,
+                checkpointing_steps=arguments.checkpointing_steps,
+                evaluate=evaluate,
+            )
     finally:
         metrics_log.close()
     accelerator.wait_for_everyone()

@@ -12,7 +12,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
 
 from ..data.augmentation import normalize_pixels
-from ..data.bad_files import BadFilesError
 from ..data.frame_pairs import FramePairDataset, load_frame_pairs
 from ..data.labelled import open_labelled
 from ..data.loading import build_dataloader
@@ -200,25 +199,21 @@ def pretrain(
 
     metrics_log = MetricsLog(accelerator, output_dir, "pairs", num_steps, start_step)
     try:
-        results = train(
-            accelerator,
-            model,
-            optimizer,
-            batches,
-            compute_losses,
-            schedule,
-            metrics_log,
-            checkpoints,
-            seed=arguments.seed,
-            logging_steps=arguments.logging_steps,
-            checkpointing_steps=arguments.checkpointing_steps,
-            evaluate=measure,
-        )
-    except BadFilesError as error:
-        # From a worker the message comes with the worker's traceback; the record has the message alone.
-        dataset.bad_files.update()
-        dataset.bad_files.check()
-        raise error
+        with dataset.bad_files.errors_of_workers():
+            results = train(
+                accelerator,
+                model,
+                optimizer,
+                batches,
+                compute_losses,
+                schedule,
+                metrics_log,
+                checkpoints,
+                seed=arguments.seed,
+                logging_steps=arguments.logging_steps,
+                checkpointing_steps=arguments.checkpointing_steps,
+                evaluate=measure,
+            )
     finally:
         metrics_log.close()
     results["pairs_per_second"] = results.pop("samples_per_second")
