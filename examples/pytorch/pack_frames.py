@@ -42,6 +42,7 @@ class PackingArguments(PackingSettings):
 def main() -> None:
     arguments = parse_arguments(PackingArguments)
     class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    rank = int(os.environ.get("RANK", 0))
     summary = pack_frames(
         PackingInput.open(arguments.input, arguments.labelled, class_names),
         arguments.output,
@@ -50,11 +51,12 @@ def main() -> None:
         seconds_per_file=arguments.seconds_per_file,
         max_bad_files=arguments.max_bad_files,
         # Of torchrun and accelerate launch. Ranks share nothing but the folder, so they need no process group.
-        process_index=int(os.environ.get("RANK", 0)),
+        process_index=rank,
         num_processes=int(os.environ.get("WORLD_SIZE", 1)),
         command=["python", *sys.argv],
     )
-    print_summary(arguments.output, summary)
+    if rank == 0 or summary.is_finished:
+        print_summary(arguments.output, summary)
 
 
 def print_summary(output: str, summary: PackingSummary) -> None:
