@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .collation import BatchCollator
+from .collation import loader_settings
 from .frame_pairs import FramePairDataset, SampleKey
 
 
@@ -99,10 +99,5 @@ def build_dataloader(
     return torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
-        collate_fn=BatchCollator(),
-        # Of its own, so that starting the loader leaves the global random state alone.
-        generator=torch.Generator().manual_seed(0),
+        **loader_settings(num_workers, pin_memory),
     )

@@ -14,7 +14,7 @@ import torch
 from ..errors import InputError, MediaDecodingError
 from .augmentation import RandomView
 from .bad_files import BadFiles, BadFilesError
-from .collation import BatchCollator
+from .collation import loader_settings
 from .frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem, has_frames
 from .sampling import FrameSampling
 from .sources import DataSourceError, as_source_error, is_saved_dataset, list_media, load_hub_dataset, open_source
@@ -244,10 +244,5 @@ def build_stream_dataloader(
     return torch.utils.data.DataLoader(
         share,
         batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
-        collate_fn=BatchCollator(),
-        # Of its own, so that starting the loader leaves the global random state alone.
-        generator=torch.Generator().manual_seed(0),
+        **loader_settings(num_workers, pin_memory),
     )
