@@ -40,7 +40,8 @@ from vicmae_hf import (
     ViCMAEVideoProcessor,
 )
 from vicmae_hf.processors import build_processors
-from vicmae_hf.training.arguments import ArgumentsError, TrainingArguments
+from vicmae_hf.settings import ArgumentsError
+from vicmae_hf.training.arguments import TrainingArguments
 from vicmae_hf.training.model_card import write_classification_card, write_pretraining_card
 from vicmae_hf.training.session import UploadError, create_repository, upload
 

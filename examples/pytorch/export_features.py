@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.data.sources import open_source
-from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.features import (
     build_feature_views,
     check_feature_file,

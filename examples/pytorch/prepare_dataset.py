@@ -13,7 +13,7 @@ from typing import Literal
 from vicmae_hf.data import MediaLoader
 from vicmae_hf.data.labelled import read_class_names
 from vicmae_hf.data.preparation import prepare_dataset, summarize
-from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.session import run_script
 
 

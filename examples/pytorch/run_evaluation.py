@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.data.views import ViewDataset, ViewProtocol, choose_preprocessing
-from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.classifier_loading import check_fit, load_classifier
 from vicmae_hf.training.evaluation import predict_views
 from vicmae_hf.training.evaluation_results import describe, prepare_output_dir, write_evaluation

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, set_seed
 from vicmae_hf import ViCMAEModel
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
-from vicmae_hf.training.arguments import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.probes import linear_probe, read_labelled_frames
 from vicmae_hf.training.reporting import write_json
 from vicmae_hf.training.session import run_script

@@ -32,7 +32,7 @@ from .modeling_vicmae import (
     resample_positions,
 )
 from .processors import build_processors
-from .training.arguments import parse_config_overrides
+from .settings import parse_config_overrides
 
 
 logger = logging.getLogger(__name__)

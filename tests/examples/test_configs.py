@@ -7,12 +7,8 @@ import torch
 from launching import EXAMPLES
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
-from vicmae_hf.training.arguments import (
-    ClassificationArguments,
-    PretrainingArguments,
-    parse_arguments,
-    parse_config_overrides,
-)
+from vicmae_hf.settings import parse_arguments, parse_config_overrides
+from vicmae_hf.training.arguments import ClassificationArguments, PretrainingArguments
 from vicmae_hf.training.session import build_model
 
 

@@ -20,7 +20,8 @@ from transformers import AutoModelForVideoClassification, AutoVideoProcessor, pi
 import vicmae_hf  # noqa: F401
 from vicmae_hf.data.demo import write_demo_data
 from vicmae_hf.errors import InputError
-from vicmae_hf.training.arguments import ClassificationArguments, parse_arguments
+from vicmae_hf.settings import parse_arguments
+from vicmae_hf.training.arguments import ClassificationArguments
 from vicmae_hf.training.classification import train_classifier
 from vicmae_hf.training.classifier_setup import build_classifier, open_sources
 from vicmae_hf.training.session import start_session

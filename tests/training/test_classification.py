@@ -16,7 +16,8 @@ from transformers import VideoMAEConfig
 
 from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.errors import InputError
-from vicmae_hf.training.arguments import ArgumentsError, ClassificationArguments, parse_arguments
+from vicmae_hf.settings import ArgumentsError, parse_arguments
+from vicmae_hf.training.arguments import ClassificationArguments
 from vicmae_hf.training.best_model import BestModel
 from vicmae_hf.training.classification import build_loss
 from vicmae_hf.training.classifier_setup import build_classifier, build_classifier_processors, open_sources

@@ -15,7 +15,7 @@ from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.errors import InputError
 from vicmae_hf.processors import build_processors
-from vicmae_hf.training.arguments import ArgumentsError, parse_config_overrides
+from vicmae_hf.settings import ArgumentsError, parse_config_overrides
 from vicmae_hf.training.probes import balanced_subset, probe_accuracy, read_labelled_frames
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model

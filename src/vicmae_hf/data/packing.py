@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
 from ..errors import InputError, MediaDecodingError
-from ..training.arguments import setting
+from ..settings import setting
 from .bad_files import BadFilesError
 from .frame_store import STORE_FILE
 from .labelled import open_labelled

@@ -22,7 +22,8 @@ from ..data.loading import build_dataloader
 from ..data.media import MediaLoader
 from ..data.views import build_test_views
 from ..modeling_vicmae import ViCMAEForImageClassification
-from .arguments import ArgumentsError, ClassificationArguments
+from ..settings import ArgumentsError
+from .arguments import ClassificationArguments
 from .best_model import BestModel
 from .checkpointing import Checkpoints, unwrap
 from .classifier_setup import build_classifier_processors

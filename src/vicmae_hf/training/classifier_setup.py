@@ -14,8 +14,9 @@ from ..errors import InputError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
 from ..processors import build_processors
+from ..settings import ArgumentsError
 from ..video_processing_vicmae import ViCMAEVideoProcessor
-from .arguments import ArgumentsError, ClassificationArguments
+from .arguments import ClassificationArguments
 from .session import build_model
 
 

@@ -18,7 +18,8 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import InputError
-from .arguments import ArgumentsError, TrainingArguments, parse_config_overrides
+from ..settings import ArgumentsError, parse_config_overrides
+from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
 from .loop import NonFiniteLossError
 

@@ -19,7 +19,8 @@ from ..data.media import MediaLoader
 from ..data.packing import write_whole
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
 from ..processors import build_processors
-from .arguments import REQUIRED, ArgumentsError, PretrainingArguments, parse_arguments, setting
+from ..settings import REQUIRED, ArgumentsError, parse_arguments, setting
+from .arguments import PretrainingArguments
 from .pretraining import build_frame_pairs, pretrain
 from .reporting import read_metrics
 from .session import build_model, start_session

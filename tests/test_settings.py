@@ -6,12 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from vicmae_hf import ViCMAEConfig
-from vicmae_hf.training.arguments import (
-    ArgumentsError,
-    PretrainingArguments,
-    parse_arguments,
-    parse_config_overrides,
-)
+from vicmae_hf.settings import ArgumentsError, parse_arguments, parse_config_overrides
+from vicmae_hf.training.arguments import PretrainingArguments
 
 
 REQUIRED = ["--train_data", "clips", "--output_dir", "out"]

@@ -1,0 +1,129 @@
+"""Settings of scripts: dataclasses, read from the command line and from a YAML or JSON file."""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from transformers import PreTrainedConfig
+
+from .errors import InputError
+
+
+Arguments = TypeVar("Arguments")
+
+REQUIRED = MISSING
+
+
+class ArgumentsError(InputError):
+    """A setting is wrong; the message names it, its value and what was expected."""
+
+
+def setting(default: Any, help: str, **metadata) -> Any:
+    """A dataclass field with a default, or `REQUIRED`, and a help text."""
+    metadata["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
+    """
+    Reads `arguments_class` from the command line. A first argument that ends in .yaml, .yml or .json is a file of the
+    same settings; flags after it win.
+
+    Raises:
+        ArgumentsError: if the file cannot be read or has an unknown setting, or a value is out of range. (A wrong flag
+            ends the program with argparse's usage message.)
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(arguments_class)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = [*_settings_as_flags(argv[0], arguments_class), *argv[1:]]
+    return arguments_class(**vars(parser.parse_args(argv)))
+
+
+def build_parser(arguments_class: type) -> argparse.ArgumentParser:
+    """A parser with one flag for each field; booleans are `--name` and `--no-name`."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [settings.yaml|settings.json] [--flag value ...]", allow_abbrev=False
+    )
+    for entry in fields(arguments_class):
+        has_default = entry.default is not MISSING or entry.default_factory is not MISSING
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        options = {"help": entry.metadata["help"].replace("%", "%%")}
+        options |= {"default": default} if has_default else {"required": True}
+        value_type = _without_none(entry.type)
+        if value_type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(value_type) is list:
+            options |= {"type": get_args(value_type)[0], "nargs": "*" if default == [] else "+"}
+        elif get_origin(value_type) is Literal:
+            options["choices"] = get_args(value_type)
+        else:
+            options["type"] = value_type
+        parser.add_argument(f"--{entry.name}", **options)
+    return parser
+
+
+def _without_none(annotation: Any) -> Any:
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    return options[0] if type(None) in get_args(annotation) else annotation
+
+
+def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
+    """Settings of a file as flags, so that they pass through the same checks."""
+    try:
+        text = Path(path).read_text()
+        settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ArgumentsError(f"{path}: cannot be read as settings ({error}).") from error
+    if not isinstance(settings, dict):
+        raise ArgumentsError(f"{path}: expected settings as `name: value`, got {type(settings).__name__}.")
+    known = {entry.name: _without_none(entry.type) for entry in fields(arguments_class)}
+    flags = []
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ArgumentsError(
+                f"{path}: unknown setting {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+        if value is None:
+            continue
+        if known[name] is bool:
+            if not isinstance(value, bool):
+                raise ArgumentsError(f"{path}: {name} must be true or false, got {value!r}.")
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, dict):
+            flags.append(f"--{name}=" + ",".join(f"{key}={entry}" for key, entry in value.items()))
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str | None) -> dict[str, Any]:
+    """
+    "name=value,name=value" as config fields; values are read as YAML.
+
+    Raises:
+        ArgumentsError: if a name is no field of the config or a pair is malformed.
+    """
+    known = [entry.name for entry in fields(config_class)]
+    changes = {}
+    for pair in filter(None, (overrides or "").split(",")):
+        name, separator, value = (part.strip() for part in pair.partition("="))
+        if not separator:
+            raise ArgumentsError(f"--config_overrides: expected name=value, got {pair!r}.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ArgumentsError(f"--config_overrides: the config has no field {name!r}.{hint}")
+        changes[name] = yaml.safe_load(value)
+    return changes
