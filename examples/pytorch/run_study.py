@@ -16,7 +16,8 @@ from accelerate import PartialState
 
 from vicmae_hf.settings import parse_arguments
 from vicmae_hf.training.session import run_script
-from vicmae_hf.training.study import StudyArguments, run_study
+from vicmae_hf.training.study import run_study
+from vicmae_hf.training.study_plan import StudyArguments
 from vicmae_hf.training.study_report import check_report, write_report
 
 

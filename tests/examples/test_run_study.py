@@ -12,13 +12,16 @@ from launching import EXAMPLES, TORCHRUN, environment, run
 from study_data import write_study_data
 
 from vicmae_hf.training.reporting import read_metrics
-from vicmae_hf.training.study import StudyArguments, run_study
+from vicmae_hf.training.study import run_study
+from vicmae_hf.training.study_plan import TUNED, StudyArguments
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     return write_study_data(tmp_path_factory.mktemp("study")) | {
         "num_seeds": 1,
+        "learning_rate_factors": [1.0],
+        "vicreg_invariance_weights": [25.0],
         "frame_gaps": ["same"],
         "label_fractions": [0.5, 1.0],
         "num_subsets": 1,
@@ -29,7 +32,7 @@ def settings(tmp_path_factory):
 def comparable(results: dict) -> dict:
     """What does not depend on when and where a study ran."""
     everything = [run | {"train_seconds": None} for run in results["runs"] + results["sweep"]]
-    return {name: results[name] for name in ("references", "weights", "probe_data", "budget")} | {"runs": everything}
+    return {name: results[name] for name in ("references", "tuned", "probe_data", "budget")} | {"runs": everything}
 
 
 def best_weights(sweep: list[dict], default: float) -> dict[str, float]:
@@ -37,8 +40,16 @@ def best_weights(sweep: list[dict], default: float) -> dict[str, float]:
     best = dict.fromkeys(("mae_simsiam", "mae_vicreg", "vicmae"), (-1.0, default))
     for result in sweep:
         if result["probe"]["mean"]["top1"] > best[result["method"]][0]:
-            best[result["method"]] = (result["probe"]["mean"]["top1"], result["weight"])
+            best[result["method"]] = (result["probe"]["mean"]["top1"], result["tuned"]["contrastive_weight"])
     return {method: weight for method, (_, weight) in best.items()}
+
+
+def chosen_weights(results: dict) -> dict[str, float]:
+    return {
+        method: tuned["contrastive_weight"]
+        for method, tuned in results["tuned"].items()
+        if "contrastive_weight" in TUNED[method]
+    }
 
 
 def run_script(name: str, *flags: str | Path) -> subprocess.CompletedProcess:
@@ -59,8 +70,8 @@ def run_script(name: str, *flags: str | Path) -> subprocess.CompletedProcess:
         pytest.param([0.1], "mae-seed0", "mae_simsiam-seed0", id="without a sweep"),
         pytest.param(
             [0.1, 0.5],
-            "sweep-mae_simsiam-0.1",
-            "sweep-mae_simsiam-0.5",
+            "sweep-mae_simsiam-lr0.05-weight0.1",
+            "sweep-mae_simsiam-lr0.05-weight0.5",
             id="with a sweep",
             marks=pytest.mark.slow,
         ),
@@ -96,9 +107,9 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(settings, tmp_pat
     results = json.loads((folder / "all_results.json").read_text())
     uninterrupted = run_study(StudyArguments(**settings, output_dir=str(tmp_path / "uninterrupted")))
     assert comparable(results) == comparable(uninterrupted)
-    assert results["weights"] == {"mae": 0.0} | best_weights(results["sweep"], default=weights[0])
+    assert chosen_weights(results) == best_weights(results["sweep"], default=weights[0])
     for result in results["runs"]:
-        assert result["weight"] == results["weights"][result["method"]]
+        assert result["tuned"] == results["tuned"][result["method"]]
     assert shlex.join(["python", *command[1:]]) in report.read_text()
     assert (report.parent / "images" / "study_methods.png").exists()
 
@@ -123,7 +134,7 @@ def test_two_processes_run_a_study_together(settings, tmp_path):
     assert process.returncode == 0, process.stderr
     results = json.loads((tmp_path / "study" / "all_results.json").read_text())
     assert results["budget"]["num_processes"] == 2
-    assert results["weights"] == {"mae": 0.0} | best_weights(results["sweep"], default=0.1)
+    assert chosen_weights(results) == best_weights(results["sweep"], default=0.1)
     assert len(results["runs"]) == 5
     # Each was trained once, by both.
     for result in results["runs"]:

@@ -1,4 +1,4 @@
-"""The study: its plan, its choice of weights, its probes, its report."""
+"""The study: its plan, its tuning, its probes, its report."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,8 @@ from vicmae_hf.settings import ArgumentsError, parse_config_overrides
 from vicmae_hf.training.probes import balanced_subset, probe_accuracy, read_labelled_frames
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model
-from vicmae_hf.training.study import METHODS, Plan, StudyArguments, choose_weights, run_study, untrained
+from vicmae_hf.training.study import run_study, tune, untrained
+from vicmae_hf.training.study_plan import METHODS, TUNED, Plan, StudyArguments
 from vicmae_hf.training.study_probes import balanced_folds, pooled_features
 from vicmae_hf.training.study_report import BEGIN, END, check_report, orderings_section, write_report
 from vicmae_hf.training.study_results import PAPER_FRACTIONS, PAPER_GAPS, PAPER_METHODS, TITLES
@@ -32,12 +33,14 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def planned(settings):
-    """A study of two seeds, with weights to try and ablations; it is planned, and not run."""
+    """A study of two seeds, with settings to try and ablations; it is planned, and not run."""
     return StudyArguments(
         **settings,
         output_dir="outputs",
         num_seeds=2,
-        contrastive_weights=[0.1, 0.5],
+        learning_rate_factors=[1.0, 0.5],
+        contrastive_weights=[0.1, 0.2, 0.5],
+        vicreg_invariance_weights=[25.0, 2.0],
         frame_gaps=["same"],
         mask_ratios=[0.5],
     )
@@ -50,7 +53,9 @@ def study(settings, tmp_path_factory):
         **settings,
         output_dir=str(tmp_path_factory.mktemp("finished")),
         num_seeds=1,
+        learning_rate_factors=[1.0],
         contrastive_weights=[0.1],
+        vicreg_invariance_weights=[25.0],
         frame_gaps=["same"],
         mask_ratios=[],
         label_fractions=[0.25, 1.0],
@@ -77,12 +82,15 @@ def two_seeds(results):
             probe["top1"] += 4
         made_up["runs"].append(run | {"seed": 1, "name": run["name"] + "-again"})
     made_up["references"]["untrained"] *= 2
-    weights = [0.1, 0.5]
-    made_up["settings"]["contrastive_weights"] = weights
     made_up["sweep"] = [
-        {"method": method, "weight": w, "train_seconds": 1, "probe": {p: {"top1": 10 * w} for p in ("cls", "mean")}}
+        {
+            "method": method,
+            "tuned": made_up["tuned"][method] | {"contrastive_weight": weight},
+            "train_seconds": 1,
+            "probe": {pooling: {"top1": 10 * weight} for pooling in ("cls", "mean", "std")},
+        }
         for method in ("mae_simsiam", "mae_vicreg", "vicmae")
-        for w in weights
+        for weight in (0.1, 0.5)
     ]
     return made_up
 
@@ -91,24 +99,39 @@ def overrides(run):
     return parse_config_overrides(type(tiny_config()), run.settings.config_overrides)
 
 
-def test_methods_differ_in_objective_and_weight_alone(planned):
-    weights = {"mae": 0.0, "mae_simsiam": 0.1, "mae_vicreg": 0.5, "vicmae": 0.1}
-    plan = Plan(planned)
-    methods = [run for run in plan.reported(weights) if run.part == "methods"]
+def values_of(run):
+    """The tuned settings that a run really has."""
+    found = overrides(run) | {"base_learning_rate": run.settings.base_learning_rate}
+    return {name: found[name] for name in TUNED[run.method]}
+
+
+# As they would come out of tuning.
+CHOSEN = {
+    "mae": {"base_learning_rate": 0.05},
+    "mae_simsiam": {"base_learning_rate": 0.025, "contrastive_weight": 0.1},
+    "mae_vicreg": {"vicreg_invariance_weight": 2.0, "base_learning_rate": 0.05, "contrastive_weight": 0.5},
+    "vicmae": {"base_learning_rate": 0.05, "contrastive_weight": 0.1},
+}
+
+
+def test_methods_differ_in_objective_and_tuned_settings_alone(planned):
+    methods = [run for run in Plan(planned).reported(CHOSEN) if run.part == "methods"]
     assert [(run.method, run.settings.seed) for run in methods] == [(m, s) for s in (0, 1) for m in METHODS]
     common = set()
     for run in methods:
+        assert values_of(run) == run.tuned == CHOSEN[run.method]
         found = overrides(run)
         assert found.pop("contrastive_loss") == METHODS[run.method]
-        assert found.pop("contrastive_weight") == weights[run.method]
-        settings = vars(run.settings) | {"output_dir": None, "config_overrides": None, "seed": None}
+        assert found.pop("contrastive_weight") == CHOSEN[run.method].get("contrastive_weight", 0.0)
+        found.pop("vicreg_invariance_weight", None)
+        changes = {"output_dir": None, "config_overrides": None, "seed": None, "base_learning_rate": None}
+        settings = vars(run.settings) | changes
         common.add(str((sorted(found.items()), sorted(settings.items(), key=str))))
     assert len(common) == 1
 
 
 def test_the_ablations_change_one_thing_of_vicmae(planned):
-    weights = dict.fromkeys(METHODS, 0.5)
-    reported = Plan(planned).reported(weights)
+    reported = Plan(planned).reported(CHOSEN)
     by_name = {run.name: run for run in reported}
     assert len(by_name) == len(reported) == 2 * (4 + 1 + 1)
     reference, same, masked = (by_name[name] for name in ("vicmae-seed1", "vicmae-same-seed1", "vicmae-mask0.5-seed1"))
@@ -116,24 +139,43 @@ def test_the_ablations_change_one_thing_of_vicmae(planned):
     assert overrides(same) == overrides(reference)
     assert overrides(masked) == overrides(reference) | {"mask_ratio": 0.5}
     assert masked.settings.frame_sampling == "distant"
+    assert {run.settings.base_learning_rate for run in (reference, same, masked)} == {0.05}
 
 
-def test_the_sweep_has_a_seed_of_its_own_and_the_best_weight_is_taken(planned):
-    sweep = Plan(planned).sweep()
-    assert {(run.method, run.weight) for run in sweep} == {
-        (method, weight) for method in ("mae_simsiam", "mae_vicreg", "vicmae") for weight in (0.1, 0.5)
+def test_settings_are_tuned_one_after_the_other(planned):
+    """Against the best of all combinations, of a made-up accuracy that rates each setting by itself."""
+    plan = Plan(planned)
+    points = {0.05: 5, 0.025: 1, 0.1: 10, 0.2: 20, 0.5: 15, 25.0: 0, 2.0: 100}
+    seen = []
+
+    def train(runs):
+        assert {run.settings.seed for run in runs} == {1000}
+        assert all(values_of(run) == run.tuned for run in runs)
+        seen.append([(run.method, *run.tuned.values()) for run in runs])
+        results = []
+        for run in runs:
+            top1 = sum(points[value] for value in run.tuned.values())
+            probe = {"cls": {"top1": top1}, "mean": {"top1": -top1}}
+            results.append({"name": run.name, "method": run.method, "tuned": run.tuned, "probe": probe})
+        return results
+
+    results, tuned = tune(plan, "cls", train)
+    assert tuned == {
+        "mae": {"base_learning_rate": 0.05},
+        "mae_simsiam": {"base_learning_rate": 0.05, "contrastive_weight": 0.2},
+        "mae_vicreg": {"vicreg_invariance_weight": 2.0, "base_learning_rate": 0.05, "contrastive_weight": 0.2},
+        "vicmae": {"base_learning_rate": 0.05, "contrastive_weight": 0.2},
     }
-    assert {run.settings.seed for run in sweep} == {1000}
-
-    def result(method, weight, mean, cls):
-        return {"method": method, "weight": weight, "probe": {"mean": {"top1": mean}, "cls": {"top1": cls}}}
-
-    tried = [result("vicmae", 0.1, 40, 60), result("vicmae", 0.5, 50, 20), result("mae_simsiam", 0.1, 30, 30)]
-    tried += [result("mae_simsiam", 0.5, 30, 10)]
-    assert choose_weights(tried, [0.1, 0.5], "mean") == {
-        **{"mae": 0.0, "mae_simsiam": 0.1, "mae_vicreg": 0.1, "vicmae": 0.5}
-    }
-    assert choose_weights(tried, [0.1, 0.5], "cls")["vicmae"] == 0.1
+    vicreg = [step for step in seen if step[0][0] == "mae_vicreg"]
+    assert vicreg == [
+        [("mae_vicreg", 25.0, 0.05, 0.1), ("mae_vicreg", 2.0, 0.05, 0.1)],
+        [("mae_vicreg", 2.0, 0.05, 0.1), ("mae_vicreg", 2.0, 0.025, 0.1)],
+        [("mae_vicreg", 2.0, 0.05, 0.1), ("mae_vicreg", 2.0, 0.05, 0.2), ("mae_vicreg", 2.0, 0.05, 0.5)],
+    ]
+    # A run that two steps share is listed once: 2, 4, 5 and 4.
+    assert len({result["name"] for result in results}) == len(results) == 15
+    _, opposite = tune(plan, "mean", train)
+    assert opposite["vicmae"] == {"base_learning_rate": 0.025, "contrastive_weight": 0.1}
 
 
 def test_the_results_are_those_of_the_runs(study, results, settings):
@@ -156,7 +198,12 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
     evaluation = read_labelled_frames(held_out, processor, 2, MediaLoader())
     with torch.no_grad():
         tokens = [model(frames.pixel_values.flatten(0, 1)).last_hidden_state for frames in (train, evaluation)]
-    features = {"cls": [t[:, 0] for t in tokens], "mean": [t[:, 1:].mean(1) for t in tokens]}
+    features = {
+        "cls": [t[:, 0] for t in tokens],
+        "mean": [t[:, 1:].mean(1) for t in tokens],
+        "std": [t[:, 1:].std(1) for t in tokens],
+    }
+    assert run["probe"].keys() == features.keys()
     for pooling, (train_features, eval_features) in features.items():
         train_features, eval_features = (part.unflatten(0, (-1, 2)) for part in (train_features, eval_features))
         expected = probe_accuracy(train_features, train.labels, eval_features, evaluation.labels, 8, seed=0)
@@ -180,7 +227,7 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
 def test_the_untrained_reference_is_where_the_runs_start(study):
     """All methods start from one encoder, whatever comes after it."""
     encoders = []
-    for run in Plan(study).reported(dict.fromkeys(METHODS, 0.1)):
+    for run in Plan(study).reported(CHOSEN):
         set_seed(run.settings.seed)
         encoders.append(build_model(ViCMAEForPreTraining, run.settings).vicmae)
     reference = untrained(Plan(study), seed=0)
@@ -239,7 +286,8 @@ def test_folds_spread_every_class_and_parts_of_labels_are_nested():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contrastive_weights": [-1.0]}, "none below 0"),
+        ({"contrastive_weights": [-1.0]}, "contrastive_weights: expected some, none below 0"),
+        ({"vicreg_invariance_weights": []}, "vicreg_invariance_weights: expected some"),
         ({"sweep_seed": 1}, "must not be one of the reported seeds 0 to 1"),
         ({"frame_gaps": ["far"]}, "expected some of same, 4_frames, got far"),
         ({"label_fractions": [0.5]}, "and 1 among them"),
@@ -273,9 +321,10 @@ def test_the_report_has_the_paper_s_figures_beside_ours(two_seeds, tmp_path):
         assert f"(images/report_{name}.png)" in text
         with Image.open(tmp_path / "images" / f"report_{name}.png") as picture:
             assert min(picture.size) > 200
-    for title in ("## Mask ratio", "## Contrastive weights", "## Collapse"):
+    for title in ("## Mask ratio", "## Settings tried", "## Collapse"):
         assert title in text
-    assert "| MAE + VICReg | class token | 1.0 | 5.0 |" in text
+    assert "| MAE + VICReg | 25 | 0.05 | 0.1 | 1.0 | 1.0 | 1.0 | chosen |" in text
+    assert "| MAE + VICReg | 25 | 0.05 | 0.5 | 5.0 | 5.0 | 5.0 |  |" in text
 
 
 def test_what_was_written_by_hand_around_the_report_stays(results, tmp_path):

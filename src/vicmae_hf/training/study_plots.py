@@ -12,7 +12,7 @@ from .study_results import GAPS, PAPER_FRACTIONS, PAPER_GAPS, POOLINGS, TITLES, 
 
 def plot_methods(results: dict[str, Any], path: Path) -> None:
     """A point for every seed, a line for the mean; chance is dotted."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
     for axes, (pooling, title) in zip(figure.subplots(1, len(POOLINGS), sharey=True), POOLINGS.items(), strict=True):
         for position, row in enumerate(TITLES):
             values = accuracies(results, row, pooling)
@@ -50,7 +50,7 @@ def plot_fractions(results: dict[str, Any], path: Path) -> None:
 
 
 def plot_gaps(results: dict[str, Any], path: Path) -> None:
-    """Ours, of both poolings, and the paper's accuracy against the gap between the two frames."""
+    """Ours, of every pooling, and the paper's accuracy against the gap between the two frames."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     for pooling, title in POOLINGS.items():

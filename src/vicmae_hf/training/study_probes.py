@@ -1,4 +1,4 @@
-"""Probes of the study: class token and mean of the patch tokens, with all labels and with parts of them."""
+"""Probes of the study: three readings of an encoder's tokens, with all labels and with parts of them."""
 
 import json
 import os
@@ -104,7 +104,7 @@ class StudyProbes:
         }
 
     def probe(self, model: ViCMAEModel) -> dict[str, dict[str, Any]]:
-        """Accuracies on the held-out files (see `probe_features`), by pooling: "cls" and "mean"."""
+        """Accuracies on the held-out files (see `probe_features`), by pooling (see `pooled_features`)."""
         train, evaluation = (pooled_features(model, frames.pixel_values) for frames in (self.train, self.evaluation))
         return {pooling: self.probe_features(train[pooling], evaluation[pooling]) for pooling in train}
 
@@ -166,13 +166,18 @@ class StudyProbes:
 
 @torch.no_grad()
 def pooled_features(model: ViCMAEModel, pixel_values: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
-    """Frames `(N, F, 3, H, W)` -> features of each, `(N, F, D)`, on the CPU, by pooling: "cls" and "mean"."""
+    """
+    Frames `(N, F, 3, H, W)` -> features of each, `(N, F, D)`, on the CPU, by pooling: "cls", the class token; "mean"
+    and "std", mean and standard deviation of the patch tokens. What tokens say with both signs cancels in their mean,
+    not in their deviation.
+    """
     model = model.to(PartialState().device).eval()
-    pooled = {"cls": [], "mean": []}
+    pooled = {"cls": [], "mean": [], "std": []}
     for frames in pixel_values.flatten(0, 1).split(batch_size):
         tokens = model(frames.to(model.device)).last_hidden_state.float()
         pooled["cls"].append(tokens[:, 0].cpu())
         pooled["mean"].append(tokens[:, 1:].mean(1).cpu())
+        pooled["std"].append(tokens[:, 1:].std(1).cpu())
     return {pooling: torch.cat(parts).unflatten(0, pixel_values.shape[:2]) for pooling, parts in pooled.items()}
 
 

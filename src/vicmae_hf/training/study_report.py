@@ -1,6 +1,5 @@
 """The report of the study: tables with the paper's figures beside those found, and pictures."""
 
-import itertools
 import math
 import os
 import statistics
@@ -18,6 +17,7 @@ from .study_results import (
     PAPER_METHODS,
     POOLINGS,
     TITLES,
+    TUNED_TITLES,
     accuracies,
     by_variant,
     gap_accuracies,
@@ -121,11 +121,11 @@ def budget_section(results: dict[str, Any]) -> str:
         ),
         (
             "optimisation",
-            f"AdamW, learning rate {budget['learning_rate']:.2g}, warmup of {budget['warmup_epochs']:g} epochs, "
+            f"AdamW, warmup of {budget['warmup_epochs']:g} epochs, cosine decay, "
             f"weight decay {budget['weight_decay']:g}; contrastive part from epoch "
             f"{budget['contrastive_start_epoch']:g} on",
         ),
-        ("seeds", f"0 to {settings['num_seeds'] - 1}; weights tried with seed {settings['sweep_seed']}"),
+        ("seeds", f"0 to {settings['num_seeds'] - 1}; tuned with seed {settings['sweep_seed']}"),
         (
             "probe",
             f"linear, on the frozen encoder (Table 3): {data['num_train_samples']} labelled and "
@@ -137,18 +137,18 @@ def budget_section(results: dict[str, Any]) -> str:
 
 
 def methods_section(results: dict[str, Any], image_prefix: str) -> str:
-    header = ["", "weight", *POOLINGS.values(), "paper, ImageNet-1K: top-1", "top-5"]
+    header = ["", *POOLINGS.values(), "paper, ImageNet-1K: top-1", "top-5"]
     rows = []
     for row, title in TITLES.items():
         cells = [mean_and_spread(accuracies(results, row, pooling)) for pooling in POOLINGS]
-        weight = f"{results['weights'][row]:g}" if row in results["weights"] else ""
         paper = [f"{value:.2f}" for value in PAPER_METHODS[row]] if row in PAPER_METHODS else ["", ""]
-        rows.append([title, weight, *cells, *paper])
+        rows.append([title, *cells, *paper])
     return f"""## Methods (Table 4)
 
 Mean and standard deviation over {results["settings"]["num_seeds"]} seeds of pretraining, top-1 in percent. The
-supplement reads the class token, and says that averaging gives about the same; both are given. Raw pixels are frames
-averaged to {PIXEL_GRID} x {PIXEL_GRID} of them.
+supplement reads the class token, and says that averaging gives about the same; both are given, and the standard
+deviation over the patch tokens, which also holds what they say with both signs and lose in the mean. Raw pixels are
+frames averaged to {PIXEL_GRID} x {PIXEL_GRID} of them.
 
 {table(header, rows)}
 
@@ -162,6 +162,7 @@ def orderings_section(results: dict[str, Any]) -> str:
     gaps = gap_accuracies(results, pooling)
     paper = {row: figures[0] for row, figures in PAPER_METHODS.items()} | PAPER_GAPS
     pairs = [("vicmae", "mae_vicreg"), ("mae_vicreg", "mae_simsiam"), ("vicmae", "mae")]
+    pairs += [("mae", "mae_vicreg"), ("mae", "mae_simsiam")]
     pairs += [
         pair for pair in [("distant", "4_frames"), ("4_frames", "same"), ("distant", "same")] if set(pair) <= set(gaps)
     ]
@@ -169,7 +170,7 @@ def orderings_section(results: dict[str, Any]) -> str:
     for better, worse in pairs:
         figures = methods | gaps
         differences = [a - b for a, b in zip(figures[better], figures[worse], strict=True)]
-        in_paper = f"{paper[better] - paper[worse]:+.2f}" if worse in paper else ""
+        in_paper = f"{paper[better] - paper[worse]:+.2f}" if {better, worse} <= paper.keys() else ""
         ahead = sum(difference > 0 for difference in differences)
         rows.append(
             [
@@ -182,7 +183,8 @@ def orderings_section(results: dict[str, Any]) -> str:
     header = ["the paper's ordering", "paper, points", "here, points", "seeds in which it holds"]
     return f"""## Orderings
 
-Differences in top-1, seed by seed, of the {POOLINGS[pooling]}. Equal seeds share weights, data order and masks.
+Differences in top-1, seed by seed, of the {POOLINGS[pooling]}. Equal seeds share the first weights, order of data and
+masks. MAE alone has no figure in Table 4; section B says that adding SimSiam or VICReg does worse than it.
 
 {table(header, rows)}"""
 
@@ -221,7 +223,8 @@ def gaps_section(results: dict[str, Any], image_prefix: str) -> str:
     header = ["two frames of ViC-MAE", *POOLINGS.values(), "paper, ImageNet-1K: top-1"]
     return f"""## Gap between the two frames
 
-Four frames are taken as 4/30 s, whatever the frame rate. All gaps have the weight that was chosen for distant frames.
+Four frames are taken as 4/30 s, whatever the frame rate. All gaps have the settings that were chosen for distant
+frames.
 
 {table(header, rows)}
 
@@ -279,28 +282,27 @@ most D, P, and twice the batch. Alignment is 0 where both views agree, uniformit
 
 
 def sweep_section(results: dict[str, Any]) -> str:
-    if not results["sweep"]:
-        weight = results["settings"]["contrastive_weights"][0]
-        return f"## Contrastive weights\n\nNone was chosen: all methods have the weight {weight:g}."
-    weights = results["settings"]["contrastive_weights"]
-    methods = list(dict.fromkeys(run["method"] for run in results["sweep"]))
-    rows = []
-    for method, pooling in itertools.product(methods, POOLINGS):
-        found = {run["weight"]: run["probe"][pooling]["top1"] for run in results["sweep"] if run["method"] == method}
-        rows.append([TITLES[method], POOLINGS[pooling], *(f"{found[weight]:.1f}" for weight in weights)])
-        if pooling == results["pooling"]:
-            rows[-1].append(f"{results['weights'][method]:g}")
-        else:
-            rows[-1].append("")
-    header = ["", "features", *(f"weight {weight:g}" for weight in weights), "chosen"]
-    return f"""## Contrastive weights
+    tuned, pooling, seed = results["tuned"], POOLINGS[results["pooling"]], results["settings"]["sweep_seed"]
+    rows = [
+        [
+            TITLES[run["method"]],
+            *(f"{run['tuned'][name]:g}" if name in run["tuned"] else "" for name in TUNED_TITLES),
+            *(f"{run['probe'][name]['top1']:.1f}" for name in POOLINGS),
+            "chosen" if run["tuned"] == tuned[run["method"]] else "",
+        ]
+        for run in results["sweep"]
+    ]
+    if not rows:
+        values = "; ".join(f"{TUNED_TITLES[name]} {value:g}" for name, value in tuned["mae_vicreg"].items())
+        return f"## Settings tried\n\nThere was no choice: {values}."
+    return f"""## Settings tried
 
-Each method was run once with each weight and seed {results["settings"]["sweep_seed"]}, and took the best for the
-{POOLINGS[results["pooling"]]}. What counts is a probe trained on three quarters of the labelled training files and
-tested on the last, four times in turn: the held-out files of the other tables are not read for it. All other settings
-are the same for all methods.
+Every method was tuned in the same way, with seed {seed}: one setting after the other, in the order of the columns;
+each time the value with the best {pooling} was kept. What counts is a probe trained on three quarters of the labelled
+training files and tested on the last, four times in turn: the held-out files of the other tables are not read for it.
+All other settings are the same for all methods. These are all the runs that tried something.
 
-{table(header, rows)}"""
+{table(["", *TUNED_TITLES.values(), *POOLINGS.values(), ""], rows)}"""
 
 
 def runs_section(results: dict[str, Any]) -> str:

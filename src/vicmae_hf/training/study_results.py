@@ -11,7 +11,12 @@ TITLES = {
     "mae_vicreg": "MAE + VICReg",
     "vicmae": "ViC-MAE",
 }
-POOLINGS = {"cls": "class token", "mean": "mean of patch tokens"}
+POOLINGS = {"cls": "class token", "mean": "mean of patch tokens", "std": "deviation of patch tokens"}
+TUNED_TITLES = {
+    "vicreg_invariance_weight": "VICReg's lambda",
+    "base_learning_rate": "base learning rate",
+    "contrastive_weight": "contrastive weight",
+}
 GAPS = {"same": "same frame", "4_frames": "4 frames", "distant": "distant"}
 # Linear evaluation on ImageNet-1K, top-1 and top-5 in percent: supplement, Table 4.
 PAPER_METHODS = {"mae_simsiam": (58.58, 82.88), "mae_vicreg": (63.86, 84.07), "vicmae": (67.66, 86.22)}
