@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.data.sources import open_source
-from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, parse_arguments, setting
+from vicmae_hf.training.arguments import InferenceArguments
 from vicmae_hf.training.features import (
     build_feature_views,
     check_feature_file,
@@ -27,7 +28,7 @@ from vicmae_hf.training.session import run_script
 
 
 @dataclass(kw_only=True)
-class ExportArguments:
+class ExportArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
     data: str = setting(REQUIRED, "folder, Parquet file, dataset or frame store, with or without labels")
     labelled: bool = setting(False, "the data is a folder ROOT/CLASS_NAME/FILE; write the classes too")
@@ -36,25 +37,11 @@ class ExportArguments:
         "frame", "mean of the embeddings of single frames, or the embedding of one clip"
     )
     num_frames: int | None = setting(None, "frames of a video; default: 8 for frame, the model's for clip")
-    frames_per_second: float | None = setting(
-        None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says"
-    )
     per_device_eval_batch_size: int = setting(32, "frames or clips in a forward pass")
-    dataloader_num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
-    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
 
     def __post_init__(self):
+        super().__post_init__()
         check_feature_file(self.output)
-        for name in ["num_frames", "per_device_eval_batch_size"]:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
-        for name in ["frames_per_second", "dataloader_num_workers"]:
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ArgumentsError(f"--{name} must not be negative, got {value}.")
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ temporal). docs/evaluation.md explains.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from accelerate import Accelerator
 
@@ -17,6 +16,7 @@ from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.data.views import ViewDataset, ViewProtocol, choose_preprocessing
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.training.arguments import InferenceArguments
 from vicmae_hf.training.classifier_loading import check_fit, load_classifier
 from vicmae_hf.training.evaluation import predict_views
 from vicmae_hf.training.evaluation_results import describe, prepare_output_dir, write_evaluation
@@ -25,40 +25,26 @@ from vicmae_hf.training.temporal_ablation import FrameOrders
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments:
+class EvaluationArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "classifier: a folder, or a name on the Hub")
     data: str = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, or dataset with labels")
     output_dir: str = setting(REQUIRED, "where results, tables and pictures are written")
     num_clips: list[int] = setting([1], "temporal views of a video; several numbers are several protocols")
     num_crops: list[int] = setting([1], "spatial views of a clip; as many numbers as num_clips")
-    num_frames: int | None = setting(None, "frames of a clip; default: the model's")
-    frames_per_second: float | None = setting(
-        None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says"
-    )
     label_names: str | None = setting(None, "file of class names in the order of the model's outputs, one a line")
     temporal_ablation: bool = setting(
         False, "also with shuffled and with repeated frames, views of the first protocol"
     )
     seed: int = setting(0, "of the shuffles")
-    per_device_eval_batch_size: int = setting(8, "views in a forward pass")
-    dataloader_num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
-    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.num_clips) != len(self.num_crops):
             raise ArgumentsError(
                 f"--num_clips and --num_crops must have as many numbers, got {self.num_clips} and {self.num_crops}."
             )
-        for name in ["num_frames", "per_device_eval_batch_size"]:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
-        for name in ["frames_per_second", "seed", "dataloader_num_workers"]:
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ArgumentsError(f"--{name} must not be negative, got {value}.")
+        if self.seed < 0:
+            raise ArgumentsError(f"--seed must not be negative, got {self.seed}.")
 
 
 def main() -> None:

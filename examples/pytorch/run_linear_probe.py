@@ -6,18 +6,15 @@ random weights.
         --train_data data/demo/appearance/train --eval_data data/demo/appearance/eval --output_dir outputs/demo/probe
 """
 
-import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import AutoImageProcessor, set_seed
-
-from vicmae_hf import ViCMAEModel
 from vicmae_hf.data.labelled import open_labelled
 from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
-from vicmae_hf.training.probes import linear_probe, read_labelled_frames
+from vicmae_hf.training.features import load_encoder
+from vicmae_hf.training.probes import probe_beside_untrained, read_labelled_frames
 from vicmae_hf.training.reporting import write_json
 from vicmae_hf.training.session import run_script
 
@@ -30,49 +27,26 @@ class ProbeArguments:
     output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
     num_frames: int = setting(8, "frames taken from a video")
     video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
     num_seeds: int = setting(5, "probes, each on its own 80 % of the training files; untrained encoders likewise")
 
     def __post_init__(self):
         for name in ["num_frames", "num_seeds"]:
             if getattr(self, name) < 1:
                 raise ArgumentsError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.seconds_per_file >= 0:
+            raise ArgumentsError(f"--seconds_per_file must not be negative, got {self.seconds_per_file}.")
 
 
 def main() -> None:
     arguments = parse_arguments(ProbeArguments)
-    try:
-        processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
-        model = ViCMAEModel.from_pretrained(arguments.model_name_or_path)
-    except OSError as error:
-        raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
-    loader = MediaLoader(arguments.video_backend)
+    model, processor = load_encoder(arguments.model_name_or_path, "frame")
+    loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     train_source = open_labelled(arguments.train_data)
     eval_source = open_labelled(arguments.eval_data, train_source.class_names)
     train = read_labelled_frames(train_source, processor, arguments.num_frames, loader)
     evaluation = read_labelled_frames(eval_source, processor, arguments.num_frames, loader)
-
-    seeds = range(arguments.num_seeds)
-    pretrained = linear_probe(model, train, evaluation, seeds)
-    untrained = []
-    for seed in seeds:
-        set_seed(seed)
-        untrained += linear_probe(ViCMAEModel(model.config), train, evaluation, [seed])
-
-    results = {
-        "eval_top1": mean(pretrained, "top1"),
-        "eval_top5": mean(pretrained, "top5"),
-        "eval_top1_spread": spread(pretrained),
-        "eval_knn_top1": mean(pretrained, "knn_top1"),
-        "untrained_eval_top1": mean(untrained, "top1"),
-        "untrained_eval_top5": mean(untrained, "top5"),
-        "untrained_eval_top1_spread": spread(untrained),
-        "untrained_eval_knn_top1": mean(untrained, "knn_top1"),
-        "num_classes": len(train.class_names),
-        "num_train_samples": len(train.labels),
-        "num_eval_samples": len(evaluation.labels),
-        "num_failed": train.num_failed + evaluation.num_failed,
-        "runs": {"pretrained": pretrained, "untrained": untrained},
-    }
+    results = probe_beside_untrained(model, train, evaluation, arguments.num_seeds)
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "all_results.json", results)
@@ -86,14 +60,6 @@ def main() -> None:
         f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
         f"Results: {output_dir / 'all_results.json'}"
     )
-
-
-def mean(runs: list[dict[str, float]], name: str) -> float:
-    return statistics.fmean(run[name] for run in runs)
-
-
-def spread(runs: list[dict[str, float]]) -> float:
-    return statistics.stdev(run["top1"] for run in runs) if len(runs) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Settings of pretraining and of classification."""
+"""Settings of pretraining, of classification, and of what runs trained models."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,7 +74,11 @@ class PretrainingArguments(TrainingArguments):
 
     train_data_weights: list[float] | None = setting(None, "relative share of each data source; default: its size")
     samples_per_file: int = setting(1, "pairs drawn from each file in an epoch")
-    streaming: bool = setting(False, "read one frame store shard by shard, from the Hub without a copy on disk")
+    streaming: bool = setting(
+        False,
+        "read one frame store shard by shard, from the Hub without a copy on disk; there is nothing to decode, and no "
+        "limit of --seconds_per_file",
+    )
     frame_sampling: Literal["distant", "fixed_gap", "max_gap", "adjacent", "same"] = setting(
         "distant", "which two frames of a video make a pair"
     )
@@ -196,3 +200,29 @@ class ClassificationArguments(TrainingArguments):
         wanted = [name for name in augmentations if getattr(self, name)]
         if wanted and not self.train_augmentation:
             raise ArgumentsError(f"--no-train_augmentation contradicts --{wanted[0]} {getattr(self, wanted[0])}.")
+
+
+@dataclass(kw_only=True)
+class InferenceArguments:
+    """What the scripts take that run a trained model over files; their own settings are in subclasses."""
+
+    model_name_or_path: str = setting(REQUIRED, "checkpoint: a folder, or a name on the Hub")
+    num_frames: int | None = setting(None, "frames of a video; default: the model's")
+    frames_per_second: float | None = setting(
+        None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says"
+    )
+    per_device_eval_batch_size: int = setting(8, "views in a forward pass")
+    dataloader_num_workers: int = setting(4, "loading processes per process; 0 loads in the process itself")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
+
+    def __post_init__(self):
+        for name in ["num_frames", "per_device_eval_batch_size"]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentsError(f"--{name} must be at least 1, got {value}.")
+        for name in ["frames_per_second", "dataloader_num_workers", "seconds_per_file"]:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ArgumentsError(f"--{name} must not be negative, got {value}.")

@@ -28,7 +28,8 @@ from .best_model import BestModel
 from .checkpointing import Checkpoints, unwrap
 from .classifier_setup import build_classifier_processors
 from .evaluation import Predictions, predict
-from .linear import LinearClassifier, extract_features, predict_features
+from .features import extract_embeddings
+from .linear import FeatureSamples, LinearClassifier, predict_features
 from .loop import train
 from .model_card import write_classification_card
 from .optimization import layer_decay_scale, parameter_groups
@@ -259,10 +260,12 @@ def open_samples(
     )
     loading = {"batch_size": arguments.per_device_eval_batch_size, "num_workers": arguments.dataloader_num_workers}
     if not arguments.train_augmentation:
-        features = extract_features(accelerator, model, train_views, **loading)
+        encoder = model.model.vicmae
+        features = extract_embeddings(accelerator, encoder, train_views, **loading)
         record_failures(accelerator, bad_files, features.failures)
-        held_out = extract_features(accelerator, model, eval_views, **loading)
-        return Samples(features, 0, lambda: predict_features(model, held_out))
+        samples = FeatureSamples(features, train_views.labels)
+        held_out = FeatureSamples(extract_embeddings(accelerator, encoder, eval_views, **loading), eval_views.labels)
+        return Samples(samples, 0, lambda: predict_features(model, held_out))
     clips = ClipDataset(
         train_source,
         ClipSampling(config.num_frames, arguments.frames_per_second) if arguments.task == "video" else None,

@@ -107,7 +107,7 @@ def extract_embeddings(
 
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         with accelerator.autocast():
-            parts = [model(part).pooler_output for part in batch["pixel_values"].split(batch_size)]
+            parts = [model(part).pooler_output for part in batch["pixel_values"].to(model.dtype).split(batch_size)]
         return {"embeddings": average_views(torch.cat(parts).float(), batch["weights"])[:, 0]}
 
     was_training = model.training

@@ -2,22 +2,20 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.frame_pairs import SampleKey
-from ..data.views import ViewDataset
 from ..modeling_vicmae import ViCMAEForImageClassification, gather_batch, world_size
 from .checkpointing import TrainedModule
-from .evaluation import Predictions, average_views, collect
+from .evaluation import Predictions
+from .features import Features
 
 
 CLASSIFIER_FILE = "linear_classifier.safetensors"
@@ -117,51 +115,34 @@ class LinearClassifier(TrainedModule):
             )
 
 
-@dataclass(frozen=True)
-class Features(torch.utils.data.Dataset):
+class FeatureSamples(torch.utils.data.Dataset):
     """
-    Features of the items of a source that could be read; as a dataset, `{"features": (D,), "labels": class index}`,
-    addressed by `SampleKey`s.
+    Embeddings of labelled items: a dataset of `{"features": (D,), "labels": class index}`, addressed by `SampleKey`s.
 
     Args:
-        values: `(N, D)`; labels: `(N,)`; indices: `(N,)`, which items of the source they are.
-        failures: `{"path", "error"}` of the others.
+        features: of the items of the source that could be read.
+        labels: of all items of the source.
     """
 
-    values: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    failures: Sequence[dict[str, str]]
+    def __init__(self, features: Features, labels: Sequence[int]):
+        self.features = features
+        self.labels = torch.as_tensor(labels)[features.indices]
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.labels)
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
         _, _, index = key
-        return {"features": self.values[index], "labels": self.labels[index]}
-
-
-def extract_features(
-    accelerator: Accelerator, module: LinearClassifier, views: ViewDataset, *, batch_size: int, num_workers: int
-) -> Features:
-    """Features of every item, each encoded once in any number of processes, all of which get all of them."""
-
-    def compute(batch: dict) -> dict[str, torch.Tensor]:
-        with accelerator.autocast():
-            features = module.encode(batch["pixel_values"].to(module.dtype))
-        return {"features": average_views(features, batch["weights"])[:, 0]}
-
-    collected = collect(accelerator, views, compute, batch_size=batch_size, num_workers=num_workers)
-    labels = torch.as_tensor(views.labels)[collected.indices]
-    return Features(collected.outputs["features"], labels, collected.indices, collected.failures)
+        return {"features": self.features.embeddings[index], "labels": self.labels[index]}
 
 
 @torch.no_grad()
-def predict_features(module: LinearClassifier, features: Features) -> Predictions:
+def predict_features(module: LinearClassifier, samples: FeatureSamples) -> Predictions:
     """The predictions for features, by the running statistics."""
     was_training = module.training
     module.eval()
     device = module.model.classifier.weight.device
-    logits = [module(features=part.to(device)).logits.cpu() for part in features.values.split(4096)]
+    features = samples.features
+    logits = [module(features=part.to(device)).logits.cpu() for part in features.embeddings.split(4096)]
     module.train(was_training)
-    return Predictions(torch.cat(logits).softmax(-1), features.labels, features.indices, features.failures)
+    return Predictions(torch.cat(logits).softmax(-1), samples.labels, features.indices, features.failures)

@@ -1,13 +1,16 @@
 """Probes of a frozen encoder: features of labelled files, and a linear classifier on them (Table 3)."""
 
 import logging
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
+from transformers import set_seed
 
 from ..data.labelled import LabelledSource, spread_frames
 from ..data.media import MediaLoader
@@ -169,3 +172,33 @@ def linear_probe(
         votes = nearest_neighbour_scores(features.mean(1), labels, eval_features.mean(1), num_classes)
         results.append(accuracies | {"knn_top1": top_k_accuracy(votes, evaluation.labels, 1)})
     return results
+
+
+def probe_beside_untrained(
+    model: ViCMAEModel, train: LabelledFrames, evaluation: LabelledFrames, num_seeds: int
+) -> dict[str, Any]:
+    """
+    `linear_probe` of an encoder with the seeds 0, 1, ..., and of as many encoders of its kind with random weights.
+
+    Returns:
+        `eval_top1`, `eval_top5`, `eval_knn_top1`, means in percent, and `eval_top1_spread`, standard deviation; the
+        same with `untrained_` before them; numbers of classes and files; each probe under `runs`.
+    """
+    untrained = []
+    for seed in range(num_seeds):
+        set_seed(seed)
+        untrained += linear_probe(ViCMAEModel(model.config), train, evaluation, [seed])
+    runs = {"pretrained": linear_probe(model, train, evaluation, range(num_seeds)), "untrained": untrained}
+    results = {}
+    for prefix, probes in zip(("", "untrained_"), runs.values(), strict=True):
+        for name in ("top1", "top5", "knn_top1"):
+            results[f"{prefix}eval_{name}"] = statistics.fmean(probe[name] for probe in probes)
+        top1 = [probe["top1"] for probe in probes]
+        results[f"{prefix}eval_top1_spread"] = statistics.stdev(top1) if num_seeds > 1 else 0.0
+    return results | {
+        "num_classes": len(train.class_names),
+        "num_train_samples": len(train.labels),
+        "num_eval_samples": len(evaluation.labels),
+        "num_failed": train.num_failed + evaluation.num_failed,
+        "runs": runs,
+    }
