@@ -1,5 +1,6 @@
-"""A stand-in of the Hub on this machine: the part of its HTTP interface with which `huggingface_hub` creates, fills
-and reads a model's repository. Files of weights and pictures travel by Git LFS, the others inside the commit."""
+"""A stand-in of the Hub on this machine: the part of its HTTP interface with which `huggingface_hub` and `datasets`
+create, fill and read the repositories of models and datasets. Files of weights, pictures and tables travel by Git LFS,
+the others inside the commit."""
 
 import base64
 import hashlib
@@ -8,17 +9,22 @@ import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 
 USER = "someone"
 TOKEN = "hf_right"
 READ_TOKEN = "hf_read_only"
 COMMIT = "0123456789" * 4
-LFS_SUFFIXES = (".safetensors", ".png")
+LFS_SUFFIXES = (".safetensors", ".png", ".parquet")
+# Addresses of datasets begin with their kind; those of models only within the API.
+REPOSITORY = r"((?:datasets/)?[^/]+/[^/]+)"
+API_REPOSITORY = rf"/api/(?:models/)?{REPOSITORY}"
 
 
 class LocalHub(ThreadingHTTPServer):
-    """`repositories` maps names "user/name" to what they hold: path -> bytes."""
+    """`repositories` maps names, "user/name" or "datasets/user/name", to what they hold: path -> bytes."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -43,6 +49,16 @@ def run_local_hub():
             thread.join()
 
 
+def list_tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
+    """Files and folders below a folder; that of the whole repository is ""."""
+    folders = {str(parent) for path in files for parent in list(PurePosixPath(path).parents)[:-1]}
+    entries = [{"type": "directory", "path": path, "oid": COMMIT} for path in sorted(folders)]
+    entries += [{"type": "file", "path": path, "size": len(data), "oid": COMMIT} for path, data in files.items()]
+    start = f"{folder}/" if folder else ""
+    below = [entry for entry in entries if entry["path"].startswith(start)]
+    return [entry for entry in below if recursive or "/" not in entry["path"].removeprefix(start)]
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -65,17 +81,18 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"errors": [], "warnings": []})
         elif self.path == "/api/repos/create":
             self.create(json.loads(body))
-        elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", self.path):
+        elif match := re.fullmatch(rf"{API_REPOSITORY}/preupload/main", self.path):
             self.answer_upload_modes(json.loads(body)["files"])
-        elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", self.path):
+        elif match := re.fullmatch(rf"/{REPOSITORY}\.git/info/lfs/objects/batch", self.path):
             self.answer_lfs_actions(json.loads(body)["objects"])
-        elif match := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
+        elif match := re.fullmatch(rf"{API_REPOSITORY}/commit/main", self.path):
             self.commit(match[1], [json.loads(line) for line in body.splitlines()])
         else:
             self.answer({"error": f"no POST {self.path}"}, status=404)
 
     def create(self, wanted: dict):
-        name = f"{wanted['organization'] or USER}/{wanted['name']}"
+        kind = "datasets/" if wanted.get("type") == "dataset" else ""
+        name = f"{kind}{wanted['organization'] or USER}/{wanted['name']}"
         exists = name in self.server.repositories
         self.server.repositories.setdefault(name, {})
         self.answer({"url": f"{self.server.url}/{name}"}, status=409 if exists else 200)
@@ -121,26 +138,39 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if not self.may(write=self.path.endswith("/auth-check/write")):
             return
+        address = urlsplit(self.path)
         if self.path.endswith("/auth-check/write"):
             self.answer({})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/main)?", self.path):
+        elif match := re.fullmatch(rf"{API_REPOSITORY}(/revision/[^/]+)?", address.path):
             if match[1] not in self.server.repositories:
                 return self.answer({"error": "no such repository"}, 404, {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": path} for path in self.server.repositories[match[1]]]
-            self.answer({"id": match[1], "sha": COMMIT, "siblings": siblings})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", self.path.partition("?")[0]):
-            files = self.server.repositories[match[1]].items()
-            self.answer([{"type": "file", "path": path, "size": len(data), "oid": COMMIT} for path, data in files])
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):
+            self.answer({"id": match[1].removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings})
+        elif match := re.fullmatch(rf"{API_REPOSITORY}/tree/[^/]+/?(.*)", address.path):
+            tree = list_tree(self.server.repositories[match[1]], match[2], "recursive=true" in address.query)
+            if match[2] and not tree:
+                return self.answer({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
+            self.answer(tree)
+        elif match := re.fullmatch(rf"/{REPOSITORY}/resolve/[^/]+/(.+)", address.path):
             content = self.server.repositories.get(match[1], {}).get(match[2])
             if content is None:
                 return self.answer({"error": "no such file"}, 404, {"X-Error-Code": "EntryNotFound"})
-            tag = hashlib.sha256(content).hexdigest()
-            self.send(content, 200, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+            self.send_file(content)
         else:
             self.answer({"error": f"no GET {self.path}"}, 404)
 
     do_HEAD = do_GET
+
+    def send_file(self, content: bytes):
+        """The whole file, or the range of it that is asked for."""
+        tag = hashlib.sha256(content).hexdigest()
+        headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
+        if wanted is None:
+            return self.send(content, 200, headers)
+        part = content[int(wanted[1]) : int(wanted[2]) + 1 if wanted[2] else None]
+        place = f"bytes {wanted[1]}-{int(wanted[1]) + len(part) - 1}/{len(content)}"
+        self.send(part, 206, {**headers, "Content-Range": place})
 
     def read_body(self) -> bytes:
         if self.headers["Transfer-Encoding"] != "chunked":

@@ -1,4 +1,5 @@
-"""Saved folders: the code in them, model cards, shards, and their way to and from a local stand-in of the Hub."""
+"""Saved folders: the code in them, model cards, shards, and their way to and from a local stand-in of the Hub, and
+those of frame stores."""
 
 import json
 import os
@@ -6,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import folder_worker
+import hub_store_worker
 import numpy as np
 import pytest
 import torch
@@ -26,7 +29,7 @@ from transformers import (
     AutoModelForVideoClassification,
     AutoVideoProcessor,
 )
-from video_files import numbered_frames, write_video
+from video_files import numbered_frames, read_numbers, write_video
 
 import vicmae_hf
 from vicmae_hf import (
@@ -39,6 +42,7 @@ from vicmae_hf import (
     ViCMAEModel,
     ViCMAEVideoProcessor,
 )
+from vicmae_hf.data.packing import PackingInput, PackingSettings, pack_frames
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
@@ -388,6 +392,56 @@ def test_a_failed_upload_says_that_the_training_is_safe(no_offline_mode, monkeyp
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         with pytest.raises(UploadError, match=f"saved in {tmp_path}, .*403.* hf upload someone/run {tmp_path}"):
             upload(arguments)
+
+
+# Frame stores
+
+
+def test_a_frame_store_goes_to_the_hub_and_is_streamed_and_opened_from_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+    numbers_of_frames = {f"{'ab'[index % 2]}/{index}.mp4": 9 + index for index in range(7)}
+    for name, count in numbers_of_frames.items():
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "videos" / name, numbered_frames(count, seed=count))
+    settings = PackingSettings(frames_per_second=0, videos_per_shard=4)
+    pack_frames(PackingInput.open(tmp_path / "videos", labelled=True), tmp_path / "store", settings)
+    table = datasets.load_from_disk(tmp_path / "store")
+
+    push = "import datasets, sys; datasets.load_from_disk(sys.argv[1]).push_to_hub('someone/store', num_shards=3)"
+    with run_local_hub() as hub:
+        run_python("-c", push, tmp_path / "store", **hub.environment(), HF_HOME=str(tmp_path / "first_home"))
+        worker = [TESTS / "hub_store_worker.py", "someone/store", tmp_path]
+        run_python(*worker, **hub.environment(), HF_HOME=str(tmp_path / "second_home"))
+    arrived = hub.repositories["datasets/someone/store"]
+    sizes = {path: len(data) for path, data in arrived.items() if path != "README.md"}
+    assert sorted(sizes) == [f"data/train-0000{shard}-of-00003.parquet" for shard in range(3)]
+
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert found["streamed"] == [
+        {
+            "frames": [frame["bytes"].hex() for frame in row["frames"]],
+            "timestamps": row["timestamps"],
+            "duration": row["duration"],
+        }
+        for row in table
+    ]
+    # The same stream from local files.
+    (tmp_path / "parquet").mkdir()
+    for shard in range(3):
+        table.shard(3, shard).to_parquet(tmp_path / "parquet" / f"{shard}.parquet")
+    pairs = load_file(tmp_path / "pairs.safetensors")["pairs"]
+    assert torch.equal(pairs, hub_store_worker.stream_pairs(tmp_path / "parquet"))
+    assert not torch.equal(pairs[:, 0], pairs[:, 1])
+    # Only the description was kept.
+    assert found["bytes cached by streaming"] < min(sizes.values()) / 10
+    assert found["bytes cached by opening"] > sum(sizes.values())
+
+    assert found["names"] == list(table["name"])
+    assert found["labels"] == [name[0] for name in found["names"]]
+    frames = load_file(tmp_path / "frames.safetensors")
+    assert {name: read_numbers(rows) for name, rows in frames.items()} == {
+        name: list(range(count)) for name, count in numbers_of_frames.items()
+    }
 
 
 # Cards

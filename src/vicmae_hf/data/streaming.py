@@ -232,7 +232,7 @@ def build_stream_dataloader(
         raise InputError(
             f"{stream.stream.name} has {num_shards} shards, too few for {num_processes} processes with "
             f"{max(num_workers, 1)} workers each. Use fewer of them, or a store of at least {num_readers} shards "
-            "(see --videos_per_shard of pack_frames.py)."
+            "(--videos_per_shard of pack_frames.py; for a dataset on the Hub, num_shards of push_to_hub)."
         )
     share = replace(
         stream,
