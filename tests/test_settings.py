@@ -141,3 +141,12 @@ def test_config_overrides():
         parse_config_overrides(ViCMAEConfig, "hiden_size=3")
     with pytest.raises(ArgumentsError, match="expected name=value, got 'hidden_size'"):
         parse_config_overrides(ViCMAEConfig, "hidden_size")
+
+
+def test_small_numbers_of_the_config_are_numbers():
+    """YAML reads 1e-05, as Python prints it, as a string."""
+    assert parse_config_overrides(ViCMAEConfig, f"contrastive_weight={1e-05}")["contrastive_weight"] == 1e-05
+    assert parse_config_overrides(ViCMAEConfig, "pooling=mean,hidden_size=32") == {
+        "pooling": "mean",
+        "hidden_size": 32,
+    }

@@ -62,7 +62,8 @@ def build_parser(arguments_class: type) -> argparse.ArgumentParser:
         if value_type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(value_type) is list:
-            options |= {"type": get_args(value_type)[0], "nargs": "*" if default == [] else "+"}
+            may_be_empty = default == [] or entry.metadata.get("may_be_empty", False)
+            options |= {"type": get_args(value_type)[0], "nargs": "*" if may_be_empty else "+"}
         elif get_origin(value_type) is Literal:
             options["choices"] = get_args(value_type)
         else:
@@ -125,5 +126,14 @@ def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str 
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ArgumentsError(f"--config_overrides: the config has no field {name!r}.{hint}")
-        changes[name] = yaml.safe_load(value)
+        changes[name] = read_value(value)
     return changes
+
+
+def read_value(text: str) -> Any:
+    """A value as YAML has it, and numbers like 1e-5, which YAML takes for a string."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

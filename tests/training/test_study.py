@@ -19,9 +19,9 @@ from vicmae_hf.settings import ArgumentsError, parse_config_overrides
 from vicmae_hf.training.probes import balanced_subset, probe_accuracy, read_labelled_frames
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model
-from vicmae_hf.training.study import run_study, tune, untrained
+from vicmae_hf.training.study import check_budgets, run_study, seconds_of, tune, untrained
 from vicmae_hf.training.study_plan import METHODS, TUNED, Plan, StudyArguments
-from vicmae_hf.training.study_probes import balanced_folds, pooled_features
+from vicmae_hf.training.study_probes import StudyProbes, balanced_folds, pooled_features
 from vicmae_hf.training.study_report import BEGIN, END, check_report, orderings_section, write_report
 from vicmae_hf.training.study_results import PAPER_FRACTIONS, PAPER_GAPS, PAPER_METHODS, TITLES
 
@@ -187,6 +187,9 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
         *(f"{method}-seed0" for method in METHODS),
         "vicmae-same-seed0",
     ]
+    assert {str(run["budget"]) for run in results["runs"]} == {
+        str({"num_steps": 6, "total_batch_size": 8, "num_train_files": 32})
+    }
     run = results["runs"][2]
     folder = output_dir / "runs" / "mae_vicreg-seed0"
     model = ViCMAEModel.from_pretrained(folder, video=False).eval()
@@ -224,6 +227,30 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
     assert set(mae["collapse"]) == {"feature_std", "feature_rank", "feature_alignment", "feature_uniformity"}
 
 
+def test_settings_are_rated_by_parts_of_the_training_files(study, results):
+    """The figure computed again, where reading held-out files is refused."""
+    model = ViCMAEModel.from_pretrained(Path(study.output_dir) / "runs" / "vicmae-seed0", video=False).eval()
+    processor = build_processors(model.config)[0]
+    settings = {"num_frames": 2, "label_fractions": [1.0], "num_subsets": 1}
+    probes = StudyProbes(study.probe_train_data, "no such folder", processor, MediaLoader(), **settings)
+    found = probes.cross_validate(model)
+    frames = read_labelled_frames(open_labelled(study.probe_train_data), processor, 2, MediaLoader())
+    with torch.no_grad():
+        features = model(frames.pixel_values.flatten(0, 1)).last_hidden_state[:, 0].unflatten(0, (-1, 2))
+    # Three files of each class.
+    folds = balanced_folds(frames.labels, 3)
+    assert torch.bincount(folds).tolist() == [8, 8, 8]
+    top1 = []
+    for fold in range(3):
+        known, asked = folds != fold, folds == fold
+        parts = (features[known], frames.labels[known], features[asked], frames.labels[asked])
+        top1.append(probe_accuracy(*parts, 8, seed=fold)["top1"])
+    assert found["cls"]["top1"] == pytest.approx(sum(top1) / 3)
+    probes.train.labels.copy_(torch.arange(24))
+    with pytest.raises(InputError, match="tuning needs two files of a class"):
+        probes.cross_validate(model)
+
+
 def test_the_untrained_reference_is_where_the_runs_start(study):
     """All methods start from one encoder, whatever comes after it."""
     encoders = []
@@ -253,6 +280,47 @@ def test_other_settings_are_refused_where_runs_are(study, results, tmp_path):
     changed = StudyArguments(**{**vars(study), "recipe": str(recipe)})
     with pytest.raises(ArgumentsError, match=r"was begun with base_learning_rate 0.05, now 0.1\. Choose another"):
         run_study(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrastive_weights": [0.2]}, r"contrastive_weights \[0.1\], now \[0.2\]"),
+        ({"sweep_seed": 7}, "sweep_seed 1000, now 7"),
+    ],
+)
+def test_a_study_keeps_what_it_tries(study, results, changes, message):
+    """What was tried before would be missing in the report."""
+    with pytest.raises(ArgumentsError, match=message):
+        run_study(StudyArguments(**{**vars(study), **changes}))
+
+
+def test_runs_of_another_length_are_not_mixed(results):
+    changed = json.loads(json.dumps(results["runs"]))
+    changed[3]["budget"]["num_train_files"] += 1
+    with pytest.raises(ArgumentsError, match="vicmae-seed0 had num_train_files 33, mae-seed0 32"):
+        check_budgets(changed)
+
+
+def test_training_times_are_those_of_all_sessions(results):
+    """Also of a run that was interrupted, whose own figure counts the updates after that."""
+    metrics = [{"step": 10, "pairs_per_second": 80.0}, {"step": 25, "pairs_per_second": 60.0}]
+    assert seconds_of(metrics, batch_size=8) == pytest.approx(10 * 8 / 80 + 15 * 8 / 60)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "message"), [(0.75, "0.75 is the recipe's"), (0.95, "leaves 0 of 16 patches visible")]
+)
+def test_mask_ratios_that_make_no_run(study, ratio, message):
+    with pytest.raises(ArgumentsError, match=message):
+        run_study(StudyArguments(**{**vars(study), "mask_ratios": [ratio]}))
+
+
+def test_a_recipe_that_starts_from_a_checkpoint_is_refused(study, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{Path(study.recipe).read_text()}model_name_or_path: somewhere\n")
+    with pytest.raises(ArgumentsError, match="leave out model_name_or_path"):
+        Plan(StudyArguments(**{**vars(study), "recipe": str(recipe)}))
 
 
 def test_other_probes_are_computed_anew_from_the_same_runs(study, results, monkeypatch):
@@ -291,6 +359,8 @@ def test_folds_spread_every_class_and_parts_of_labels_are_nested():
         ({"sweep_seed": 1}, "must not be one of the reported seeds 0 to 1"),
         ({"frame_gaps": ["far"]}, "expected some of same, 4_frames, got far"),
         ({"label_fractions": [0.5]}, "and 1 among them"),
+        ({"label_fractions": [1.0, 1.0]}, "expected each value once"),
+        ({"mask_ratios": [1.5]}, "between 0 and 1"),
         ({"num_seeds": 0}, "at least 1"),
     ],
 )
@@ -323,7 +393,7 @@ def test_the_report_has_the_paper_s_figures_beside_ours(two_seeds, tmp_path):
             assert min(picture.size) > 200
     for title in ("## Mask ratio", "## Settings tried", "## Collapse"):
         assert title in text
-    assert "| MAE + VICReg | 25 | 0.05 | 0.1 | 1.0 | 1.0 | 1.0 | chosen |" in text
+    assert "| MAE + VICReg | 25 | 0.05 | 0.1 | 1.0 | 1.0 | 1.0 | chosen; lowest contrastive weight tried |" in text
     assert "| MAE + VICReg | 25 | 0.05 | 0.5 | 5.0 | 5.0 | 5.0 |  |" in text
 
 

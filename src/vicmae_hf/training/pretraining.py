@@ -230,9 +230,10 @@ def pretrain(
         }
         unwrapped_model.contrastive_weight = unwrapped_model.config.contrastive_weight
         unwrapped_model.save_pretrained(output_dir)
-        write_json(results_file, results)
         write_pictures(unwrapped_model, dataset, mean, std, output_dir)
         write_pretraining_card(output_dir, settings, results)
+        # Last, as it says that the run is finished.
+        write_json(results_file, results)
     accelerator.wait_for_everyone()
     return results
 

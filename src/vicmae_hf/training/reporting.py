@@ -11,9 +11,12 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..data.packing import write_whole
+
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    """Writes a file that is whole or absent."""
+    write_whole(Path(path), json.dumps(content, indent=2) + "\n")
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:

@@ -8,24 +8,24 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from transformers import set_seed
 
 from ..data.media import MediaLoader
-from ..data.packing import write_whole
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
 from ..processors import build_processors
 from ..settings import ArgumentsError
 from .arguments import PretrainingArguments
 from .pretraining import build_frame_pairs, pretrain
-from .reporting import read_metrics
+from .reporting import read_metrics, write_json
 from .session import build_model, start_session
-from .study_plan import TUNED, Plan, Run, StudyArguments
+from .study_plan import CANDIDATES, TUNED, Plan, Run, StudyArguments
 from .study_probes import StudyProbes
 
 
@@ -48,10 +48,20 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
         NonFiniteLossError: if the loss of a run becomes infinite or NaN.
     """
     plan = Plan(study)
-    # What PartialState reads from here on; by itself it does not see several processes on a CPU.
-    Accelerator(mixed_precision=plan.recipe.mixed_precision)
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    # What PartialState reads from here on; by itself it does not see several processes on a CPU. The others wait while
+    # the first one probes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+    accelerator = Accelerator(mixed_precision=plan.recipe.mixed_precision, kwargs_handlers=[patience])
+    plan.recipe = replace(plan.recipe, mixed_precision=accelerator.mixed_precision)
     config = build_model(ViCMAEForPreTraining, plan.recipe).config
+    plan.check_mask_ratios(config)
+    claim_settings(
+        asdict(plan.recipe)
+        | {name: getattr(study, name) for name in [*CANDIDATES, "sweep_seed"]}
+        | {"num_processes": accelerator.num_processes},
+        plan.folder / "settings" / "study.json",
+        f"{plan.folder} was begun with {{}}. Choose another --output_dir.",
+    )
     probes = StudyProbes(
         study.probe_train_data,
         study.probe_eval_data,
@@ -72,6 +82,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
     }
     sweep, tuned = tune(plan, config.pooling, partial(train_and_probe, probes=probes, folder=plan.folder))
     runs = train_and_probe(plan.reported(tuned), probes, plan.folder)
+    check_budgets(sweep + runs)
     results = {
         "command": shlex.join(["python", *sys.argv]),
         "device": device_name(),
@@ -85,7 +96,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
         "runs": runs,
     }
     if PartialState().is_main_process:
-        write_whole(plan.folder / "all_results.json", json.dumps(results, indent=2) + "\n")
+        write_json(plan.folder / "all_results.json", results)
     return results
 
 
@@ -121,8 +132,11 @@ def train_and_probe(runs: Sequence[Run], probes: StudyProbes, folder: Path) -> l
     """What came out of each run, of those done before and of those done now."""
     results = []
     for number, run in enumerate(runs, start=1):
-        claim_settings(run, folder / "settings" / f"{run.name}.json")
         output_dir = Path(run.settings.output_dir)
+        # From this file `run_pretraining.py` would repeat the run.
+        claimed = folder / "settings" / f"{run.name}.json"
+        advice = f"{output_dir} was begun with {{}}. Choose another --output_dir, or delete that folder and {claimed}."
+        claim_settings(asdict(run.settings), claimed, advice)
         if not (output_dir / "all_results.json").exists():
             if PartialState().is_main_process:
                 print(f"{number} of {len(runs)}: {run.name}", file=sys.stderr, flush=True)
@@ -147,18 +161,17 @@ def train_run(settings: PretrainingArguments) -> None:
     gc.collect()
 
 
-def claim_settings(run: Run, path: Path) -> None:
+def claim_settings(settings: dict[str, Any], path: Path, message: str) -> None:
     """
-    Writes the settings of a run, from which `run_pretraining.py` would repeat it, or compares them with those that it
-    was begun with.
+    Writes the settings that are not None, or compares them with those that are there.
 
     Raises:
-        ArgumentsError: if they differ.
+        ArgumentsError: if they differ: the message, with the differences in place of `{}`.
     """
-    settings = {name: value for name, value in asdict(run.settings).items() if value is not None}
+    settings = {name: value for name, value in settings.items() if value is not None}
     if PartialState().is_main_process and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
     PartialState().wait_for_everyone()
     found = json.loads(path.read_text())
     differences = [
@@ -167,17 +180,28 @@ def claim_settings(run: Run, path: Path) -> None:
         if found.get(name) != settings.get(name)
     ]
     if differences:
-        raise ArgumentsError(
-            f"{run.settings.output_dir} was begun with {'; '.join(differences)}. Choose another --output_dir, or "
-            f"delete that folder and {path}."
-        )
+        raise ArgumentsError(message.format("; ".join(differences)))
+
+
+def check_budgets(results: Sequence[dict[str, Any]]) -> None:
+    """Raises an ArgumentsError if runs were trained differently long, or on different numbers of files."""
+    first = results[0]
+    for result in results:
+        for name, value in result["budget"].items():
+            if value != first["budget"][name]:
+                raise ArgumentsError(
+                    f"{result['name']} had {name} {value}, {first['name']} {first['budget'][name]}: they cannot be "
+                    "compared. Was data added in between? Choose another --output_dir."
+                )
 
 
 def summarize(run: Run, probed: dict[str, Any]) -> dict[str, Any]:
     """What the results of a study hold of a run."""
     folder = Path(run.settings.output_dir)
-    trained = json.loads((folder / "all_results.json").read_text())
-    metrics = read_metrics(folder)
+    budget = read_budget(folder)
+    log = read_metrics(folder)
+    # Lines of probes have none of the figures.
+    metrics = [line for line in log if "feature_std" in line]
     names = [f"{kind}_{figure}" for kind in ("feature", "projection") for figure in COLLAPSE]
     return {
         "name": run.name,
@@ -192,8 +216,18 @@ def summarize(run: Run, probed: dict[str, Any]) -> dict[str, Any]:
         "projection_size": json.loads((folder / "config.json").read_text())["projector_output_size"],
         "collapse": {name: metrics[-1][name] for name in names if name in metrics[-1]},
         "history": {name: [line[name] for line in metrics] for name in ("step", "feature_std", "feature_rank")},
-        "train_seconds": trained["train_seconds"],
+        "budget": {name: budget[name] for name in ("num_steps", "total_batch_size", "num_train_files")},
+        "train_seconds": seconds_of(metrics, budget["total_batch_size"]),
     }
+
+
+def seconds_of(metrics: Sequence[dict[str, float]], batch_size: int) -> float:
+    """How long the logged updates took, in however many sessions."""
+    steps = [0, *(line["step"] for line in metrics)]
+    return sum(
+        (step - before) * batch_size / line["pairs_per_second"]
+        for before, step, line in zip(steps, steps[1:], metrics, strict=False)
+    )
 
 
 def untrained(plan: Plan, seed: int) -> ViCMAEModel:
@@ -204,7 +238,7 @@ def untrained(plan: Plan, seed: int) -> ViCMAEModel:
 
 
 def read_budget(folder: Path) -> dict[str, Any]:
-    """What every run of the study had to spend."""
+    """What a run of the study had to spend, and on what."""
     arguments = json.loads((folder / "arguments.json").read_text())
     results = json.loads((folder / "all_results.json").read_text())
     model = arguments["model"]

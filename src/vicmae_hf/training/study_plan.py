@@ -1,9 +1,11 @@
 """Which runs the study of the supplement's section B has."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ..configuration_vicmae import ViCMAEConfig
 from ..settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from .arguments import PretrainingArguments
 
@@ -24,6 +26,8 @@ TUNED = {
 }
 # In names of folders.
 SHORT_NAMES = {"base_learning_rate": "lr", "contrastive_weight": "weight", "vicreg_invariance_weight": "invariance"}
+# Settings of the study that list what is tried.
+CANDIDATES = ["learning_rate_factors", "contrastive_weights", "vicreg_invariance_weights"]
 # Beside distant frames, which all methods get. The paper's videos have 30 frames a second.
 FRAME_GAPS = {
     "same": {"frame_sampling": "same"},
@@ -43,12 +47,15 @@ class StudyArguments:
     report: str | None = setting(None, "the report, Markdown; default: output_dir/report.md")
     num_seeds: int = setting(3, "runs of each method, with the seeds 0, 1, ...")
     learning_rate_factors: list[float] = setting(
-        [1.0, 0.25], "multiples of the recipe's learning rate, tried for each method; the first is where it starts"
+        [1.0, 0.25, 0.0625],
+        "multiples of the recipe's learning rate, tried for each method; of each setting tuning starts with the first",
     )
     contrastive_weights: list[float] = setting([0.1, 0.025, 0.4], "tried for each method but MAE")
     vicreg_invariance_weights: list[float] = setting([25.0, 1.0, 0.1], "tried for MAE + VICReg (Bardes et al.: 25)")
     sweep_seed: int = setting(1000, "seed of the runs that try them, none of which is reported as a result")
-    frame_gaps: list[str] = setting(["same", "4_frames"], "of ViC-MAE's pairs, beside distant: the frame-gap ablation")
+    frame_gaps: list[str] = setting(
+        ["same", "4_frames"], "of ViC-MAE's pairs, beside distant: the frame-gap ablation", may_be_empty=True
+    )
     mask_ratios: list[float] = setting([], "of ViC-MAE, beside the recipe's")
     label_fractions: list[float] = setting([0.05, 0.1, 0.25, 0.5, 0.75, 1.0], "shares of the probe's labels (Table 5)")
     num_subsets: int = setting(3, "draws of each share of the labels that is not 1, averaged")
@@ -62,10 +69,16 @@ class StudyArguments:
             raise ArgumentsError(
                 f"--sweep_seed must not be one of the reported seeds 0 to {self.num_seeds - 1}, got {self.sweep_seed}."
             )
-        for name in ["learning_rate_factors", "contrastive_weights", "vicreg_invariance_weights"]:
+        for name in CANDIDATES:
             values = getattr(self, name)
             if not values or not min(values) >= 0:
                 raise ArgumentsError(f"--{name}: expected some, none below 0, got {values}.")
+        for name in [*CANDIDATES, "frame_gaps", "mask_ratios", "label_fractions"]:
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ArgumentsError(f"--{name}: expected each value once, got {values}.")
+        if not all(0 < ratio < 1 for ratio in self.mask_ratios):
+            raise ArgumentsError(f"--mask_ratios: expected shares between 0 and 1, got {self.mask_ratios}.")
         unknown = [gap for gap in self.frame_gaps if gap not in FRAME_GAPS]
         if unknown:
             raise ArgumentsError(f"--frame_gaps: expected some of {', '.join(FRAME_GAPS)}, got {unknown[0]}.")
@@ -102,7 +115,7 @@ class Plan:
     Which runs a study has.
 
     Raises:
-        ArgumentsError: if the recipe cannot be read, or is not of distant frames.
+        ArgumentsError: if the recipe cannot be read, is not of distant frames, or has what a study cannot use.
     """
 
     def __init__(self, study: StudyArguments):
@@ -117,12 +130,30 @@ class Plan:
                 f"{study.recipe}: frame_sampling must be distant, which --frame_gaps are compared with, got "
                 f"{self.recipe.frame_sampling}."
             )
-
+        for name in ["model_name_or_path", "push_to_hub", "report_to"]:
+            if getattr(self.recipe, name):
+                raise ArgumentsError(
+                    f"{study.recipe}: leave out {name}. A study starts from random weights, and keeps its runs in "
+                    "--output_dir."
+                )
         self.candidates = {
             "base_learning_rate": [factor * self.recipe.base_learning_rate for factor in study.learning_rate_factors],
             "contrastive_weight": study.contrastive_weights,
             "vicreg_invariance_weight": study.vicreg_invariance_weights,
         }
+
+    def check_mask_ratios(self, config: ViCMAEConfig) -> None:
+        """Raises an ArgumentsError if a mask ratio is the recipe's, whose `config` this is, or hides all patches."""
+        num_patches = math.prod(config.patch_grid)
+        for ratio in self.study.mask_ratios:
+            if ratio == config.mask_ratio:
+                raise ArgumentsError(f"--mask_ratios: {ratio:g} is the recipe's, which is run anyway.")
+            num_visible = int(num_patches * (1 - ratio))
+            if not 0 < num_visible < num_patches:
+                raise ArgumentsError(
+                    f"--mask_ratios: {ratio:g} leaves {num_visible} of {num_patches} patches visible; at least one "
+                    "must be visible and one masked."
+                )
 
     def trial(self, method: str, tuned: dict[str, float]) -> Run:
         """A run that tries these values."""

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from ..data.labelled import open_labelled
 from ..data.media import MediaLoader
-from ..data.packing import write_whole
+from ..errors import InputError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEModel
 from .probes import LabelledFrames, balanced_subset, probe_accuracy, read_labelled_frames
+from .reporting import write_json
 
 
 NUM_FOLDS = 4
@@ -86,7 +87,7 @@ class StudyProbes:
             record = json.loads(path.read_text()) if path.exists() else {}
             if record.get("settings") != settings:
                 record = {"settings": settings, "result": compute()}
-                write_whole(path, json.dumps(record, indent=2) + "\n")
+                write_json(path, record)
         PartialState().wait_for_everyone()
         return json.loads(path.read_text())["result"]
 
@@ -143,9 +144,20 @@ class StudyProbes:
         )
 
     def cross_validate(self, model: ViCMAEModel) -> dict[str, dict[str, float]]:
-        """`top1` in percent on held-out quarters of the training files, by pooling; no held-out file is read."""
+        """
+        `top1` in percent on held-out quarters of the training files, or halves or thirds where no class has more, by
+        pooling; no held-out file is read.
+
+        Raises:
+            InputError: if no class has two training files.
+        """
         labels = self.train.labels
-        folds = balanced_folds(labels, NUM_FOLDS)
+        num_folds = min(NUM_FOLDS, int(labels.bincount().max()))
+        if num_folds < 2:
+            raise InputError(
+                f"{self.train_data}: tuning needs two files of a class. Add some, or give one value for each setting."
+            )
+        folds = balanced_folds(labels, num_folds)
         return {
             pooling: {
                 "top1": statistics.fmean(
@@ -157,7 +169,7 @@ class StudyProbes:
                         len(self.train.class_names),
                         seed=fold,
                     )["top1"]
-                    for fold in range(NUM_FOLDS)
+                    for fold in range(num_folds)
                 )
             }
             for pooling, features in pooled_features(model, self.train.pixel_values).items()

@@ -112,7 +112,8 @@ def budget_section(results: dict[str, Any]) -> str:
         (
             "each run",
             f"{budget['num_steps']} updates of {budget['total_batch_size']} pairs, {budget['epochs']:.1f} epochs of "
-            f"{budget['num_train_files']} files",
+            f"{budget['num_train_files']} files; {budget['num_processes']} process"
+            + ("es" if budget["num_processes"] > 1 else ""),
         ),
         (
             "encoder",
@@ -123,13 +124,13 @@ def budget_section(results: dict[str, Any]) -> str:
             "optimisation",
             f"AdamW, warmup of {budget['warmup_epochs']:g} epochs, cosine decay, "
             f"weight decay {budget['weight_decay']:g}; contrastive part from epoch "
-            f"{budget['contrastive_start_epoch']:g} on",
+            f"{budget['contrastive_start_epoch']:g} on, InfoNCE's temperature {budget['temperature']:g}",
         ),
         ("seeds", f"0 to {settings['num_seeds'] - 1}; tuned with seed {settings['sweep_seed']}"),
         (
             "probe",
-            f"linear, on the frozen encoder (Table 3): {data['num_train_samples']} labelled and "
-            f"{data['num_eval_samples']} held-out files, {settings['num_frames']} frames of each, "
+            f"linear, on the frozen encoder (Table 3, without its random crops): {data['num_train_samples']} labelled "
+            f"and {data['num_eval_samples']} held-out files, {settings['num_frames']} frames of each, "
             f"{data['num_classes']} classes, chance {100 / data['num_classes']:.1f} %",
         ),
     ]
@@ -137,18 +138,19 @@ def budget_section(results: dict[str, Any]) -> str:
 
 
 def methods_section(results: dict[str, Any], image_prefix: str) -> str:
-    header = ["", *POOLINGS.values(), "paper, ImageNet-1K: top-1", "top-5"]
+    pooling = results["pooling"]
+    header = ["top-1", *POOLINGS.values(), f"top-5, {POOLINGS[pooling]}", "paper, ImageNet-1K: top-1", "top-5"]
     rows = []
     for row, title in TITLES.items():
         cells = [mean_and_spread(accuracies(results, row, pooling)) for pooling in POOLINGS]
         paper = [f"{value:.2f}" for value in PAPER_METHODS[row]] if row in PAPER_METHODS else ["", ""]
-        rows.append([title, *cells, *paper])
+        rows.append([title, *cells, mean_and_spread(accuracies(results, row, pooling, "top5")), *paper])
     return f"""## Methods (Table 4)
 
-Mean and standard deviation over {results["settings"]["num_seeds"]} seeds of pretraining, top-1 in percent. The
-supplement reads the class token, and says that averaging gives about the same; both are given, and the standard
-deviation over the patch tokens, which also holds what they say with both signs and lose in the mean. Raw pixels are
-frames averaged to {PIXEL_GRID} x {PIXEL_GRID} of them.
+Mean and standard deviation over {results["settings"]["num_seeds"]} seeds of pretraining, in percent. The supplement
+reads the class token, and says that averaging gives about the same; both are given, and the standard deviation over
+the patch tokens, which also holds what they say with both signs and lose in the mean. Raw pixels are frames averaged
+to {PIXEL_GRID} x {PIXEL_GRID} of them. The reconstruction loss is of the first view, as in Algorithm 1.
 
 {table(header, rows)}
 
@@ -183,8 +185,8 @@ def orderings_section(results: dict[str, Any]) -> str:
     header = ["the paper's ordering", "paper, points", "here, points", "seeds in which it holds"]
     return f"""## Orderings
 
-Differences in top-1, seed by seed, of the {POOLINGS[pooling]}. Equal seeds share the first weights, order of data and
-masks. MAE alone has no figure in Table 4; section B says that adding SimSiam or VICReg does worse than it.
+Differences in top-1, seed by seed, of the {POOLINGS[pooling]}. Equal seeds share the encoder's first weights, order
+of data and masks. MAE alone has no figure in Table 4; section B says that adding SimSiam or VICReg does worse than it.
 
 {table(header, rows)}"""
 
@@ -193,7 +195,10 @@ def fractions_section(results: dict[str, Any], image_prefix: str) -> str:
     settings, pooling = results["settings"], results["pooling"]
     fractions = settings["label_fractions"]
     labels = results["probe_data"]["num_labels_by_fraction"]
-    header = ["labels", *(f"{fraction:.0%} ({count})" for fraction, count in zip(fractions, labels, strict=True))]
+    header = [
+        "labels",
+        *(f"{100 * fraction:g} % ({count})" for fraction, count in zip(fractions, labels, strict=True)),
+    ]
     rows = []
     for row, title in TITLES.items():
         curves = accuracies(results, row, pooling, "top1_by_fraction")
@@ -288,7 +293,7 @@ def sweep_section(results: dict[str, Any]) -> str:
             TITLES[run["method"]],
             *(f"{run['tuned'][name]:g}" if name in run["tuned"] else "" for name in TUNED_TITLES),
             *(f"{run['probe'][name]['top1']:.1f}" for name in POOLINGS),
-            "chosen" if run["tuned"] == tuned[run["method"]] else "",
+            describe_choice(run, results["sweep"]) if run["tuned"] == tuned[run["method"]] else "",
         ]
         for run in results["sweep"]
     ]
@@ -303,6 +308,16 @@ training files and tested on the last, four times in turn: the held-out files of
 All other settings are the same for all methods. These are all the runs that tried something.
 
 {table(["", *TUNED_TITLES.values(), *POOLINGS.values(), ""], rows)}"""
+
+
+def describe_choice(chosen: dict[str, Any], sweep: Sequence[dict[str, Any]]) -> str:
+    """Says which of the chosen values have no tried one on one side, where a better one may lie."""
+    edges = []
+    for name, value in chosen["tuned"].items():
+        tried = {run["tuned"][name] for run in sweep if run["method"] == chosen["method"]}
+        if len(tried) > 1 and value in (min(tried), max(tried)):
+            edges.append(f"{'lowest' if value == min(tried) else 'highest'} {TUNED_TITLES[name]} tried")
+    return "; ".join(["chosen", *edges])
 
 
 def runs_section(results: dict[str, Any]) -> str:
