@@ -16,10 +16,11 @@ from vicmae_hf.data.media import MediaLoader
 from vicmae_hf.errors import InputError
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError, parse_config_overrides
+from vicmae_hf.training.loop import NonFiniteLossError
 from vicmae_hf.training.probes import balanced_subset, probe_accuracy, read_labelled_frames
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model
-from vicmae_hf.training.study import check_budgets, run_study, seconds_of, tune, untrained
+from vicmae_hf.training.study import check_budgets, run_study, seconds_of, train_and_probe, tune, untrained
 from vicmae_hf.training.study_plan import METHODS, TUNED, Plan, StudyArguments
 from vicmae_hf.training.study_probes import StudyProbes, balanced_folds, pooled_features
 from vicmae_hf.training.study_report import BEGIN, END, check_report, orderings_section, write_report
@@ -272,6 +273,31 @@ def test_a_second_call_trains_and_probes_nothing(study, results, monkeypatch):
     monkeypatch.setattr("vicmae_hf.training.study.pretrain", refuse)
     monkeypatch.setattr("vicmae_hf.training.study_probes.read_labelled_frames", refuse)
     assert run_study(study) == results
+
+
+def test_what_diverges_is_the_worst_of_what_was_tried(settings, tmp_path):
+    changes = {"learning_rate_factors": [1e30, 1.0], "output_dir": str(tmp_path)}
+    study = StudyArguments(**settings, **changes)
+    tried = []
+
+    def train(runs):
+        if runs[0].method != "mae":
+            return [{"name": run.name, "tuned": run.tuned, "probe": {"mean": {"top1": 1.0}}} for run in runs]
+        tried.extend(train_and_probe(runs, probes, tmp_path))
+        return tried
+
+    plan = Plan(study)
+    processor = build_processors(build_model(ViCMAEForPreTraining, plan.recipe).config)[0]
+    data = (study.probe_train_data, study.probe_eval_data)
+    probes = StudyProbes(*data, processor, MediaLoader(), num_frames=1, label_fractions=[1.0], num_subsets=1)
+    _, tuned = tune(plan, "mean", train)
+    assert tuned["mae"] == {"base_learning_rate": 0.05}
+    assert "diverged" not in tried[1]
+    assert "at step" in tried[0]["diverged"]
+    check_budgets(tried)
+    # A run that is reported must not fail silently.
+    with pytest.raises(NonFiniteLossError):
+        train_and_probe(plan.reported(CHOSEN | {"mae": {"base_learning_rate": 1e28}})[:1], probes, tmp_path)
 
 
 def test_other_settings_are_refused_where_runs_are(study, results, tmp_path):

@@ -22,6 +22,7 @@ from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
 from ..processors import build_processors
 from ..settings import ArgumentsError
 from .arguments import PretrainingArguments
+from .loop import NonFiniteLossError
 from .pretraining import build_frame_pairs, pretrain
 from .reporting import read_metrics, write_json
 from .session import build_model, start_session
@@ -45,7 +46,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
     Raises:
         ArgumentsError: if settings are wrong, or `output_dir` holds runs with other ones.
         InputError: if data cannot be read.
-        NonFiniteLossError: if the loss of a run becomes infinite or NaN.
+        NonFiniteLossError: if the loss of a run becomes infinite or NaN that is more than a try.
     """
     plan = Plan(study)
     # What PartialState reads from here on; by itself it does not see several processes on a CPU. The others wait while
@@ -123,7 +124,8 @@ def tune(
                 continue
             tried = train([plan.trial(method, best | {name: value}) for value in plan.candidates[name]])
             results |= {result["name"]: result for result in tried}
-            best = max(tried, key=lambda result: result["probe"][pooling]["top1"])["tuned"]
+            # What diverged is worse than anything.
+            best = max(tried, key=lambda it: -1 if "diverged" in it else it["probe"][pooling]["top1"])["tuned"]
         tuned[method] = best
     return list(results.values()), tuned
 
@@ -140,7 +142,13 @@ def train_and_probe(runs: Sequence[Run], probes: StudyProbes, folder: Path) -> l
         if not (output_dir / "all_results.json").exists():
             if PartialState().is_main_process:
                 print(f"{number} of {len(runs)}: {run.name}", file=sys.stderr, flush=True)
-            train_run(run.settings)
+            try:
+                train_run(run.settings)
+            except NonFiniteLossError as error:
+                if run.part != "sweep":
+                    raise
+                results.append(describe_run(run) | {"diverged": str(error)})
+                continue
         measure = probes.cross_validate if run.part == "sweep" else probes.probe
         probed = probes.cached(
             output_dir / "study_probe.json",
@@ -185,14 +193,25 @@ def claim_settings(settings: dict[str, Any], path: Path, message: str) -> None:
 
 def check_budgets(results: Sequence[dict[str, Any]]) -> None:
     """Raises an ArgumentsError if runs were trained differently long, or on different numbers of files."""
-    first = results[0]
-    for result in results:
+    first, *others = (result for result in results if "diverged" not in result)
+    for result in others:
         for name, value in result["budget"].items():
             if value != first["budget"][name]:
                 raise ArgumentsError(
                     f"{result['name']} had {name} {value}, {first['name']} {first['budget'][name]}: they cannot be "
                     "compared. Was data added in between? Choose another --output_dir."
                 )
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "part": run.part,
+        "method": run.method,
+        "seed": run.settings.seed,
+        "tuned": run.tuned,
+        "variant": run.variant,
+    }
 
 
 def summarize(run: Run, probed: dict[str, Any]) -> dict[str, Any]:
@@ -203,13 +222,7 @@ def summarize(run: Run, probed: dict[str, Any]) -> dict[str, Any]:
     # Lines of probes have none of the figures.
     metrics = [line for line in log if "feature_std" in line]
     names = [f"{kind}_{figure}" for kind in ("feature", "projection") for figure in COLLAPSE]
-    return {
-        "name": run.name,
-        "part": run.part,
-        "method": run.method,
-        "seed": run.settings.seed,
-        "tuned": run.tuned,
-        "variant": run.variant,
+    return describe_run(run) | {
         "probe": probed,
         "reconstruction_loss": metrics[-1]["reconstruction_loss"],
         "contrastive_loss": metrics[-1].get("contrastive_loss"),

@@ -104,7 +104,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def budget_section(results: dict[str, Any]) -> str:
     settings, budget, data = results["settings"], results["budget"], results["probe_data"]
     everything = results["sweep"] + results["runs"]
-    minutes = sum(run["train_seconds"] for run in everything) / 60
+    minutes = sum(run.get("train_seconds", 0) for run in everything) / 60
     rows = [
         ("command", f"`{results['command']}`"),
         ("ran on", results["device"]),
@@ -292,8 +292,8 @@ def sweep_section(results: dict[str, Any]) -> str:
         [
             TITLES[run["method"]],
             *(f"{run['tuned'][name]:g}" if name in run["tuned"] else "" for name in TUNED_TITLES),
-            *(f"{run['probe'][name]['top1']:.1f}" for name in POOLINGS),
-            describe_choice(run, results["sweep"]) if run["tuned"] == tuned[run["method"]] else "",
+            *("" if "diverged" in run else f"{run['probe'][name]['top1']:.1f}" for name in POOLINGS),
+            outcome(run, results),
         ]
         for run in results["sweep"]
     ]
@@ -310,11 +310,15 @@ All other settings are the same for all methods. These are all the runs that tri
 {table(["", *TUNED_TITLES.values(), *POOLINGS.values(), ""], rows)}"""
 
 
-def describe_choice(chosen: dict[str, Any], sweep: Sequence[dict[str, Any]]) -> str:
-    """Says which of the chosen values have no tried one on one side, where a better one may lie."""
+def outcome(run: dict[str, Any], results: dict[str, Any]) -> str:
+    """Whether a try diverged or was chosen, and on which sides of the chosen values a better one may lie untried."""
+    if "diverged" in run:
+        return "diverged"
+    if run["tuned"] != results["tuned"][run["method"]]:
+        return ""
     edges = []
-    for name, value in chosen["tuned"].items():
-        tried = {run["tuned"][name] for run in sweep if run["method"] == chosen["method"]}
+    for name, value in run["tuned"].items():
+        tried = {other["tuned"][name] for other in results["sweep"] if other["method"] == run["method"]}
         if len(tried) > 1 and value in (min(tried), max(tried)):
             edges.append(f"{'lowest' if value == min(tried) else 'highest'} {TUNED_TITLES[name]} tried")
     return "; ".join(["chosen", *edges])
