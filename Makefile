@@ -16,7 +16,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 data/demo/demo.json: | $(VENV)/installed
-	$(BIN)/python -m vicmae_hf.data.demo --output data/demo
+	$(BIN)/python examples/demo_data/demo_data.py --output data/demo
 
 pretrain: $(VENV)/installed data/demo/demo.json
 	$(LAUNCH) examples/pytorch/run_pretraining.py examples/pytorch/configs/demo.yaml
@@ -24,17 +24,17 @@ pretrain: $(VENV)/installed data/demo/demo.json
 		--train_data data/demo/appearance/train --eval_data data/demo/appearance/eval --output_dir outputs/demo/probe
 
 data/demo_large/demo.json: | $(VENV)/installed
-	$(BIN)/python -m vicmae_hf.data.demo --output data/demo_large \
+	$(BIN)/python examples/demo_data/demo_data.py --output data/demo_large \
 		--appearance_videos 0 0 --motion_videos 100 40 --images 100 40
 
 outputs/demo/model.safetensors:
 	$(MAKE) pretrain
 
 downstream: $(VENV)/installed data/demo_large/demo.json outputs/demo/model.safetensors
-	$(BIN)/python benchmarks/downstream.py --pretrained outputs/demo --output_dir outputs/downstream
+	$(BIN)/python examples/study/downstream.py --pretrained outputs/demo --output_dir outputs/downstream
 
 data/study/demo.json: | $(VENV)/installed
-	$(BIN)/python -m vicmae_hf.data.demo --output data/study \
+	$(BIN)/python examples/demo_data/demo_data.py --output data/study \
 		--appearance_videos 60 40 --motion_videos 25 1 --images 20 1
 
 study: $(VENV)/installed data/study/demo.json
@@ -42,7 +42,7 @@ study: $(VENV)/installed data/study/demo.json
 		$(BIN)/python examples/pytorch/pack_frames.py --input data/study/$$kind/train --output data/study-store/$$kind \
 			--frames_per_second 0 --short_side 0 --num_proc 2 || exit 1; \
 	done
-	$(BIN)/python examples/pytorch/run_study.py --recipe examples/pytorch/configs/study.yaml \
+	$(BIN)/python examples/study/run_study.py --recipe examples/study/study.yaml \
 		--train_data data/study-store/appearance data/study-store/motion data/study-store/images \
 		--probe_train_data data/study/appearance/train --probe_eval_data data/study/appearance/eval \
 		--output_dir outputs/study --report docs/study.md

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from vicmae_hf.data.media import EncodedItem, MediaLoader
-from vicmae_hf.data.video import BACKENDS, VideoDecodingError, open_video
+from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
+from vicmae_hf.data.media.video import BACKENDS, VideoDecodingError, open_video
 
 
 NAIVE = "naive decord"

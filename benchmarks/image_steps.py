@@ -23,8 +23,8 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vicmae_hf.data.packing import PackingSettings, encode_frame
-from vicmae_hf.data.video import open_video
+from vicmae_hf.data.media.video import open_video
+from vicmae_hf.data.preparing.packing import PackingSettings, encode_frame
 
 
 VIEW = (224, 224)

@@ -29,13 +29,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
-from vicmae_hf.data.augmentation import RandomView
-from vicmae_hf.data.frame_pairs import load_frame_pairs
-from vicmae_hf.data.images import decode_image
-from vicmae_hf.data.loading import EpochBatchSampler, build_dataloader
-from vicmae_hf.data.packing import PackingInput, PackingSettings, pack_frames
-from vicmae_hf.data.sampling import FrameSampling
-from vicmae_hf.data.video import open_video
+from vicmae_hf.data.loading.loader import EpochBatchSampler, build_dataloader
+from vicmae_hf.data.media.images import decode_image
+from vicmae_hf.data.media.video import open_video
+from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
+from vicmae_hf.data.samples.augmentation import RandomView
+from vicmae_hf.data.samples.frame_choice import FrameSampling
+from vicmae_hf.data.samples.pairs import load_frame_pairs
 
 
 IMAGE_SIZE, CROP_SCALE, BATCH_SIZE = 224, (0.5, 1.0), 32

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from vicmae_hf.data import load_frame_pairs
-from vicmae_hf.data.packing import (
+from vicmae_hf.data.preparing.packing import (
     Packer,
     PackingInput,
     PackingSettings,

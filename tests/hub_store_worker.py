@@ -15,8 +15,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from vicmae_hf.data import load_frame_pairs, open_source
-from vicmae_hf.data.streaming import build_stream_dataloader, open_stream
+from vicmae_hf.data import load_frame_pairs
+from vicmae_hf.data.samples.streaming import build_stream_dataloader, open_stream
+from vicmae_hf.data.sources.sources import open_source
 
 
 def stream_pairs(name) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from in_process import run_here
+from launching import run_here
 from PIL import Image
 from video_files import numbered_frames, write_video
 

@@ -42,11 +42,11 @@ from vicmae_hf import (
     ViCMAEModel,
     ViCMAEVideoProcessor,
 )
-from vicmae_hf.data.packing import PackingInput, PackingSettings, pack_frames
+from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
 from vicmae_hf.processors import build_processors
+from vicmae_hf.reports.model_card import write_classification_card, write_pretraining_card
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
-from vicmae_hf.training.model_card import write_classification_card, write_pretraining_card
 from vicmae_hf.training.session import UploadError, create_repository, upload
 
 

@@ -12,18 +12,18 @@ from typing import Literal
 
 from accelerate import Accelerator
 
-from vicmae_hf.data.labelled import open_labelled
-from vicmae_hf.data.media import MediaLoader
-from vicmae_hf.data.sources import open_source
-from vicmae_hf.settings import REQUIRED, parse_arguments, setting
-from vicmae_hf.training.arguments import InferenceArguments
-from vicmae_hf.training.features import (
+from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.sources import open_source
+from vicmae_hf.evaluation.features import (
     build_feature_views,
     check_feature_file,
     extract_embeddings,
     load_encoder,
     write_features,
 )
+from vicmae_hf.settings import REQUIRED, parse_arguments, setting
+from vicmae_hf.training.arguments import InferenceArguments
 from vicmae_hf.training.session import run_script
 
 

@@ -11,8 +11,8 @@ import os
 import sys
 from dataclasses import dataclass
 
-from vicmae_hf.data.labelled import read_class_names
-from vicmae_hf.data.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
+from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
+from vicmae_hf.data.sources.labelled import read_class_names
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.session import run_script
 

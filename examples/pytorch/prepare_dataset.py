@@ -10,9 +10,9 @@ with the official labels beside a report of what is missing, broken or repeated.
 from dataclasses import dataclass
 from typing import Literal
 
-from vicmae_hf.data import MediaLoader
-from vicmae_hf.data.labelled import read_class_names
-from vicmae_hf.data.preparation import prepare_dataset, summarize
+from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.preparing.preparation import prepare_dataset, summarize
+from vicmae_hf.data.sources.labelled import read_class_names
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.session import run_script
 

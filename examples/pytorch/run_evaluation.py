@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass
 
 from accelerate import Accelerator
 
-from vicmae_hf.data.labelled import open_labelled
-from vicmae_hf.data.media import MediaLoader
-from vicmae_hf.data.views import ViewDataset, ViewProtocol, choose_preprocessing
+from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
+from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
+from vicmae_hf.evaluation.prediction import predict_views
+from vicmae_hf.evaluation.results import describe, prepare_output_dir, write_evaluation
+from vicmae_hf.evaluation.temporal_ablation import FrameOrders
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
 from vicmae_hf.training.arguments import InferenceArguments
-from vicmae_hf.training.classifier_loading import check_fit, load_classifier
-from vicmae_hf.training.evaluation import predict_views
-from vicmae_hf.training.evaluation_results import describe, prepare_output_dir, write_evaluation
 from vicmae_hf.training.session import run_script
-from vicmae_hf.training.temporal_ablation import FrameOrders
 
 
 @dataclass(kw_only=True)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from vicmae_hf.data.labelled import open_labelled
-from vicmae_hf.data.media import MediaLoader
+from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.evaluation.features import load_encoder
+from vicmae_hf.evaluation.probes import probe_beside_untrained, read_labelled_frames
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
-from vicmae_hf.training.features import load_encoder
-from vicmae_hf.training.probes import probe_beside_untrained, read_labelled_frames
 from vicmae_hf.training.reporting import write_json
 from vicmae_hf.training.session import run_script
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from accelerate.logging import get_logger
 
-from ..data.loading import EpochBatchSampler
+from ..data.loading.loader import EpochBatchSampler
 from .arguments import TrainingArguments
 from .loop import Schedule
 from .optimization import scaled_learning_rate

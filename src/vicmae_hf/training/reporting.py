@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..data.packing import write_whole
+from ..data.preparing.packing import write_whole
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:

@@ -1,0 +1,309 @@
+"""Training of classifiers: finetuning (Table 2) and linear evaluation (Table 3)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import nn
+
+from ..configuration_vicmae import ViCMAEConfig
+from ..data.loading.loader import build_dataloader
+from ..data.media.bad_files import BadFiles
+from ..data.media.reading import MediaLoader
+from ..data.samples.augmentation import normalize_pixels
+from ..data.samples.clip_augmentation import BatchMixing, RandomClip
+from ..data.samples.clips import ClipDataset, ClipSampling
+from ..data.samples.views import build_test_views
+from ..data.sources.labelled import LabelledSource
+from ..evaluation.features import extract_embeddings
+from ..evaluation.prediction import Predictions, predict
+from ..modeling_vicmae import ViCMAEForImageClassification
+from ..reports.model_card import write_classification_card
+from ..reports.plots import plot_accuracies, plot_losses
+from ..settings import ArgumentsError
+from ..training.arguments import ClassificationArguments
+from ..training.best_model import BestModel
+from ..training.checkpointing import Checkpoints, unwrap
+from ..training.loop import train
+from ..training.optimization import layer_decay_scale, parameter_groups
+from ..training.planning import plan_run, total_batch_size
+from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
+from .linear import FeatureSamples, LinearClassifier, predict_features
+from .setup import build_classifier_processors
+
+
+logger = get_logger(__name__)
+
+
+def train_classifier(
+    accelerator: Accelerator,
+    model: ViCMAEForImageClassification,
+    train_source: LabelledSource,
+    eval_source: LabelledSource,
+    arguments: ClassificationArguments,
+) -> dict[str, Any]:
+    """
+    Trains `model` and leaves in `arguments.output_dir` the one that evaluated best, its processors and card, metrics,
+    settings, results, pictures and checkpoints.
+
+    Returns:
+        The content of `all_results.json`.
+
+    Raises:
+        ArgumentsError: if the batch is too small for batch norm.
+        BadFilesError: if too many files cannot be read.
+        CheckpointError: if the checkpoint to resume from does not fit.
+        NonFiniteLossError: if the loss becomes infinite or NaN.
+    """
+    resolve_settings(arguments, model.config, accelerator.num_processes)
+    output_dir = Path(arguments.output_dir)
+    results_file = output_dir / "all_results.json"
+    bad_files = BadFiles(output_dir / "bad_files.jsonl", len(train_source) + len(eval_source), arguments.max_bad_files)
+    module = LinearClassifier(model) if arguments.method == "linear" else model
+    module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
+    best_model = BestModel(accelerator, output_dir, unwrap(accelerator, module).save_pretrained)
+    checkpoints = Checkpoints(
+        accelerator,
+        output_dir,
+        arguments.save_total_limit,
+        run_settings={
+            "task": arguments.task,
+            "method": arguments.method,
+            "seed": arguments.seed,
+            "num_train_files": len(train_source),
+            "num_eval_files": len(eval_source),
+            "per_device_train_batch_size": arguments.per_device_train_batch_size,
+            "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+            "num_processes": accelerator.num_processes,
+            "train_augmentation": arguments.train_augmentation,
+            "class_names_sha256": hashlib.sha256(json.dumps(train_source.class_names).encode()).hexdigest(),
+        },
+        parts=[best_model],
+    )
+    compute_losses = build_loss(module, model.config, arguments)
+    view = build_view(model.config, arguments)
+    start_step = checkpoints.start(arguments.resume_from_checkpoint)
+    samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
+    schedule, batch_sampler = plan_run(
+        arguments, accelerator.num_processes, [len(samples.train)], len(samples.train), start_step=start_step
+    )
+    if start_step >= schedule.num_steps and results_file.exists():
+        logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, start_step, schedule.num_steps)
+        return json.loads(results_file.read_text())
+    batches = accelerator.prepare_data_loader(
+        build_dataloader(
+            samples.train, batch_sampler, samples.num_workers, pin_memory=accelerator.device.type == "cuda"
+        )
+    )
+    settings = {
+        **asdict(arguments),
+        "model": model.config.to_dict(),
+        "num_processes": accelerator.num_processes,
+        "total_batch_size": total_batch_size(arguments, accelerator.num_processes),
+        "learning_rate": schedule.peak_learning_rate,
+        "num_steps": schedule.num_steps,
+        "steps_per_epoch": schedule.steps_per_epoch,
+    }
+    if accelerator.is_main_process:
+        write_json(output_dir / "arguments.json", settings)
+        for processor in build_classifier_processors(model.config, arguments):
+            processor.save_pretrained(output_dir)
+        if arguments.label_fraction is not None:
+            write_names(train_source, output_dir / "train_files.txt")
+
+    def evaluate(step: int) -> dict[str, float]:
+        if step % (arguments.eval_epochs * schedule.steps_per_epoch) and step != schedule.num_steps:
+            return {}
+        predictions = samples.predict_held_out()
+        record_failures(accelerator, bad_files, predictions.failures)
+        figures = predictions.accuracy()
+        best_model.update({**figures, "best_step": step, "best_epoch": step / schedule.steps_per_epoch})
+        return {name: figures[name] for name in ("eval_top1", "eval_top5")}
+
+    metrics_log = MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, start_step)
+    try:
+        with bad_files.errors_of_workers():
+            results = train(
+                accelerator,
+                module,
+                optimizer,
+                batches,
+                compute_losses,
+                schedule,
+                metrics_log,
+                checkpoints,
+                seed=arguments.seed,
+                logging_steps=arguments.logging_steps,
+                checkpointing_steps=arguments.checkpointing_steps,
+                evaluate=evaluate,
+            )
+    finally:
+        metrics_log.close()
+    accelerator.wait_for_everyone()
+    results = {
+        **best_model.figures,
+        "num_steps": schedule.num_steps,
+        "epochs": schedule.num_steps / schedule.steps_per_epoch,
+        "num_train_files": len(train_source),
+        **results,
+        **peak_memory_mib(accelerator.device),
+    }
+    if accelerator.is_main_process:
+        bad_files.rewrite()
+        results["num_train_failed"] = count_failures(bad_files, train_source)
+        write_json(results_file, results)
+        write_pictures(output_dir)
+        write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def resolve_settings(arguments: ClassificationArguments, config: ViCMAEConfig, num_processes: int) -> None:
+    """Fills in the settings whose defaults depend on others."""
+    arguments.num_frames = config.num_frames
+    if arguments.per_device_eval_batch_size is None:
+        arguments.per_device_eval_batch_size = arguments.per_device_train_batch_size
+    if arguments.method == "linear" and arguments.per_device_train_batch_size * num_processes < 2:
+        raise ArgumentsError("--method linear: batch norm needs at least 2 samples in a step, got 1.")
+
+
+def build_optimizer(
+    module: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments
+) -> torch.optim.Optimizer:
+    """AdamW with layer-wise decay of the learning rate (Table 2), or SGD with momentum (Table 3)."""
+    if arguments.method == "linear":
+        return torch.optim.SGD(parameter_groups(module, arguments.weight_decay), lr=0.0, momentum=0.9)
+    groups = parameter_groups(
+        module,
+        arguments.weight_decay,
+        lambda name: layer_decay_scale(name, config.num_hidden_layers, arguments.layer_decay),
+    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
+
+
+def build_loss(
+    module: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments
+) -> Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]]:
+    """What `loop.train` minimises: cross entropy against smoothed and mixed targets."""
+    image_processor, _ = build_classifier_processors(config, arguments)
+    mean, std = image_processor.image_mean, image_processor.image_std
+    mixing = BatchMixing(config.num_labels, arguments.label_smoothing, arguments.mixup, arguments.cutmix)
+
+    def compute_losses(batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
+        if "features" in batch:
+            inputs, targets = mixing(batch["features"], batch["labels"])
+            return {"loss": module(features=inputs, labels=targets).loss}
+        inputs, targets = mixing(normalize_pixels(batch["pixel_values"], mean, std), batch["labels"])
+        return {"loss": module(pixel_values=inputs, labels=targets).loss}
+
+    return compute_losses
+
+
+def build_view(config: ViCMAEConfig, arguments: ClassificationArguments) -> RandomClip:
+    """How training samples are made from frames."""
+    return RandomClip(
+        config.image_height_and_width,
+        arguments.crop_scale,
+        arguments.horizontal_flip,
+        arguments.rand_augment_magnitude,
+        arguments.rand_augment_std,
+        arguments.random_erasing,
+    )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """
+    What a classifier is trained and evaluated on.
+
+    Args:
+        train: a dataset of samples, addressed by `SampleKey`s.
+        num_workers: processes that load them.
+        predict_held_out: predicts the held-out samples with the model as it is.
+    """
+
+    train: torch.utils.data.Dataset
+    num_workers: int
+    predict_held_out: Callable[[], Predictions]
+
+
+def open_samples(
+    accelerator: Accelerator,
+    module: nn.Module,
+    train_source: LabelledSource,
+    eval_source: LabelledSource,
+    view: RandomClip,
+    bad_files: BadFiles,
+    arguments: ClassificationArguments,
+) -> Samples:
+    """Random clips or images; without augmentation the features that the frozen encoder makes of test views, once."""
+    model = unwrap(accelerator, module)
+    config = model.config
+    loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
+    processors = dict(zip(["image", "video"], build_classifier_processors(config, arguments), strict=True))
+    train_views, eval_views = (
+        build_test_views(
+            source,
+            processors[arguments.task],
+            loader,
+            task=arguments.task,
+            num_frames=config.num_frames,
+            frames_per_second=arguments.frames_per_second or None,
+        )
+        for source in (train_source, eval_source)
+    )
+    loading = {"batch_size": arguments.per_device_eval_batch_size, "num_workers": arguments.dataloader_num_workers}
+    if not arguments.train_augmentation:
+        encoder = model.model.vicmae
+        features = extract_embeddings(accelerator, encoder, train_views, **loading)
+        record_failures(accelerator, bad_files, features.failures)
+        samples = FeatureSamples(features, train_views.labels)
+        held_out = FeatureSamples(extract_embeddings(accelerator, encoder, eval_views, **loading), eval_views.labels)
+        return Samples(samples, 0, lambda: predict_features(model, held_out))
+    clips = ClipDataset(
+        train_source,
+        ClipSampling(config.num_frames, arguments.frames_per_second) if arguments.task == "video" else None,
+        view,
+        bad_files,
+        loader,
+        arguments.seed,
+    )
+    # A folder of unreadable files is reported here, in one line, and not from inside a worker.
+    clips[0, 0, 0]
+    return Samples(
+        clips, arguments.dataloader_num_workers, lambda: predict(accelerator, module, eval_views, **loading)
+    )
+
+
+def record_failures(accelerator: Accelerator, bad_files: BadFiles, failures: Sequence[dict[str, str]]) -> None:
+    """Records files that could not be read; raises a BadFilesError if there are too many."""
+    if accelerator.is_main_process:
+        for failure in failures:
+            bad_files.add(failure["path"], failure["error"])
+
+
+def count_failures(bad_files: BadFiles, source: LabelledSource) -> int:
+    """How many items of a source could not be read."""
+    if len(bad_files) == 0:
+        return 0
+    return sum(source[index].name in bad_files.errors for index in range(len(source)))
+
+
+def write_names(source: LabelledSource, path: Path) -> None:
+    """The names of all items of a source, one a line."""
+    path.write_text("".join(f"{source[index].name}\n" for index in range(len(source))))
+
+
+def write_pictures(output_dir: Path) -> None:
+    """`plots/losses.png` and `plots/accuracies.png`."""
+    plots = output_dir / "plots"
+    plots.mkdir(exist_ok=True)
+    metrics = read_metrics(output_dir)
+    plot_losses(metrics, plots / "losses.png")
+    plot_accuracies(metrics, plots / "accuracies.png")

@@ -1,0 +1,148 @@
+"""Linear evaluation (Table 3): a frozen encoder, batch norm without affine parameters, a linear classifier."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..configuration_vicmae import ViCMAEConfig
+from ..data.samples.pairs import SampleKey
+from ..evaluation.features import Features
+from ..evaluation.prediction import Predictions
+from ..modeling_vicmae import ViCMAEForImageClassification, gather_batch, world_size
+from ..training.checkpointing import TrainedModule
+
+
+CLASSIFIER_FILE = "linear_classifier.safetensors"
+
+
+class LinearClassifier(TrainedModule):
+    """
+    A classification model whose encoder is frozen, with batch norm between its features and its classifier, which
+    starts anew.
+
+    What users open (`save_pretrained`) is the model alone, with the batch norm folded into the classifier.
+
+    Args:
+        model: the classification model; it is changed.
+    """
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, model: ViCMAEForImageClassification):
+        super().__init__()
+        self.model = model
+        self.model.vicmae.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(model.config.hidden_size, affine=False)
+        nn.init.normal_(model.classifier.weight, std=0.01)
+        nn.init.zeros_(model.classifier.bias)
+
+    @property
+    def config(self) -> ViCMAEConfig:
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def train(self, mode: bool = True) -> "LinearClassifier":
+        """The encoder stays in eval mode: no dropout, no stochastic depth."""
+        super().train(mode)
+        self.model.vicmae.eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images or clips -> features `(B, D)`, float32."""
+        return self.model.vicmae(pixel_values).pooler_output.float()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: images or clips, or in their place
+            features: what `encode` made of them, `(B, D)`.
+            labels: see the model.
+        """
+        features = self.encode(pixel_values) if features is None else features
+        logits = self.model.classifier(self.normalize(features))
+        loss = None if labels is None else self.model.classification_loss(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def normalize(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `(B, D)` by the statistics of the batches of all processes in training, else by running ones."""
+        if not self.training or world_size() == 1:
+            return self.norm(features)
+        return self.norm(gather_batch(features)).chunk(world_size())[dist.get_rank()]
+
+    def folded_classifier(self) -> dict[str, torch.Tensor]:
+        """
+        `weight` and `bias` of a linear layer on the features that gives the logits of batch norm and classifier in
+        eval mode: W (f - mean) / s + b = (W / s) f + (b - (W / s) mean) with s = sqrt(variance + eps).
+        """
+        classifier = self.model.classifier
+        scale = torch.rsqrt(self.norm.running_var.double() + self.norm.eps)
+        weight = classifier.weight.detach().double() * scale
+        bias = classifier.bias.detach().double() - weight @ self.norm.running_mean.double()
+        return {"weight": weight.to(classifier.weight.dtype), "bias": bias.to(classifier.bias.dtype)}
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        folded = {f"classifier.{name}": tensor for name, tensor in self.folded_classifier().items()}
+        self.model.save_pretrained(folder, state_dict=self.model.state_dict() | folded)
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """The model that users open, and batch norm and classifier as they are."""
+        self.save_pretrained(folder)
+        state = {f"norm.{name}": tensor for name, tensor in self.norm.state_dict().items()}
+        state |= {f"classifier.{name}": tensor for name, tensor in self.model.classifier.state_dict().items()}
+        save_file(state, folder / CLASSIFIER_FILE)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        state = load_file(folder / CLASSIFIER_FILE)
+        for prefix, module in [("norm.", self.norm), ("classifier.", self.model.classifier)]:
+            module.load_state_dict(
+                {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            )
+
+
+class FeatureSamples(torch.utils.data.Dataset):
+    """
+    Embeddings of labelled items: a dataset of `{"features": (D,), "labels": class index}`, addressed by `SampleKey`s.
+
+    Args:
+        features: of the items of the source that could be read.
+        labels: of all items of the source.
+    """
+
+    def __init__(self, features: Features, labels: Sequence[int]):
+        self.features = features
+        self.labels = torch.as_tensor(labels)[features.indices]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
+        _, _, index = key
+        return {"features": self.features.embeddings[index], "labels": self.labels[index]}
+
+
+@torch.no_grad()
+def predict_features(module: LinearClassifier, samples: FeatureSamples) -> Predictions:
+    """The predictions for features, by the running statistics."""
+    was_training = module.training
+    module.eval()
+    device = module.model.classifier.weight.device
+    features = samples.features
+    logits = [module(features=part.to(device)).logits.cpu() for part in features.embeddings.split(4096)]
+    module.train(was_training)
+    return Predictions(torch.cat(logits).softmax(-1), samples.labels, features.indices, features.failures)

@@ -1,0 +1,144 @@
+"""What a classifier is trained from: labelled data, a model with one output a class, processors."""
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from ..configuration_vicmae import ViCMAEConfig
+from ..data.media.reading import MediaItem
+from ..data.sources.frame_store import StoredItem
+from ..data.sources.label_fraction import select_label_fraction
+from ..data.sources.labelled import LabelledSource, open_labelled, read_class_names, relabel
+from ..errors import InputError
+from ..image_processing_vicmae import ViCMAEImageProcessor
+from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
+from ..processors import build_processors
+from ..settings import ArgumentsError
+from ..training.arguments import ClassificationArguments
+from ..training.session import build_model
+from ..video_processing_vicmae import ViCMAEVideoProcessor
+
+
+MODEL_CLASSES = {"image": ViCMAEForImageClassification, "video": ViCMAEForVideoClassification}
+
+
+def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, LabelledSource]:
+    """
+    Opens training and evaluation data with the same class indices: of `--label_names`, else of the checkpoint's
+    classifier if it goes on being trained, else of the training data.
+
+    Raises:
+        InputError: if a source cannot be opened; if a class is missing in the label names, the checkpoint's classifier
+            or, of the evaluation data, in the training data; if the number of classes differs from the
+            classifier's; if samples are not what `--task` classifies; if `--label_fraction` leaves out a class.
+    """
+    train_source = open_labelled(arguments.train_data[0])
+    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    if names is not None:
+        train_source = with_class_names(train_source, names, f"--label_names {arguments.label_names}")
+    known = kept_classifier(arguments)
+    if known is not None:
+        train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path, names is not None)
+    if len(train_source.class_names) < 2:
+        raise InputError(f"{train_source.name}: expected at least 2 classes, got {train_source.class_names}.")
+    eval_source = open_labelled(arguments.eval_data, train_source.class_names, "the training data")
+    for source in (train_source, eval_source):
+        check_task(source, arguments.task)
+    if arguments.label_fraction is not None:
+        train_source = select_label_fraction(train_source, arguments.label_fraction, arguments.seed)
+    return train_source, eval_source
+
+
+def kept_classifier(arguments: ClassificationArguments) -> list[str] | None:
+    """The class names of a finetuned checkpoint whose classifier goes on being trained."""
+    if arguments.model_name_or_path is None or arguments.new_classifier or arguments.method == "linear":
+        return None
+    try:
+        config = ViCMAEConfig.from_pretrained(arguments.model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
+    if not any("Classification" in name for name in config.architectures or []):
+        return None
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def fit_to_classifier(
+    source: LabelledSource, known: list[str], checkpoint: str, names_are_given: bool
+) -> LabelledSource:
+    """Labels as indices of a checkpoint's classifier. One without names of its own takes those of the data."""
+    hint = "Use data of the same classes, or --new_classifier to learn others."
+    is_named = known != [f"LABEL_{index}" for index in range(len(known))]
+    if not is_named and len(source.class_names) != len(known):
+        raise InputError(
+            f"{source.name}: {len(source.class_names)} classes, but the classifier of {checkpoint} has {len(known)}. "
+            f"{hint}"
+        )
+    if not is_named:
+        return source
+    if names_are_given and source.class_names != known:
+        raise InputError(
+            f"--label_names: {len(source.class_names)} names that differ from the {len(known)} of the classifier of "
+            f"{checkpoint}. Leave them out, or give --new_classifier."
+        )
+    try:
+        return with_class_names(source, known, f"the classifier of {checkpoint}")
+    except InputError as error:
+        raise InputError(f"{error} {hint}") from error
+
+
+def with_class_names(source: LabelledSource, class_names: list[str], known_from: str) -> LabelledSource:
+    """Labels as indices into `class_names`; an InputError for classes that it lacks."""
+    return replace(source, all_labels=relabel(source, class_names, known_from), class_names=class_names)
+
+
+def check_task(source: LabelledSource, task: str) -> None:
+    """Raises an InputError if the first sample of a class is not what is to be classified."""
+    for index in np.unique(source.labels, return_index=True)[1]:
+        item = source[int(index)]
+        if task not in possible_tasks(item):
+            kind = "an image" if task == "video" else "a video"
+            raise InputError(f"{source.name}: --task {task} classifies {task}s, but {item.name} is {kind}.")
+
+
+def possible_tasks(item: MediaItem) -> set[str]:
+    if isinstance(item, StoredItem):
+        # One stored frame may be all there is of a video; a damaged row has none.
+        is_clip = item.frames.is_valid and len(item.frames) > 1
+        return {"video"} if is_clip else {"image", "video"}
+    return {"video" if item.is_video else "image"}
+
+
+def build_classifier(arguments: ClassificationArguments, class_names: list[str]) -> ViCMAEForImageClassification:
+    """
+    The model with one output a class.
+
+    Raises:
+        ArgumentsError: if there is no such checkpoint, or the settings do not fit together.
+    """
+    settings = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+        "problem_type": "single_label_classification",
+        "drop_path_rate": arguments.drop_path_rate,
+    }
+    if arguments.num_frames is not None:
+        settings["num_frames"] = arguments.num_frames
+    is_new = arguments.new_classifier or arguments.method == "linear"
+    model_class = MODEL_CLASSES[arguments.task]
+    model = build_model(model_class, arguments, replaced="classifier." if is_new else None, **settings)
+    if is_new:
+        nn.init.xavier_uniform_(model.classifier.weight)
+        nn.init.zeros_(model.classifier.bias)
+    return model
+
+
+def build_classifier_processors(
+    config: ViCMAEConfig, arguments: ClassificationArguments
+) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
+    """The processors of a model; that of videos samples frames as the model is trained on."""
+    image_processor, video_processor = build_processors(config)
+    video_processor.do_sample_frames = True
+    video_processor.num_frames = config.num_frames
+    video_processor.fps = arguments.frames_per_second or None
+    return image_processor, video_processor

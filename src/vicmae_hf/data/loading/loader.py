@@ -1,0 +1,103 @@
+"""The order of samples over a run, and the loader that fetches them."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from ...errors import InputError
+from ..samples.pairs import FramePairDataset, SampleKey
+from .collation import loader_settings
+
+
+def epoch_order(
+    lengths: Sequence[int], weights: Sequence[float] | None, num_samples: int, generator: np.random.Generator
+) -> np.ndarray:
+    """
+    An order of the files of sources laid end to end, `(num_samples,)` indices.
+
+    Without weights every file comes once before any comes again. With weights each source fills its share of the
+    places, and within a source every file comes once before any comes again.
+    """
+    offsets = np.cumsum([0, *lengths[:-1]])
+    if weights is None:
+        lengths, offsets, weights = [sum(lengths)], [0], [1.0]
+    ends = np.rint(np.cumsum(weights) / np.sum(weights) * num_samples).astype(int)
+    counts = np.diff(ends, prepend=0)
+    # Shuffled is whose place it is; the files of a source keep their order.
+    source_of_place = generator.permutation(np.repeat(np.arange(len(lengths)), counts))
+    order = np.empty(num_samples, dtype=int)
+    for source, (length, offset, count) in enumerate(zip(lengths, offsets, counts, strict=True)):
+        rounds = [generator.permutation(length) for _ in range(0, count, length)]
+        order[source_of_place == source] = np.array(rounds, dtype=int).ravel()[:count] + offset
+    return order
+
+
+class EpochBatchSampler(torch.utils.data.Sampler):
+    """
+    Batches of `SampleKey`s of a whole run, epoch after epoch, so that the loader never pauses between epochs.
+
+    Every epoch has `batches_per_epoch` full batches; the samples left over differ from epoch to epoch. If there are
+    fewer than `batch_size * batch_multiple`, they are repeated within the epoch.
+
+    Args:
+        lengths: number of files of each source.
+        num_samples: samples of an epoch.
+        batch_size: samples of one batch.
+        num_epochs: how many epochs to go through.
+        batch_multiple: batches that one update needs over all processes; an epoch is a multiple of it.
+        weights: relative share of each source; None for their sizes.
+        start_batch: batches to leave out, counted from the beginning of the run: resuming costs nothing.
+        seed: the order is a function of it and of the epoch.
+
+    Raises:
+        InputError: if the weights do not fit the sources.
+    """
+
+    # Accelerate reads it from batch samplers that it divides between processes.
+    drop_last = True
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        num_samples: int,
+        batch_size: int,
+        num_epochs: int,
+        batch_multiple: int = 1,
+        weights: Sequence[float] | None = None,
+        start_batch: int = 0,
+        seed: int = 0,
+    ):
+        if weights is not None and (len(weights) != len(lengths) or min(weights) <= 0):
+            raise InputError(f"Expected one positive weight for each of {len(lengths)} sources, got {list(weights)}.")
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.num_epochs = num_epochs
+        self.weights = weights
+        self.start_batch = start_batch
+        self.seed = seed
+        self.batches_per_epoch = max(num_samples // (batch_size * batch_multiple), 1) * batch_multiple
+
+    def __len__(self) -> int:
+        return max(self.batches_per_epoch * self.num_epochs - self.start_batch, 0)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        first_epoch, first_batch = divmod(self.start_batch, self.batches_per_epoch)
+        for epoch in range(first_epoch, self.num_epochs):
+            generator = np.random.default_rng([self.seed, epoch])
+            order = epoch_order(self.lengths, self.weights, self.batches_per_epoch * self.batch_size, generator)
+            for batch in range(first_batch, self.batches_per_epoch):
+                positions = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+                yield [(epoch, position, int(order[position])) for position in positions]
+            first_batch = 0
+
+
+def build_dataloader(
+    dataset: FramePairDataset, batch_sampler: EpochBatchSampler, num_workers: int, pin_memory: bool
+) -> torch.utils.data.DataLoader:
+    """A loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}`; workers live as long as the run."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        **loader_settings(num_workers, pin_memory),
+    )

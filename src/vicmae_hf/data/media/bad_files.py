@@ -1,0 +1,131 @@
+"""The record of files that could not be read, shared by all workers and processes of a run."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+
+class BadFilesError(InputError):
+    """Too many files could not be read."""
+
+
+class BadFiles:
+    """
+    Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
+    Files that exceeded the time limit also have `"timed_out": true`.
+
+    Workers append to the file and read what others have found.
+
+    Args:
+        path: where to keep the record. An existing record is continued.
+        num_files: how many files there are.
+        max_share: the share of them that may be bad. One bad file is always allowed, unless it is 0.
+    """
+
+    def __init__(self, path: str | os.PathLike | None, num_files: int, max_share: float):
+        if not 0 <= max_share <= 1:
+            raise InputError(f"max_bad_files is a share between 0 and 1, got {max_share}.")
+        self.path = None if path is None else Path(path)
+        self.num_files = num_files
+        self.max_share = max_share
+        self.max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
+        self.errors: dict[str, str] = {}
+        self.timed_out: set[str] = set()
+        self.num_bytes_read = 0
+        self.update()
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    def has_timed_out(self, name: str) -> bool:
+        """Whether a file exceeded the time limit, in any worker or process."""
+        if self.path is not None and self.path.exists() and self.path.stat().st_size > self.num_bytes_read:
+            self.update()
+        return name in self.timed_out
+
+    def add(self, name: str, error: str, timed_out: bool = False) -> None:
+        """
+        Records a bad file.
+
+        Raises:
+            BadFilesError: if there are now more than allowed, or no good file is left.
+        """
+        if name not in self.errors:
+            self.update()
+        if name not in self.errors:
+            # What is read from bytes does not know its name.
+            self.errors[name] = error = error if name in error else f"{name}: {error}"
+            if timed_out:
+                self.timed_out.add(name)
+            logger.warning("Unreadable: %s", error)
+            self._append(name)
+        self.check()
+
+    def check(self) -> None:
+        """Raises a BadFilesError that names the first bad files if there are more than allowed."""
+        if len(self) <= self.max_files and len(self) < self.num_files:
+            return
+        first = "; ".join(list(self.errors.values())[:3])
+        if len(self) > self.max_files:
+            limit = f"--max_bad_files {self.max_share} allows {self.max_files}. Repair or remove them, or allow more."
+        else:
+            limit = "none is left."
+        raise BadFilesError(f"{len(self)} of {self.num_files} files could not be read, and {limit} The first: {first}")
+
+    @contextmanager
+    def errors_of_workers(self) -> Iterator[None]:
+        """
+        In its block a BadFilesError from a worker, which arrives with the worker's traceback, is raised anew from the
+        record, in one line.
+        """
+        try:
+            yield
+        except BadFilesError:
+            self.update()
+            self.check()
+            raise
+
+    def rewrite(self) -> None:
+        """Leaves each bad file once in the record (two workers may have met one at the same time)."""
+        self.update()
+        if self.path is not None and self.errors:
+            lines = "".join(map(self._line, self.errors))
+            self.num_bytes_read = self.path.write_bytes(lines.encode())
+
+    def _line(self, name: str) -> str:
+        entry = {"path": name, "error": self.errors[name]}
+        return json.dumps(entry | ({"timed_out": True} if name in self.timed_out else {})) + "\n"
+
+    def _append(self, name: str) -> None:
+        if self.path is None:
+            return
+        # One write call in append mode, so that lines of several workers do not mix.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, self._line(name).encode())
+        finally:
+            os.close(descriptor)
+
+    def update(self) -> None:
+        """Reads what other processes have recorded."""
+        if self.path is None or not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.num_bytes_read)
+            for line in file:
+                # Another process is still writing it; reading on would find the rest as a line of its own.
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                self.errors.setdefault(entry["path"], entry["error"])
+                if entry.get("timed_out"):
+                    self.timed_out.add(entry["path"])
+                self.num_bytes_read += len(line)

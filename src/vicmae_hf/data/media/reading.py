@@ -1,0 +1,133 @@
+"""Videos and images behind one interface: frames, and the times at which they are shown."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ...errors import InputError, MediaDecodingError
+from .images import ImageReader
+from .video import check_backend, open_video
+
+
+class TimeLimitError(MediaDecodingError):
+    """Reading a file took longer than the limit."""
+
+
+class MediaReader(Protocol):
+    """
+    An open video, image or row of a frame store; a context manager.
+
+    Attributes:
+        timestamps: float64 array (T,), seconds: when each frame is shown, ascending from 0.
+        duration: seconds, to the end of the last frame.
+        num_frames: T.
+    """
+
+    timestamps: np.ndarray
+    duration: float
+    num_frames: int
+
+    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """Frames (len(indices), 3, H, W), uint8, upright, in any order and with repetitions."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "MediaReader": ...
+
+    def __exit__(self, *exception) -> None: ...
+
+
+class MediaItem(Protocol):
+    """One video or image of a source, not opened yet; `name` is what it is reported by."""
+
+    name: str
+
+    def open(self, video_backend: str) -> MediaReader:
+        """Raises a `MediaDecodingError` if it cannot be read."""
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """A video or image file: its path, or its bytes."""
+
+    media: str | bytes
+    name: str
+    is_video: bool
+
+    def open(self, video_backend: str) -> MediaReader:
+        return open_video(self.media, video_backend) if self.is_video else ImageReader(self.media)
+
+
+@dataclass(frozen=True)
+class MediaLoader:
+    """
+    Reads frames of items.
+
+    Args:
+        video_backend: what decodes videos (see `open_video`).
+        seconds_per_file: a file that takes longer is given up. Its decoder cannot be stopped; it is left behind in a
+            thread that ends with the process. 0 sets no limit.
+
+    Raises:
+        InputError: if the backend is unknown or not installed, or the limit negative.
+    """
+
+    video_backend: str = "pyav"
+    seconds_per_file: float = 60.0
+
+    def __post_init__(self):
+        check_backend(self.video_backend)
+        if not self.seconds_per_file >= 0:
+            raise InputError(f"seconds_per_file must not be negative, got {self.seconds_per_file}.")
+
+    def read_frames(self, item: MediaItem, choose_frames: Callable[[MediaReader], Sequence[int]]) -> torch.Tensor:
+        """
+        Opens an item, decodes the frames whose indices `choose_frames` returns, and closes it.
+
+        Returns:
+            uint8 `(T, 3, H, W)`.
+
+        Raises:
+            MediaDecodingError: if it cannot be read; `TimeLimitError` if that takes too long.
+        """
+
+        def read() -> torch.Tensor:
+            with item.open(self.video_backend) as reader:
+                return reader.get_frames(choose_frames(reader))
+
+        # What a store holds in memory-mapped files has no decoder that could hang.
+        if not isinstance(item, EncodedItem):
+            return read()
+        return call_within(self.seconds_per_file, read, item.name)
+
+
+def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str) -> torch.Tensor:
+    """
+    What `function` returns or raises, or a `TimeLimitError` that carries `name`. 0 seconds set no limit.
+
+    In a thread, because only that is left behind whatever it hangs in: decoders are native code, which no signal
+    interrupts.
+    """
+    if seconds == 0:
+        return function()
+    outcome = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((function(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+    except queue.Empty:
+        raise TimeLimitError(f"{name}: not read within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result

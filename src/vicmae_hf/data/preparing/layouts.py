@@ -1,0 +1,519 @@
+"""
+Datasets as people have them on disk: what their official lists promise, and which files are there. One function for
+each dataset; docs/datasets.md shows the trees that they expect.
+"""
+
+import csv
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import datasets
+import pyarrow.compute as pc
+
+from ...errors import InputError
+from ..sources.labelled import read_class_names
+from ..sources.sources import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    DataSourceError,
+    as_source_error,
+    list_files,
+    load_hub_dataset,
+)
+
+
+OFFICIAL_CLASS_NAMES = Path(__file__).parent / "class_names"
+# What folders, lists and a list's own column call a split.
+SPLIT_NAMES = {"train": ["train"], "val": ["val", "validate", "validation"], "test": ["test"]}
+NO_LABEL = -1
+KINETICS_SUFFIXES = (".csv", ".txt")  # the second for some lists of Kinetics-600
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    Where a dataset is.
+
+    Args:
+        root: its folder; ImageNet's may also be a Parquet file, a folder of them, or a dataset's name on the Hub.
+        split: "train", "val" or "test"; None for a plain labelled folder without splits.
+        annotations: the list of the split; None looks for it under `root`.
+        media: the folder of the split's files; None looks for it under `root`.
+        class_names: the classes in the order of their indices; None takes the official order.
+    """
+
+    root: str
+    split: str | None = None
+    annotations: str | None = None
+    media: str | None = None
+    class_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """
+    What a list promises, and what is there.
+
+    Args:
+        source: the list, or the folder that stands for it.
+        media: the folder of the files.
+        is_video: whether the files are videos; images otherwise.
+        class_names: in the order of their indices.
+        rows: of the list, in its order: the name (id) of a file and its class index, `NO_LABEL` where the list of a
+            test split has none.
+        files: the paths of all files in `media`, by name.
+        example: the path of a listed file below `media`, for messages.
+        listed_elsewhere: names that the lists of other splits have, if their files are in the same folder.
+    """
+
+    source: str
+    media: str
+    is_video: bool
+    class_names: list[str]
+    rows: list[tuple[str, int]]
+    files: dict[str, list[str]]
+    example: str
+    listed_elsewhere: frozenset[str] = frozenset()
+
+
+def list_kinetics(request: Request, official_classes: str | int) -> Listing:
+    """
+    Kinetics-400, -600 and -700 as the CVD Foundation hosts them (github.com/cvdfoundation/kinetics-dataset):
+    `annotations/{train,val,test}.csv` and a folder for each split, of files `ID_SSSSSS_EEEEEE.mp4` (seconds), in
+    folders of classes or not.
+
+    Args:
+        official_classes: the name of the class list that ships with this package, or how many classes there are: then
+            their order is that of the sorted names in `train.csv`.
+    """
+    names = [
+        f"{folder}{name}{suffix}"
+        for folder in ["annotations/", ""]
+        for suffix in KINETICS_SUFFIXES
+        for name in SPLIT_NAMES[request.split]
+    ]
+    path = find_list(request, names)
+    if request.class_names is not None:
+        class_names = list(request.class_names)
+    elif isinstance(official_classes, str):
+        class_names = read_official_class_names(official_classes)
+    else:
+        class_names = sorted_training_classes(request, path, official_classes)
+    indices = index_of(class_names)
+    rows = [
+        (name, NO_LABEL if label is None else look_up(label, indices, where))
+        for where, name, label in read_kinetics_list(path, request.split)
+    ]
+    media = find_media(request, SPLIT_NAMES[request.split])
+    files = index_files(media, VIDEO_EXTENSIONS, stem)
+    return Listing(str(path), media, True, class_names, rows, files, "ID_SSSSSS_EEEEEE.mp4")
+
+
+def read_kinetics_list(path: Path, split: str) -> Iterator[tuple[str, str, str | None]]:
+    """Where each row stands (file and line), the name of its file, and its class, None if a test list has none."""
+    with open_list(path) as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        needed = ["youtube_id", "time_start", "time_end"] + (["label"] if split != "test" else [])
+        lacking = [name for name in needed if name not in columns]
+        if lacking:
+            raise InputError(
+                f"{path}, line 1: expected the columns {', '.join(needed)}; {', '.join(lacking)} missing."
+            )
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise InputError(f"{where}: expected {len(columns)} fields ({','.join(columns)}), got more or fewer.")
+            named_split = row.get("split")
+            others = [name for other, names in SPLIT_NAMES.items() if other != split for name in names]
+            if named_split in others:
+                raise InputError(f"{where}: is of the split {named_split!r}; expected the list of {split!r}.")
+            times = [row["time_start"], row["time_end"]]
+            if not row["youtube_id"] or not all(time.isdecimal() for time in times):
+                raise InputError(
+                    f"{where}: expected a youtube_id and whole seconds in time_start and time_end, got "
+                    f"{row['youtube_id']!r}, {times[0]!r}, {times[1]!r}."
+                )
+            if not row.get("label") and split != "test":
+                raise InputError(f"{where}: expected a class in the column label, got nothing.")
+            start, end = map(int, times)
+            yield where, f"{row['youtube_id']}_{start:06d}_{end:06d}", row.get("label") or None
+
+
+def sorted_training_classes(request: Request, path: Path, num_classes: int) -> list[str]:
+    """The sorted class names of the training list at `path` or beside it."""
+    if request.split != "train":
+        names = [f"{folder}train{suffix}" for folder in ["", "annotations/"] for suffix in KINETICS_SUFFIXES]
+        path = find_one([path.parent, Path(request.root)], names, "training list")
+    class_names = sorted({label for _, _, label in read_kinetics_list(path, "train")})
+    if len(class_names) != num_classes:
+        raise InputError(
+            f"{path}: names {len(class_names)} classes, expected {num_classes}: the sorted names of the whole "
+            "training list are the class order. Restore the official list, or give the order with --class_names FILE."
+        )
+    return class_names
+
+
+def list_something_something(request: Request) -> Listing:
+    """
+    Something-Something v2: `something-something-v2-{train,validation,test}.json` (or `train.json`, ...), the files
+    `ID.webm` of all splits in one folder. A `template` without its brackets is the class. If there is a
+    `...labels.json`, it must have the order that ships with this package.
+    """
+    list_names = {"train": "train", "val": "validation", "test": "test"}
+    prefixes = [
+        f"{folder}{name}" for folder in ["", "labels/", "annotations/"] for name in ["something-something-v2-", ""]
+    ]
+    path = find_list(request, [f"{prefix}{list_names[request.split]}.json" for prefix in prefixes])
+    if request.class_names is None:
+        class_names = read_official_class_names("ssv2")
+        check_something_something_labels(path, class_names)
+    else:
+        class_names = list(request.class_names)
+    indices = index_of(class_names)
+    rows = []
+    for where, name, template in read_something_something_list(path):
+        if template is None and request.split != "test":
+            raise InputError(f'{where}: expected "id" and "template", the template is missing.')
+        label = NO_LABEL if template is None else look_up(re.sub(r"[\[\]]", "", template), indices, where)
+        rows.append((name, label))
+    others = [path.with_name(path.name.replace(list_names[request.split], name)) for name in list_names.values()]
+    others = [other for other in others if other != path and other.is_file()]
+    elsewhere = {name for other in others for _, name, _ in read_something_something_list(other)}
+    media = find_media(request, ["20bn-something-something-v2", "something-something-v2", "videos"])
+    files = index_files(media, VIDEO_EXTENSIONS, stem)
+    return Listing(str(path), media, True, class_names, rows, files, "ID.webm", frozenset(elsewhere))
+
+
+def read_something_something_list(path: Path) -> Iterator[tuple[str, str, str | None]]:
+    """Where each entry stands, its id, and its template or None."""
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: expected a list of entries, got {type(entries).__name__}.")
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or "id" not in entry:
+            raise InputError(f'{where}: expected an object with "id" and "template", got {json.dumps(entry)[:100]}.')
+        yield where, str(entry["id"]), entry.get("template")
+
+
+def check_something_something_labels(path: Path, class_names: list[str]) -> None:
+    """Raises an InputError if there is a label file beside the list and its order is not that of `class_names`."""
+    for name in ["something-something-v2-labels.json", "labels.json"]:
+        label_file = path.with_name(name)
+        if not label_file.is_file():
+            continue
+        labels = read_json(label_file)
+        if not isinstance(labels, dict):
+            raise InputError(f"{label_file}: expected an object of class names and indices.")
+        expected = {class_name: str(index) for index, class_name in enumerate(class_names)}
+        found = {class_name: str(index) for class_name, index in labels.items()}
+        for class_name in [*found, *expected]:
+            if found.get(class_name) != expected.get(class_name):
+                raise InputError(
+                    f"{label_file}: {class_name!r} has the index {found.get(class_name)}, expected "
+                    f"{expected.get(class_name)} as in the official file. Restore it, or give the order with "
+                    "--class_names FILE."
+                )
+
+
+def list_moments(request: Request) -> Listing:
+    """
+    Moments in Time: `trainingSet.csv`, `validationSet.csv` (rows `class/file.mp4,label,votes for,votes against`),
+    `moments_categories.txt` (rows `label,index`), the folders `training` and `validation`.
+    """
+    folder, list_name = {"train": ("training", "trainingSet.csv"), "val": ("validation", "validationSet.csv")}[
+        request.split
+    ]
+    path = find_list(request, [list_name, f"annotations/{list_name}"])
+    class_names = indexed_classes(request, path, "moments_categories.txt", ",")
+    indices = index_of(class_names)
+    rows = []
+    with open_list(path) as file:
+        reader = csv.reader(file)
+        for fields in filter(None, reader):
+            where = f"{path}, line {reader.line_num}"
+            if len(fields) < 2 or "/" not in fields[0]:
+                raise InputError(f"{where}: expected class/file.mp4,label,..., got {','.join(fields)!r}.")
+            rows.append((fields[0], look_up(fields[1], indices, where)))
+    media = find_media(request, [folder])
+    files = index_files(media, VIDEO_EXTENSIONS, partial(relative_name, media))
+    return Listing(str(path), media, True, class_names, rows, files, "class/file.mp4")
+
+
+def list_places(request: Request) -> Listing:
+    """
+    Places365-Standard: `places365_train_standard.txt`, `places365_val.txt` (rows `path index`),
+    `categories_places365.txt` (rows `/a/airfield 0`), images in `data_large` or `data_256`, `val_large` or `val_256`
+    (torchvision renames the first two to `data_large_standard`, `data_256_standard`).
+    """
+    list_name = {"train": "places365_train_standard.txt", "val": "places365_val.txt"}[request.split]
+    folders = {
+        "train": ["data_large", "data_large_standard", "data_256", "data_256_standard"],
+        "val": ["val_large", "val_256"],
+    }
+    path = find_list(request, [list_name, f"filelist_places365-standard/{list_name}"])
+    class_names = indexed_classes(request, path, "categories_places365.txt", " ")
+    rows = []
+    for where, line in read_lines(path):
+        name, _, index = line.rpartition(" ")
+        if not name or not index.isdecimal() or int(index) >= len(class_names):
+            raise InputError(
+                f"{where}: expected a path and a class index from 0 to {len(class_names) - 1}, got {line!r}."
+            )
+        rows.append((name.lstrip("/"), int(index)))
+    media = find_media(request, folders[request.split])
+    files = index_files(media, IMAGE_EXTENSIONS, partial(relative_name, media))
+    example = "a/airfield/00000001.jpg" if request.split == "train" else "Places365_val_00000001.jpg"
+    return Listing(str(path), media, False, class_names, rows, files, example)
+
+
+def list_imagenet(request: Request) -> Listing:
+    """
+    ImageNet-1K as folders `{train,val}/n01440764/*.JPEG`, named by synset. Their sorted ids are the class order; the
+    list of them ships with this package, so that a missing folder shifts nothing. An image's name is its file name
+    without extension (`n01440764_10026`, `ILSVRC2012_val_00000293`).
+    """
+    media = find_media(
+        request, [f"{folder}{name}" for folder in ["", "ILSVRC/Data/CLS-LOC/"] for name in SPLIT_NAMES[request.split]]
+    )
+    class_names = list(request.class_names or read_official_class_names("imagenet"))
+    return list_class_folders(media, class_names, IMAGE_EXTENSIONS, stem)
+
+
+def list_folder(request: Request) -> Listing:
+    """
+    ROOT/CLASS_NAME/FILE, or with splits ROOT/SPLIT/CLASS_NAME/FILE. The sorted names of the folders are the class
+    order, those of ROOT/train for every split if there is one; a class without files keeps its index.
+    """
+    media = find_media(request, SPLIT_NAMES[request.split] if request.split else ["."])
+    training = Path(request.root, "train")
+    class_names = request.class_names or class_folders(training if request.split and training.is_dir() else media)
+    suffixes = {os.path.splitext(path)[1].lower() for path in list_files(Path(media))}
+    if suffixes & VIDEO_EXTENSIONS and suffixes & IMAGE_EXTENSIONS:
+        raise InputError(f"{media}: holds both videos and images; prepare them from folders of their own.")
+    extensions = VIDEO_EXTENSIONS if suffixes & VIDEO_EXTENSIONS else IMAGE_EXTENSIONS
+    return list_class_folders(media, list(class_names), extensions, partial(relative_name, media))
+
+
+def list_class_folders(
+    media: str, class_names: list[str], extensions: frozenset[str], name_of: Callable[[str], str]
+) -> Listing:
+    """Files in folders of classes, where no list says what should be there: the files are their own list."""
+    indices = index_of(class_names)
+    folders = class_folders(media)
+    if not folders:
+        raise InputError(f"{media}: expected folders of classes ({', '.join(class_names[:2])}, ...), found none.")
+    for folder in folders:
+        look_up(folder, indices, os.path.join(media, folder))
+    files = index_files(media, extensions, name_of)
+    rows = []
+    for name, paths in files.items():
+        places = [relative_name(media, path).split("/") for path in paths]
+        rows += [(name, label) for label in dict.fromkeys(indices[place[0]] for place in places if len(place) == 2)]
+    is_video = extensions is VIDEO_EXTENSIONS
+    return Listing(media, media, is_video, class_names, rows, files, f"{class_names[0]}/FILE")
+
+
+def class_folders(media: str | Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(media) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def is_imagenet_table(request: Request) -> bool:
+    """Whether ImageNet is a Parquet file, a folder of them or a name on the Hub, rather than folders of classes."""
+    root = Path(request.root)
+    return not root.is_dir() or any(root.glob("*.parquet")) or any(root.glob("*/*.parquet"))
+
+
+def open_imagenet_table(request: Request) -> datasets.Dataset:
+    """
+    ImageNet-1K as a Parquet file, a folder of them with splits in their names, or a dataset on the Hub.
+
+    Returns:
+        Columns `image` (not decoded), `label` (ClassLabel, as it is there), `name` (the file name without extension
+        and without the synset that the Hub's has at its end; the row's number where that tells no rows apart).
+
+    Raises:
+        InputError: if it cannot be opened, or lacks an image column or a ClassLabel column of 1,000 classes.
+    """
+    split = {"train": "train", "val": "validation", "test": "test"}[request.split]
+    if request.class_names is not None:
+        raise InputError(f"{request.root}: a dataset has its own class order; leave out --class_names.")
+    if not os.path.exists(request.root):
+        table = load_hub_dataset(request.root, split)
+    else:
+        with as_source_error(request.root, f"the split {split!r} could not be opened as a dataset"):
+            if os.path.isfile(request.root):
+                table = datasets.Dataset.from_parquet(request.root)
+            else:
+                table = datasets.load_dataset(request.root, split=split)
+    columns = {
+        kind: next((name for name, feature in table.features.items() if isinstance(feature, kind)), None)
+        for kind in [datasets.Image, datasets.ClassLabel]
+    }
+    if None in columns.values():
+        raise DataSourceError(
+            f"{request.root}: expected a column of type Image and one of type ClassLabel, got {table.features}."
+        )
+    table = table.select_columns(list(columns.values())).rename_columns(
+        {columns[datasets.Image]: "image", columns[datasets.ClassLabel]: "label"}
+    )
+    num_classes = table.features["label"].num_classes
+    official = read_official_class_names("imagenet")
+    names = table.features["label"].names
+    if num_classes != len(official) or (set(names) == set(official) and names != official):
+        raise InputError(
+            f"{request.root}: expected the 1,000 classes of ImageNet-1K in their order, got {num_classes}."
+        )
+    table = table.cast_column("image", datasets.Image(decode=False))
+    # The column of paths alone: the images stay on disk.
+    batches = table.with_format("arrow").select_columns("image").iter(1000)
+    paths = [path for batch in batches for path in pc.struct_field(batch["image"], "path").to_pylist()]
+    names = [re.sub(r"_n\d{8}$", "", stem(path or "")) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{row:09d}" for row in range(len(names))]
+    return table.add_column("name", names)
+
+
+def read_official_class_names(name: str) -> list[str]:
+    """The classes of "kinetics400", "ssv2" or "imagenet" (synset ids) in the order of their indices."""
+    return read_class_names(OFFICIAL_CLASS_NAMES / f"{name}.txt")
+
+
+def indexed_classes(request: Request, list_path: Path, name: str, separator: str) -> list[str]:
+    """The classes of a file of rows NAME, separator, INDEX beside the list or under the root."""
+    if request.class_names is not None:
+        return list(request.class_names)
+    path = find_one([list_path.parent, Path(request.root)], [name], "list of classes")
+    names = {}
+    for where, line in read_lines(path):
+        class_name, _, index = line.rpartition(separator)
+        if not class_name or not index.isdecimal() or int(index) in names or class_name in names.values():
+            raise InputError(f"{where}: expected NAME{separator}INDEX, each of them once, got {line!r}.")
+        names[int(index)] = class_name
+    if not names or sorted(names) != list(range(len(names))):
+        raise InputError(f"{path}: expected the indices 0 to N-1, got {len(names)} up to {max(names, default=None)}.")
+    return [names[index] for index in range(len(names))]
+
+
+def index_of(class_names: Iterable[str]) -> dict[str, int]:
+    return {class_name: index for index, class_name in enumerate(class_names)}
+
+
+def look_up(class_name: str, indices: dict[str, int], where: str) -> int:
+    """The index of a class; `where` it was found is for the error."""
+    if class_name not in indices:
+        near = difflib.get_close_matches(class_name, indices, n=1)
+        hint = f" Did they mean {near[0]!r}?" if near else ""
+        first = ", ".join(list(indices)[:2])
+        raise InputError(f"{where}: unknown class {class_name!r}, expected one of {len(indices)}: {first}, ....{hint}")
+    return indices[class_name]
+
+
+def find_list(request: Request, names: list[str]) -> Path:
+    if request.annotations is not None:
+        return Path(request.annotations)
+    return find_one([Path(request.root)], names, f"list of the split {request.split!r}", "--annotations")
+
+
+def find_media(request: Request, names: list[str]) -> str:
+    """The absolute path of the folder of the split's files."""
+    if request.media is None:
+        folder = find_one([Path(request.root)], names, f"folder of the split {request.split!r}", "--media")
+    else:
+        folder = Path(request.media)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of media files.")
+    return os.path.abspath(folder)
+
+
+def find_one(folders: list[Path], names: list[str], what: str, flag: str | None = None) -> Path:
+    """
+    The one of `names` that is in one of `folders`.
+
+    Raises:
+        InputError: if there is none, or there are several; it says what was looked for and which flag chooses.
+    """
+    paths = {os.path.realpath(folder / name): folder / name for folder in folders for name in names}
+    found = [path for path in paths.values() if path.exists()]
+    if len(found) == 1:
+        return found[0]
+    choice = f" Choose with {flag}." if flag else ""
+    if found:
+        raise InputError(
+            f"{folders[0]}: several files or folders could be the {what}: {', '.join(map(str, found))}.{choice}"
+        )
+    raise InputError(f"{folders[0]}: {what} not found; expected {' or '.join(names)} there.{choice}")
+
+
+def index_files(media: str, extensions: frozenset[str], name_of: Callable[[str], str]) -> dict[str, list[str]]:
+    """The paths of all files in `media`, nested as they like, by name."""
+    files = {}
+    for path in list_files(Path(media)):
+        if os.path.splitext(path)[1].lower() in extensions:
+            files.setdefault(name_of(path), []).append(path)
+    return files
+
+
+def stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def relative_name(media: str, path: str) -> str:
+    return path[len(media.rstrip(os.sep)) + 1 :].replace(os.sep, "/")
+
+
+@contextmanager
+def open_list(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a list ({error}).") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Where each line stands (file and number), and its text; empty ones are left out."""
+    with open_list(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}, line {number}", line.strip()
+
+
+def read_json(path: Path) -> list | dict:
+    with open_list(path) as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {error.lineno}: is not valid JSON ({error.msg}).") from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset: what it is called, how it is listed, which splits it has (None: a folder without splits)."""
+
+    title: str
+    list_items: Callable[[Request], Listing]
+    splits: tuple[str | None, ...]
+
+
+LAYOUTS = {
+    "kinetics400": Layout(
+        "Kinetics-400", partial(list_kinetics, official_classes="kinetics400"), ("train", "val", "test")
+    ),
+    "kinetics600": Layout("Kinetics-600", partial(list_kinetics, official_classes=600), ("train", "val", "test")),
+    "kinetics700": Layout("Kinetics-700", partial(list_kinetics, official_classes=700), ("train", "val", "test")),
+    "ssv2": Layout("Something-Something v2", list_something_something, ("train", "val", "test")),
+    "moments": Layout("Moments in Time", list_moments, ("train", "val")),
+    "imagenet": Layout("ImageNet-1K", list_imagenet, ("train", "val")),
+    "places365": Layout("Places365", list_places, ("train", "val")),
+    "folder": Layout("Labelled folder", list_folder, ("train", "val", "test", None)),
+}

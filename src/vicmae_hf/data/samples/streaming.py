@@ -1,0 +1,255 @@
+"""Pairs of views from rows that arrive in a stream: shard by shard, and in each shard one row after the other."""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+
+from ...errors import InputError, MediaDecodingError
+from ..loading.collation import loader_settings
+from ..media.bad_files import BadFiles, BadFilesError
+from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem, has_frames
+from ..sources.sources import (
+    DataSourceError,
+    as_source_error,
+    is_saved_dataset,
+    list_media,
+    load_hub_dataset,
+    open_source,
+)
+from .augmentation import RandomView
+from .frame_choice import FrameSampling
+
+
+READ_ROWS = 32  # taken from a stream at a time
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """
+    The rows of a frame store as a stream.
+
+    Args:
+        name: as the user gave it.
+        rows: the dataset.
+        counted: the same rows with as few columns as can be read by themselves.
+    """
+
+    name: str
+    rows: datasets.IterableDataset
+    counted: datasets.IterableDataset
+
+    @property
+    def num_shards(self) -> int:
+        return self.rows.num_shards
+
+    def count_rows(self, shard: int) -> int:
+        return sum(table.num_rows for table in self._tables(self.counted, shard))
+
+    def count_all_rows(self) -> int:
+        """From the description of the dataset, or else by counting."""
+        split = (self.rows.info.splits or {}).get("train")
+        if split is not None and split.num_examples:
+            return split.num_examples
+        return sum(self.count_rows(shard) for shard in range(self.num_shards))
+
+    def read(self, shard: int, start: int) -> Iterator[StoredItem]:
+        """The rows of a shard from row `start` on. Those before are not decoded."""
+        first = 0
+        for table in self._tables(self.rows, shard):
+            for row in range(max(start - first, 0), table.num_rows):
+                row_name = table.column("name")[row].as_py() if "name" in table.column_names else None
+                name = f"{self.name}, shard {shard}, row {first + row}" + (f" ({row_name})" if row_name else "")
+                yield StoredItem(name, *(table.column(column)[row] for column in ROW_COLUMNS))
+            first += table.num_rows
+
+    def _tables(self, dataset: datasets.IterableDataset, shard: int) -> Iterator:
+        # `iter`, because a plain loop would divide the shard among the workers of a PyTorch loader once more.
+        return dataset.shard(self.num_shards, shard).with_format("arrow").iter(READ_ROWS)
+
+
+def open_stream(name: str | os.PathLike) -> RowStream:
+    """
+    Opens a frame store, a Parquet file or a folder of them, or a dataset on the Hub (split "train") as a stream.
+    Parquet is read where it is, without the copy that `open_source` makes.
+
+    Raises:
+        DataSourceError: if it does not exist, or has no column `frames` of encoded frames.
+    """
+    name = os.fspath(name)
+    path = Path(name).expanduser()
+    parquet = [str(path)] if path.suffix == ".parquet" else []
+    if path.is_dir() and not is_saved_dataset(path):
+        _, parquet = list_media(name, path)
+    if not path.exists():
+        rows = load_hub_dataset(name, "train", streaming=True)
+        if rows.info.builder_name == "parquet":
+            counted = load_hub_dataset(name, "train", streaming=True, columns=["duration"])
+        else:
+            counted = rows
+    elif parquet:
+        files = {"train": parquet}
+        with as_source_error(name, "the Parquet files could not be read"):
+            rows, counted = (
+                datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, columns=columns)
+                for columns in (None, ["duration"])
+            )
+    else:
+        source = open_source(name)
+        # Mapped into memory: counting touches no frames.
+        is_store = isinstance(source, FrameStoreSource)
+        rows = counted = source.table.to_iterable_dataset(len(source.table.cache_files)) if is_store else None
+    columns = rows.features if rows is not None and rows.features is not None else {}
+    if not has_frames(columns) or not set(ROW_COLUMNS) <= set(columns):
+        raise DataSourceError(
+            f"{name}: only frame stores are streamed, with the columns {', '.join(ROW_COLUMNS)}. Make one with "
+            "pack_frames.py, or leave out --streaming."
+        )
+    return RowStream(name, rows, counted)
+
+
+@dataclass(frozen=True)
+class FramePairStream(torch.utils.data.IterableDataset):
+    """
+    Endless `{"pixel_values": uint8 (2, 3, H, W)}` from a stream of rows, for `build_stream_dataloader`.
+
+    Each shard belongs to one worker of one process. A worker goes round its shards for ever; in each round, here
+    called an epoch, it takes them in another order, and the rows of a shard as they lie. Random numbers depend on
+    (seed, epoch, worker, position in the epoch) alone, so that a stream that begins later gives what it would have
+    given.
+
+    In place of a row that cannot be read, which is recorded in `bad_files`, stands the next one that can.
+
+    Args:
+        stream: the rows.
+        num_files: how many they are.
+        view, frame_sampling, bad_files, seed: see `FramePairDataset`.
+        process_index, num_processes: which share of the shards is read.
+        batch_size: samples that the loader takes from one worker before it goes to the next.
+        start_batch: batches of this process to leave out. Shards before that are not read, rows not decoded.
+    """
+
+    stream: RowStream
+    num_files: int
+    view: RandomView
+    frame_sampling: FrameSampling
+    bad_files: BadFiles
+    seed: int = 0
+    process_index: int = 0
+    num_processes: int = 1
+    batch_size: int = 1
+    start_batch: int = 0
+
+    samples_per_file = 1
+
+    @property
+    def lengths(self) -> list[int]:
+        return [self.num_files]
+
+    @property
+    def num_samples(self) -> int:
+        return self.num_files
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker_info = torch.utils.data.get_worker_info()
+        num_workers, worker_id = (worker_info.num_workers, worker_info.id) if worker_info else (1, 0)
+        # A loader takes batches from its workers in turn, and always begins with the first one.
+        place = (worker_id + self.start_batch) % num_workers
+        batches_before = len(range(place, self.start_batch, num_workers))
+        worker = self.process_index * num_workers + place
+        return self.samples(worker, self.num_processes * num_workers, batches_before * self.batch_size)
+
+    def samples(self, worker: int, num_workers: int, start: int) -> Iterator[dict[str, torch.Tensor]]:
+        """What worker `worker` of all `num_workers` gives, without its first `start` samples."""
+        rows = self.rows(worker, range(worker, self.stream.num_shards, num_workers), start)
+        ahead = deque()  # rows read, whose turn is still to come
+        while True:
+            for attempt in itertools.count():
+                if attempt == len(ahead):
+                    ahead.append(next(rows))
+                epoch, position, _ = ahead[0]
+                item_epoch, _, item = ahead[attempt]
+                if item_epoch > epoch + 1:
+                    raise BadFilesError(f"{self.stream.name}: the shards of worker {worker} have no readable row.")
+                # 1 + attempt: numpy takes [seed, epoch, worker] and [seed, epoch, worker, 0, 0] for the same seed.
+                generator = np.random.default_rng([self.seed, epoch, worker, position, 1 + attempt])
+                try:
+                    sample = {"pixel_values": self.read_pair(item, generator)}
+                except MediaDecodingError as error:
+                    self.bad_files.add(item.name, str(error))
+                else:
+                    break
+            ahead.popleft()
+            yield sample
+
+    def rows(self, worker: int, shards: Sequence[int], start: int) -> Iterator[tuple[int, int, StoredItem]]:
+        """The rows of shards, round after round, from the one at `start` on: epoch, place in the epoch, row."""
+        sizes = {shard: self.stream.count_rows(shard) for shard in shards} if start else {}
+        first_epoch, skip = divmod(start, sum(sizes.values())) if start else (0, 0)
+        for epoch in itertools.count(first_epoch):
+            position = 0
+            for shard in np.random.default_rng([self.seed, epoch, worker]).permutation(shards).tolist():
+                if skip and skip >= sizes[shard]:
+                    position += sizes[shard]
+                    skip -= sizes[shard]
+                    continue
+                position += skip
+                for item in self.stream.read(shard, skip):
+                    yield epoch, position, item
+                    position += 1
+                skip = 0
+            if position == 0:
+                raise InputError(f"{self.stream.name}: shards {', '.join(map(str, shards))} have no rows.")
+
+    def read_pair(self, item: StoredItem, generator: np.random.Generator) -> torch.Tensor:
+        """Two views `(2, 3, H, W)` of a row, uint8."""
+        with item.open("") as reader:
+            frames = reader.get_frames(self.frame_sampling.sample(reader.timestamps, reader.duration, generator))
+        return self.view(frames, seed=int(generator.integers(2**63)))
+
+
+def build_stream_dataloader(
+    stream: FramePairStream,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    process_index: int = 0,
+    num_processes: int = 1,
+    start_batch: int = 0,
+) -> torch.utils.data.DataLoader:
+    """
+    An endless loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}` for one of several processes. It is already theirs:
+    Accelerate must not divide it again.
+
+    Args:
+        stream: from `load_frame_pairs` with `streaming=True`.
+        start_batch: batches to leave out, counted from the beginning of the run, as when it is resumed.
+
+    Raises:
+        InputError: if there are fewer shards than workers of all processes.
+    """
+    num_shards, num_readers = stream.stream.num_shards, num_processes * max(num_workers, 1)
+    if num_shards < num_readers:
+        raise InputError(
+            f"{stream.stream.name} has {num_shards} shards, too few for {num_processes} processes with "
+            f"{max(num_workers, 1)} workers each. Use fewer of them, or a store of at least {num_readers} shards "
+            "(--videos_per_shard of pack_frames.py; for a dataset on the Hub, num_shards of push_to_hub)."
+        )
+    share = replace(
+        stream,
+        process_index=process_index,
+        num_processes=num_processes,
+        batch_size=batch_size,
+        start_batch=start_batch,
+    )
+    return torch.utils.data.DataLoader(
+        share,
+        batch_size=batch_size,
+        **loader_settings(num_workers, pin_memory),
+    )

@@ -1,0 +1,243 @@
+"""Test views: clips of a video and crops of its frames, preprocessed as the model wants them."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import BaseVideoProcessor
+
+from ...errors import InputError, MediaDecodingError
+from ...video_processing_vicmae import ViCMAEVideoProcessor, sample_frame_indices, spatial_crop_offsets
+from ..media.reading import MediaLoader, MediaReader
+from ..sources.labelled import LabelledSource
+from ..sources.sources import MediaSource
+
+
+@dataclass(frozen=True)
+class ViewProtocol:
+    """
+    How many views of a video are averaged: `num_clips` temporal ones, of each `num_crops` spatial ones.
+
+    Raises:
+        InputError: if there is less than one of either.
+    """
+
+    num_clips: int = 1
+    num_crops: int = 1
+
+    def __post_init__(self):
+        if self.num_clips < 1 or self.num_crops < 1:
+            raise InputError(f"Expected at least one clip and one crop, got {self.num_clips} and {self.num_crops}.")
+
+    @property
+    def num_views(self) -> int:
+        return self.num_clips * self.num_crops
+
+    @property
+    def name(self) -> str:
+        """Spatial x temporal, as the paper counts them: "3x7" has three crops of each of seven clips."""
+        return f"{self.num_crops}x{self.num_clips}"
+
+
+class ViewDataset(torch.utils.data.Dataset):
+    """
+    The views of every item of a source, for one or several protocols.
+
+    The frames of an item are decoded once, and views that protocols share (the same frames and the same crop) are
+    made once. So are the clips of a video too short for different ones.
+
+    Item `i` is `{"index": i, "label", "pixel_values", "weights"}`:
+        label: class index, -1 if the source has none.
+        pixel_values: the V distinct views, float32 `(V, T, 3, H, W)` for `task="video"`, `(V, 3, H, W)` for "image".
+        weights: `(P, V)`, float32. Row p averages the views of protocol p; rows sum to 1.
+
+    An item that cannot be read is `{"index": i, "label", "error": str}`.
+
+    Args:
+        source: what is seen.
+        preprocess: makes the crops of a clip, see `choose_preprocessing`.
+        loader: reads the frames.
+        task: "video": clips of `num_frames` frames; "image": single frames (T clips of a video are T frames of it).
+        num_frames: frames of a clip.
+        frames_per_second: of a clip; None spreads a clip over the whole video (see `sample_frame_indices`).
+        protocols: views that are averaged.
+    """
+
+    def __init__(
+        self,
+        source: LabelledSource | MediaSource,
+        preprocess: "CropsOfProcessor | SquaresBeforeProcessor",
+        loader: MediaLoader,
+        *,
+        task: Literal["image", "video"],
+        num_frames: int,
+        frames_per_second: float | None,
+        protocols: Sequence[ViewProtocol],
+    ):
+        self.source = source
+        self.labels = source.labels
+        self.preprocess = preprocess
+        self.loader = loader
+        self.task = task
+        self.num_frames = num_frames if task == "video" else 1
+        self.frames_per_second = frames_per_second if task == "video" else None
+        self.protocols = list(protocols)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = {"index": index, "label": -1 if self.labels is None else int(self.labels[index])}
+        item = self.source[index]
+        clips = {}
+
+        def choose_frames(reader: MediaReader) -> np.ndarray:
+            clips.update({num_clips: self.choose_clips(reader, num_clips) for num_clips in self.clip_counts})
+            return distinct_frames(clips)
+
+        try:
+            frames = self.loader.read_frames(item, choose_frames)
+        except MediaDecodingError as error:
+            message = str(error)
+            return sample | {"error": message if item.name in message else f"{item.name}: {message}"}
+        views, weights = self.make_views(frames, clips)
+        return sample | {"pixel_values": views if self.task == "video" else views[:, 0], "weights": weights}
+
+    @property
+    def clip_counts(self) -> set[int]:
+        return {protocol.num_clips for protocol in self.protocols}
+
+    @property
+    def max_views(self) -> int:
+        """Most views that an item can have."""
+        return sum(protocol.num_views for protocol in self.protocols)
+
+    def choose_clips(self, reader: MediaReader, num_clips: int) -> np.ndarray:
+        """Frame indices of the clips of an open video or image, `(num_clips, num_frames)`."""
+        return sample_frame_indices(
+            reader.num_frames, self.num_frames, self.frames_per_second, frame_rate(reader), num_clips
+        )
+
+    def make_views(self, frames: torch.Tensor, clips: dict[int, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distinct frames `(F, 3, H, W)` and clips by their number -> views `(V, T, 3, H, W)`, weights `(P, V)`."""
+        decoded = distinct_frames(clips)
+        views: dict[Hashable, torch.Tensor] = {}
+        members = {protocol: [] for protocol in self.protocols}
+        # Most crops first: they often hold those of protocols with fewer.
+        for protocol in sorted(members, key=lambda protocol: -protocol.num_crops):
+            positions = self.preprocess.positions(protocol.num_crops)
+            for clip in clips[protocol.num_clips]:
+                keys = [(tuple(clip), position) for position in positions]
+                if not views.keys() >= set(keys):
+                    crops = self.preprocess(frames[np.searchsorted(decoded, clip)], protocol.num_crops)
+                    for key, crop in zip(keys, crops, strict=True):
+                        views.setdefault(key, crop)
+                members[protocol] += keys
+        rows = {key: row for row, key in enumerate(views)}
+        weights = torch.zeros(len(self.protocols), len(views))
+        for row, protocol in enumerate(self.protocols):
+            for key in members[protocol]:
+                weights[row, rows[key]] += 1 / protocol.num_views
+        return torch.stack(list(views.values())), weights
+
+
+def distinct_frames(clips: dict[int, np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate([indices.ravel() for indices in clips.values()]))
+
+
+def frame_rate(reader: MediaReader) -> float:
+    """Mean frames per second of a video; 1 for an image."""
+    if reader.duration == 0:
+        return 1.0
+    rate = reader.num_frames / reader.duration
+    # Encoders use rates like 30000/1001. Rounding errors of times would shift frames of clips that start between two.
+    return float(Fraction(rate).limit_denominator(1001)) or rate
+
+
+@dataclass(frozen=True)
+class CropsOfProcessor:
+    """The crops that `ViCMAEVideoProcessor` cuts itself: after resizing, from edge to edge of the longer side."""
+
+    processor: ViCMAEVideoProcessor
+
+    def positions(self, num_crops: int) -> list[Hashable]:
+        """Crops that are equal have equal positions: the middle one of three is the only one of one."""
+        return evenly_spaced(num_crops)
+
+    def __call__(self, frames: torch.Tensor, num_crops: int) -> torch.Tensor:
+        """Frames `(T, 3, H, W)`, uint8, -> `(num_crops, T, 3, h, w)`."""
+        pixel_values = self.processor(
+            frames, num_clips=1, num_crops=num_crops, do_sample_frames=False, return_tensors="pt"
+        ).pixel_values
+        return pixel_values.reshape(num_crops, *pixel_values.shape[-4:])
+
+
+@dataclass(frozen=True)
+class SquaresBeforeProcessor:
+    """
+    Any image or video processor of Transformers. Several crops are squares along the longer side, cut before the
+    processor sees them; a single one is the processor's own, of the whole frame.
+    """
+
+    processor: Any
+
+    def positions(self, num_crops: int) -> list[Hashable]:
+        """As above; but the middle square is not the whole frame."""
+        return ["whole frame"] if num_crops == 1 else evenly_spaced(num_crops)
+
+    def __call__(self, frames: torch.Tensor, num_crops: int) -> torch.Tensor:
+        """Frames `(T, 3, H, W)`, uint8, -> `(num_crops, T, 3, h, w)`."""
+        crops = [frames] if num_crops == 1 else squares_along_longer_side(frames, num_crops)
+        return torch.stack([self.process(crop) for crop in crops])
+
+    def process(self, frames: torch.Tensor) -> torch.Tensor:
+        options = {"do_sample_frames": False} if isinstance(self.processor, BaseVideoProcessor) else {}
+        # A list of arrays is what processors of images and of videos all take for a video.
+        arrays = list(frames.permute(0, 2, 3, 1).contiguous().numpy())
+        outputs = self.processor(arrays, return_tensors="pt", input_data_format="channels_last", **options)
+        (pixel_values,) = (value for name, value in outputs.items() if name.startswith("pixel_values"))
+        return pixel_values.flatten(0, -4)
+
+
+def evenly_spaced(num_crops: int) -> list[Fraction]:
+    """Places of crops along the longer side, from 0 to 1; one lies in the middle."""
+    return [Fraction(1, 2)] if num_crops == 1 else [Fraction(crop, num_crops - 1) for crop in range(num_crops)]
+
+
+def squares_along_longer_side(frames: torch.Tensor, num_crops: int) -> list[torch.Tensor]:
+    """Frames `(T, 3, H, W)` -> `num_crops` of `(T, 3, S, S)`, S being the shorter of H and W."""
+    height, width = frames.shape[-2:]
+    axis, length, side = (-2, height, width) if height > width else (-1, width, height)
+    return [frames.narrow(axis, offset, side) for offset in spatial_crop_offsets(length, side, num_crops)]
+
+
+def choose_preprocessing(processor: Any) -> CropsOfProcessor | SquaresBeforeProcessor:
+    """How a model's image or video processor makes the crops of a view."""
+    is_own = isinstance(processor, ViCMAEVideoProcessor)
+    return CropsOfProcessor(processor) if is_own else SquaresBeforeProcessor(processor)
+
+
+def build_test_views(
+    source: LabelledSource | MediaSource,
+    processor: Any,
+    loader: MediaLoader,
+    *,
+    task: Literal["image", "video"],
+    num_frames: int,
+    frames_per_second: float | None,
+    num_clips: int = 1,
+    num_crops: int = 1,
+) -> ViewDataset:
+    """The views of one protocol, for a model's image or video processor (see `ViewDataset`)."""
+    return ViewDataset(
+        source,
+        choose_preprocessing(processor),
+        loader,
+        task=task,
+        num_frames=num_frames,
+        frames_per_second=frames_per_second,
+        protocols=[ViewProtocol(num_clips, num_crops)],
+    )

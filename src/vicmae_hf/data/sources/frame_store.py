@@ -1,0 +1,161 @@
+"""Reading of frame stores: tables whose rows are lists of encoded frames."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from ...errors import MediaDecodingError
+from ..media.images import decode_image, decode_jpegs
+
+
+STORE_FILE = "store.json"  # settings and list of items of a store made by `pack_frames`
+ROW_COLUMNS = ("frames", "timestamps", "duration")
+
+
+def has_frames(features: datasets.Features) -> bool:
+    """Whether a table's column `frames` is of type `List(Image)`."""
+    feature = features.get("frames")
+    return isinstance(feature, (datasets.List, datasets.LargeList)) and isinstance(feature.feature, datasets.Image)
+
+
+class FrameStoreSource:
+    """
+    Rows of stored frames, with the interface of `MediaSource`.
+
+    The columns are read where `datasets` has mapped them into memory: a frame costs its own bytes, and workers share
+    them.
+
+    Args:
+        name: as the user gave it.
+        table: has the columns `frames` (`List(Image)`), `timestamps` (seconds, one per frame, ascending from 0) and
+            `duration` (seconds); `name` is shown in messages if there is one. Without an indices mapping.
+        labels, class_names: see `MediaSource`.
+    """
+
+    def __init__(self, name: str, table: datasets.Dataset, labels: np.ndarray | None, class_names: list[str] | None):
+        self.name = name
+        self.table = table
+        self.labels = labels
+        self.class_names = class_names
+        self.columns = {column: table.data.column(column) for column in ROW_COLUMNS}
+        self.row_names = table.data.column("name") if "name" in table.column_names else None
+
+    def __reduce__(self):
+        # `datasets` sends the paths of its files; pyarrow's own columns would travel with all their bytes.
+        return type(self), (self.name, self.table, self.labels, self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> "StoredItem":
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has rows 0 to {len(self) - 1}, asked for {index}.")
+        row_name = self.row_names[index].as_py() if self.row_names is not None else None
+        name = f"{self.name}[{index}]" + (f" ({row_name})" if row_name else "")
+        return StoredItem(name, *(self.columns[column][index] for column in ROW_COLUMNS))
+
+    def list_names(self) -> list[str]:
+        """The source names of the rows, or their numbers."""
+        names = [None] * len(self) if self.row_names is None else self.row_names.to_pylist()
+        return [name or f"[{index}]" for index, name in enumerate(names)]
+
+    def list_sizes(self) -> list[int]:
+        """Frames of each row."""
+        return pc.fill_null(pc.list_value_length(self.columns["frames"]), 0).to_pylist()
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """
+    A row of a frame store, still in Arrow's memory.
+
+    Args:
+        name: what it is reported by.
+        frames, timestamps, duration: its values of these columns.
+    """
+
+    name: str
+    frames: pa.Scalar
+    timestamps: pa.Scalar
+    duration: pa.Scalar
+
+    def open(self, video_backend: str) -> "StoredFrames":
+        return StoredFrames(self)
+
+
+class StoredFrames:
+    """
+    The frames of a row as an open video (see `MediaReader`).
+
+    Raises:
+        MediaDecodingError: if the row has no frames, or not a timestamp for each.
+    """
+
+    def __init__(self, item: StoredItem):
+        self.name = item.name
+        if not (item.frames.is_valid and item.timestamps.is_valid and item.duration.is_valid and len(item.frames)):
+            raise MediaDecodingError(f"{item.name}: the row lacks frames, timestamps or duration")
+        self._frames = item.frames.values
+        self.num_frames = len(self._frames)
+        self.timestamps = item.timestamps.values.to_numpy(zero_copy_only=False)
+        self.duration = item.duration.as_py()
+        if len(self.timestamps) != self.num_frames:
+            raise MediaDecodingError(f"{item.name}: {self.num_frames} frames, but {len(self.timestamps)} timestamps")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self) -> None:
+        self._frames = None
+
+    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """
+        Frames (T, 3, H, W), uint8, at `indices`, which may be in any order and repeat themselves. In memory the
+        channels are last. Other frames of the row are not touched.
+
+        Raises:
+            MediaDecodingError: if one of them is damaged, or they differ in size.
+            ValueError: if there is no index, or one that the row doesn't have.
+        """
+        indices = [operator.index(index) for index in indices]
+        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
+            raise ValueError(f"{self.name} has frames 0 to {self.num_frames - 1}, asked for {indices}")
+        distinct = list(dict.fromkeys(indices))
+        encoded = [self._read(index) for index in distinct]
+        frames = decode_jpegs(encoded)
+        if frames is None:
+            frames = torch.stack(self._decode_each(distinct, encoded)).permute(0, 3, 1, 2)
+        if distinct != indices:
+            rows = [distinct.index(index) for index in indices]
+            frames = frames.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+        return frames
+
+    def _decode_each(self, indices: list[int], encoded: list[bytes]) -> list[torch.Tensor]:
+        """Frames (H, W, 3)."""
+        images = []
+        for index, data in zip(indices, encoded, strict=True):
+            try:
+                images.append(decode_image(data).permute(1, 2, 0))
+            except MediaDecodingError as error:
+                raise MediaDecodingError(f"{self.name}, frame {index}: {error}") from error
+        if len({image.shape for image in images}) > 1:
+            raise MediaDecodingError(f"{self.name}: its frames differ in size")
+        return images
+
+    def _read(self, index: int) -> bytes:
+        frame = self._frames[index].as_py()
+        try:
+            return frame["bytes"] if frame["bytes"] is not None else Path(frame["path"]).read_bytes()
+        except (OSError, TypeError) as error:
+            raise MediaDecodingError(f"{self.name}, frame {index}: {error}") from error

@@ -1,0 +1,277 @@
+"""Evaluation of classifiers: every item once in any number of processes, probabilities averaged over views."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data.samples.views import ViewDataset
+from ..errors import InputError
+from ..training.checkpointing import unwrap
+
+
+TOP_K = 5
+
+
+class TopKAccuracy(evaluate.Metric):
+    """Top-1 and top-5 accuracy in percent, of lists of classes, the likeliest first. Needs no network."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            features=datasets.Features(
+                {"predictions": datasets.List(datasets.Value("int64")), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, float]:
+        ranked, labels = torch.tensor(predictions), torch.tensor(references)
+        hits = ranked == labels[:, None]
+        return {f"top{k}": 100 * hits[:, :k].any(1).double().mean().item() for k in (1, TOP_K)}
+
+
+def top_k_accuracies(top_classes: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """`{"eval_top1", "eval_top5"}` in percent of classes `(N, K)`, the likeliest first, against labels `(N,)`."""
+    metric = TopKAccuracy(keep_in_memory=True)
+    figures = metric.compute(predictions=top_classes.tolist(), references=labels.tolist())
+    return {f"eval_{name}": value for name, value in figures.items()}
+
+
+def likeliest_classes(probabilities: torch.Tensor) -> torch.Tensor:
+    """Probabilities `(..., C)` -> the five likeliest classes, or all if there are fewer, `(..., 5)`."""
+    return probabilities.topk(min(TOP_K, probabilities.shape[-1])).indices
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """
+    What a model says of the items that could be read, in the order of the dataset.
+
+    Args:
+        probabilities: `(N, C)`, float32, averaged over views.
+        labels: `(N,)`.
+        indices: `(N,)`, which items of the dataset they are.
+        failures: `{"path", "error"}` of each item that could not be read.
+    """
+
+    probabilities: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    failures: list[dict[str, str]]
+
+    def accuracy(self) -> dict[str, float]:
+        """`eval_top1` and `eval_top5` in percent of the items that could be read, and how many could and could not."""
+        return {
+            **top_k_accuracies(likeliest_classes(self.probabilities), self.labels),
+            "num_eval_samples": len(self.labels),
+            "num_failed": len(self.failures),
+        }
+
+
+@dataclass(frozen=True)
+class ViewPredictions:
+    """
+    Args:
+        protocols: predictions by each protocol of the dataset.
+        reordered: the five likeliest classes of each order of frames, `(N, G, 5)`; None if none were asked for.
+        num_clips: clips (or images) that went through the model.
+        seconds: that reading and prediction took.
+    """
+
+    protocols: list[Predictions]
+    reordered: torch.Tensor | None
+    num_clips: int
+    seconds: float
+
+
+def predict(
+    accelerator: Accelerator, model: nn.Module, dataset: ViewDataset, *, batch_size: int, num_workers: int
+) -> Predictions:
+    """The predictions by the first protocol of a dataset (see `predict_views`)."""
+    return predict_views(accelerator, model, dataset, batch_size=batch_size, num_workers=num_workers).protocols[0]
+
+
+def predict_views(
+    accelerator: Accelerator,
+    model: nn.Module,
+    dataset: ViewDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    frame_orders: Callable[[int], torch.Tensor] | None = None,
+) -> ViewPredictions:
+    """
+    Predicts every item once, divided between the processes, all of which get all predictions.
+
+    Args:
+        model: a classifier of this package or of Transformers, prepared or not; its training mode is left as it was.
+        dataset: views with labels.
+        batch_size: views in a forward pass.
+        num_workers: processes that load, for each process that predicts.
+        frame_orders: for the index of an item, G orders of the frames of a clip, `(G, T)`, in which the views of the
+            first protocol are predicted too.
+
+    Raises:
+        InputError: if no item can be read, or the model's outputs are not finite.
+    """
+    model = unwrap(accelerator, model)
+
+    def probabilities(views: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            logits = [model(**{model.main_input_name: part}).logits for part in views.split(batch_size)]
+        return torch.cat(logits).float().softmax(-1)
+
+    def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        views = batch["pixel_values"].to(model.dtype)
+        num_clips = torch.tensor([rows.shape[1] for rows in batch["weights"]])
+        outputs = {"probabilities": average_views(probabilities(views), batch["weights"])}
+        if frame_orders is not None:
+            outputs["reordered"] = predict_reordered(probabilities, views, batch, frame_orders)
+            num_first = torch.tensor([int((rows[0] > 0).sum()) for rows in batch["weights"]])
+            num_clips = num_clips + num_first * outputs["reordered"].shape[1]
+        return outputs | {"num_clips": num_clips}
+
+    was_training = model.training
+    model.eval()
+    started = time.perf_counter()
+    collected = collect(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers)
+    seconds = time.perf_counter() - started
+    model.train(was_training)
+    is_finite = collected.outputs["probabilities"].isfinite().flatten(1).all(1)
+    if not is_finite.all():
+        first = dataset.source[int(collected.indices[~is_finite][0])].name
+        raise InputError(
+            f"The model's outputs are infinite or NaN for {int((~is_finite).sum())} files, the first: {first}. Try "
+            "--mixed_precision no or bf16."
+        )
+    labels = torch.as_tensor(dataset.labels)[collected.indices]
+    return ViewPredictions(
+        protocols=[
+            Predictions(collected.outputs["probabilities"][:, row], labels, collected.indices, collected.failures)
+            for row in range(len(dataset.protocols))
+        ],
+        reordered=collected.outputs.get("reordered"),
+        num_clips=int(collected.outputs["num_clips"].sum()),
+        seconds=seconds,
+    )
+
+
+def predict_reordered(
+    probabilities: Callable[[torch.Tensor], torch.Tensor],
+    views: torch.Tensor,
+    batch: dict[str, Any],
+    frame_orders: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """The five likeliest classes of the items of a batch with their frames in other orders, `(B, G, 5)`."""
+    orders = [frame_orders(index) for index in batch["indices"].tolist()]
+    weights = [rows[:1, rows[0] > 0] for rows in batch["weights"]]
+    parts = split_items(views, batch["weights"])
+    clips = [part[rows[0] > 0] for part, rows in zip(parts, batch["weights"], strict=True)]
+    top_classes = []
+    for order in range(len(orders[0])):
+        reordered = torch.cat([part[:, item[order]] for part, item in zip(clips, orders, strict=True)])
+        top_classes.append(likeliest_classes(average_views(probabilities(reordered), weights)[:, 0]))
+    return torch.stack(top_classes, dim=1)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """
+    Args:
+        indices: `(N,)` of the items that could be read, ascending.
+        outputs: by name, `(N, ...)`, on the CPU.
+        failures: `{"path", "error"}` of the others.
+    """
+
+    indices: torch.Tensor
+    outputs: dict[str, torch.Tensor]
+    failures: list[dict[str, str]]
+
+
+@torch.no_grad()
+def collect(
+    accelerator: Accelerator,
+    dataset: ViewDataset,
+    compute: Callable[[dict[str, Any]], dict[str, torch.Tensor]],
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> Collected:
+    """
+    Applies `compute` to every item once, divided between the processes, all of which get everything.
+
+    Args:
+        compute: a batch (see `collate_views`) -> tensors `(B, ...)` by name.
+        batch_size: views that a batch should hold; it has at least one item.
+        num_workers: processes that load, for each process that computes.
+
+    Raises:
+        InputError: if no item can be read.
+    """
+    share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.Subset(dataset, share),
+        batch_size=max(batch_size // dataset.max_views, 1),
+        num_workers=num_workers,
+        collate_fn=collate_views,
+        pin_memory=accelerator.device.type == "cuda",
+        # Of its own, so that the global random state is left alone.
+        generator=torch.Generator().manual_seed(0),
+    )
+    parts, failures = [], []
+    for batch in tqdm(loader, desc="evaluating", disable=not accelerator.is_main_process, leave=False):
+        failures += batch["failures"]
+        if len(batch["indices"]) == 0:
+            continue
+        batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+        outputs = {name: values.cpu() for name, values in compute(batch).items()}
+        parts.append({"indices": batch["indices"]} | outputs)
+    gathered = gather_object([(parts, failures)])
+    parts = [part for parts, _ in gathered for part in parts]
+    failures = sorted(failure for _, failures in gathered for failure in failures)
+    if not parts:
+        raise InputError(f"{dataset.source.name}: none of {len(dataset)} files could be read; {failures[0][1]}")
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = joined["indices"].argsort()
+    return Collected(
+        indices=joined.pop("indices")[order],
+        outputs={name: values[order] for name, values in joined.items()},
+        failures=[{"path": dataset.source[index].name, "error": error} for index, error in failures],
+    )
+
+
+def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """
+    Items of a `ViewDataset` as a batch:
+        indices: `(B,)`, of the items that could be read.
+        pixel_values: their views, one item after the other, `(V1 + V2 + ..., ...)`.
+        weights: `(P, V)` of each item.
+        failures: (index, error) of the items that could not be read.
+    """
+    read = [sample for sample in samples if "error" not in sample]
+    return {
+        "indices": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
+        "pixel_values": torch.cat([sample["pixel_values"] for sample in read]) if read else None,
+        "weights": [sample["weights"] for sample in read],
+        "failures": [(sample["index"], sample["error"]) for sample in samples if "error" in sample],
+    }
+
+
+def split_items(values: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Values of views `(V1 + V2 + ..., ...)` -> `(V, ...)` of each item, whose weights are `(P, V)`."""
+    return values.split([rows.shape[1] for rows in weights])
+
+
+def average_views(values: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Values of views `(V1 + V2 + ..., D)`, averaged by the weights `(P, V)` of each item -> `(B, P, D)`."""
+    parts = zip(split_items(values, weights), weights, strict=True)
+    return torch.stack([rows.to(part) @ part for part, rows in parts])

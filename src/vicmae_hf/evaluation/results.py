@@ -1,0 +1,181 @@
+"""What an evaluation leaves in its output folder: figures, tables and pictures."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+from ..data.preparing.preparation import write_csv
+from ..data.samples.views import ViewDataset
+from ..data.sources.labelled import LabelledSource, format_list
+from ..errors import InputError
+from ..reports.plots import plot_confusion, plot_temporal_ablation
+from ..training.reporting import write_json
+from .prediction import Predictions, ViewPredictions, likeliest_classes
+from .temporal_ablation import FrameOrders
+
+
+def prepare_output_dir(output_dir: str | os.PathLike) -> None:
+    """
+    Makes the folder.
+
+    Raises:
+        InputError: if it is a file, or holds a model, whose own results would be replaced.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; expected a folder.")
+    if (folder / "config.json").exists():
+        raise InputError(f"--output_dir {folder} holds a model; choose another folder, for example {folder}/eval.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_evaluation(
+    output_dir: str | os.PathLike,
+    dataset: ViewDataset,
+    predictions: ViewPredictions,
+    frame_orders: FrameOrders | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    Writes `all_results.json`, `arguments.json`, `bad_files.jsonl`, and for the first protocol `predictions.csv`,
+    `per_class.csv`, `confusion.csv` and `plots/confusion.png`; the probabilities by all protocols in
+    `predictions.parquet`; with `frame_orders` also `temporal_ablation.csv` and `plots/temporal_ablation.png`.
+
+    Returns:
+        The content of `all_results.json`.
+    """
+    output_dir = Path(output_dir)
+    plots = output_dir / "plots"
+    plots.mkdir(exist_ok=True)
+    class_names = dataset.source.class_names
+    first = predictions.protocols[0]
+    counts = count_confusions(first, len(class_names))
+    results = summarize(dataset, predictions, counts)
+    if frame_orders is not None:
+        ablation = frame_orders.summarize(results, predictions.reordered, first.labels)
+        results["temporal_ablation"] = ablation
+        write_temporal_ablation(output_dir, ablation)
+        plot_temporal_ablation(ablation, plots / "temporal_ablation.png")
+    write_predictions(output_dir, dataset, predictions)
+    write_classes(output_dir, counts, class_names)
+    plot_confusion(counts, class_names, plots / "confusion.png")
+    write_failures(output_dir / "bad_files.jsonl", first.failures)
+    write_json(output_dir / "arguments.json", settings)
+    write_json(output_dir / "all_results.json", results)
+    return results
+
+
+def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.ndarray) -> dict[str, Any]:
+    """
+    The figures of an evaluation.
+
+    `eval_top1` and `eval_top5` are of the videos that could be read. `eval_top1_of_all` counts the others as wrong.
+    `eval_top1_mean_over_classes` weighs every class that has videos alike.
+    """
+    accuracies = [protocol.accuracy() for protocol in predictions.protocols]
+    num_items = accuracies[0]["num_eval_samples"] + accuracies[0]["num_failed"]
+    num_videos = counts.sum(1)
+    has_videos = num_videos > 0
+    return {
+        **accuracies[0],
+        "eval_top1_of_all": accuracies[0]["eval_top1"] * accuracies[0]["num_eval_samples"] / num_items,
+        "eval_top1_mean_over_classes": float(100 * (counts.diagonal() / np.maximum(num_videos, 1))[has_videos].mean()),
+        "protocols": {
+            protocol.name: {name: accuracy[name] for name in ("eval_top1", "eval_top5")}
+            for protocol, accuracy in zip(dataset.protocols, accuracies, strict=True)
+        },
+        "num_classes": len(counts),
+        "num_classes_evaluated": int(has_videos.sum()),
+        "list_sha256": hash_source(dataset.source),
+        "eval_seconds": predictions.seconds,
+        "videos_per_second": len(dataset) / predictions.seconds,
+        "clips_per_second": predictions.num_clips / predictions.seconds,
+    }
+
+
+def hash_source(source: LabelledSource) -> str:
+    """
+    SHA-256 of the list of all items (see `format_list`). Names are paths below a folder, also in a frame store that
+    was packed from it, or the official ones of a table that `prepare_dataset` wrote.
+    """
+    names = source.items.list_names()
+    class_names = [source.class_names[label] for label in source.labels]
+    return hashlib.sha256(format_list([names[index] for index in source.indices], class_names).encode()).hexdigest()
+
+
+def count_confusions(predictions: Predictions, num_classes: int) -> np.ndarray:
+    """How many items of class i (rows) were taken for class j (columns), `(C, C)`."""
+    cells = predictions.labels * num_classes + likeliest_classes(predictions.probabilities)[:, 0]
+    return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).numpy()
+
+
+def write_classes(output_dir: Path, counts: np.ndarray, class_names: list[str]) -> None:
+    rows = []
+    for class_name, row, correct in zip(class_names, counts, counts.diagonal(), strict=True):
+        num_videos = int(row.sum())
+        rows.append([class_name, num_videos, int(correct), 100 * correct / num_videos if num_videos else ""])
+    write_csv(output_dir / "per_class.csv", ["class", "num_videos", "num_correct", "top1"], rows)
+    table = [[class_name, *row] for class_name, row in zip(class_names, counts.tolist(), strict=True)]
+    write_csv(output_dir / "confusion.csv", ["class \\ predicted", *class_names], table)
+
+
+def write_predictions(output_dir: Path, dataset: ViewDataset, predictions: ViewPredictions) -> None:
+    first = predictions.protocols[0]
+    class_names = dataset.source.class_names
+    files = [dataset.source[index].name for index in first.indices.tolist()]
+    classes = [class_names[label] for label in first.labels.tolist()]
+    ranked = [[class_names[index] for index in row] for row in likeliest_classes(first.probabilities).tolist()]
+    likeliest = first.probabilities.amax(1).tolist()
+    rows = [
+        [file, class_name, names[0], round(probability, 6), class_name == names[0], " | ".join(names)]
+        for file, class_name, names, probability in zip(files, classes, ranked, likeliest, strict=True)
+    ]
+    write_csv(
+        output_dir / "predictions.csv",
+        ["file", "class", "predicted", "probability", "correct", "five_likeliest"],
+        rows,
+    )
+    probabilities = {
+        f"probabilities_{protocol.name}": matrix_column(outcome.probabilities)
+        for protocol, outcome in zip(dataset.protocols, predictions.protocols, strict=True)
+    }
+    table = pa.table({"file": files, "class": classes, "label": first.labels.numpy(), **probabilities})
+    pyarrow.parquet.write_table(table, output_dir / "predictions.parquet")
+
+
+def matrix_column(matrix: torch.Tensor) -> pa.FixedSizeListArray:
+    """A matrix `(N, D)` as a column of N lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.flatten().numpy()), matrix.shape[1])
+
+
+def write_failures(path: Path, failures: list[dict[str, str]]) -> None:
+    """The items that could not be read, one JSON object a line; no file if there are none."""
+    path.unlink(missing_ok=True)
+    if failures:
+        path.write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+
+
+def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:
+    rows = [["standard", "", ablation["standard"]["eval_top1"]]]
+    for name in ("shuffled", "repeated"):
+        rows += [[name, number, top1] for number, top1 in enumerate(ablation[name]["eval_top1_runs"])]
+    write_csv(output_dir / "temporal_ablation.csv", ["frames", "permutation or frame", "top1"], rows)
+
+
+def describe(results: dict[str, Any]) -> str:
+    """The figures of an evaluation as a short table."""
+    lines = [f"{results['num_eval_samples']} evaluated, {results['num_failed']} unreadable"]
+    lines += ["views (spatial x temporal)   top-1   top-5"]
+    for name, accuracy in results["protocols"].items():
+        lines.append(f"{name:<26}  {accuracy['eval_top1']:6.2f}  {accuracy['eval_top5']:6.2f}")
+    for name, accuracy in results.get("temporal_ablation", {}).items():
+        spread = f"  ± {accuracy['eval_top1_spread']:.2f}" if "eval_top1_spread" in accuracy else ""
+        lines.append(f"frames {name:<19}  {accuracy['eval_top1']:6.2f}  {accuracy['eval_top5']:6.2f}{spread}")
+    return "\n".join([*lines, f"{results['videos_per_second']:.1f} videos/s"])

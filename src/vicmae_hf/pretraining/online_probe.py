@@ -1,0 +1,104 @@
+"""A look at the encoder's features on the way through pretraining."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from ..data.media.reading import MediaLoader
+from ..data.sources.labelled import LabelledSource
+from ..errors import InputError
+from ..evaluation.features import build_feature_views, extract_embeddings, nearest_neighbour_scores
+from ..evaluation.probes import balanced_subset, top_k_accuracy, train_linear_probe
+from ..image_processing_vicmae import ViCMAEImageProcessor
+from ..modeling_vicmae import ViCMAEModel
+
+
+logger = get_logger(__name__)
+
+# Few frames and epochs: a probe tells whether features become better, not how good they are.
+NUM_FRAMES = 4
+NUM_EPOCHS = 30
+WARMUP_EPOCHS = 3
+TRAIN_SHARE = 0.8
+
+
+class OnlineProbe:
+    """
+    Accuracies of a nearest-neighbour and of a linear classifier on features of labelled files: both learn from 80 % of
+    every class, drawn by the seed, and are tested on the others.
+
+    What is trained stays as it was: its mode, and the state of random numbers.
+
+    Args:
+        encoder: the part of the trained model that makes features of frames.
+        source: labelled videos and images; of a video the mean over four frames is taken.
+        processor: for its frames.
+        loader: reads the files; one that cannot be read is left out.
+        probe_steps: updates between probes; the last of `num_steps` is always probed.
+        batch_size: frames in a forward pass.
+        num_workers: loading processes, which live as long as one probe.
+
+    Raises:
+        InputError: if no class has enough files to hold one out.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        encoder: ViCMAEModel,
+        source: LabelledSource,
+        processor: ViCMAEImageProcessor,
+        loader: MediaLoader,
+        *,
+        probe_steps: int,
+        num_steps: int,
+        seed: int,
+        batch_size: int,
+        num_workers: int,
+    ):
+        self.accelerator = accelerator
+        self.encoder = encoder
+        self.views = build_feature_views(source, processor, loader, pooling="frame", num_frames=NUM_FRAMES)
+        self.labels = torch.from_numpy(np.asarray(source.labels))
+        self.num_classes = len(source.class_names)
+        self.is_training = torch.zeros(len(source), dtype=torch.bool)
+        self.is_training[balanced_subset(self.labels, TRAIN_SHARE, seed)] = True
+        if self.is_training.all():
+            raise InputError(f"{source.name}: expected a class with at least 3 files, one of them to test a probe on.")
+        self.probe_steps = probe_steps
+        self.num_steps = num_steps
+        self.seed = seed
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """`probe_knn_top1` and `probe_linear_top1` in percent after `step` updates, if it is time for a probe."""
+        if step % self.probe_steps and step != self.num_steps:
+            return {}
+        features = extract_embeddings(
+            self.accelerator, self.encoder, self.views, batch_size=self.batch_size, num_workers=self.num_workers
+        )
+        labels, is_training = self.labels[features.indices], self.is_training[features.indices]
+        known, queries = features.embeddings[is_training], features.embeddings[~is_training]
+        if features.failures:
+            first = features.failures[0]["error"]
+            logger.warning("Left out of the probe: %d unreadable files, the first: %s", len(features.failures), first)
+        if len(known) < 2 or len(queries) == 0:
+            logger.warning("No probe after %d updates: too few of its files could be read.", step)
+            return {}
+        with torch.random.fork_rng(devices=[]):
+            probe = train_linear_probe(
+                known,
+                labels[is_training],
+                self.num_classes,
+                seed=self.seed,
+                num_epochs=NUM_EPOCHS,
+                warmup_epochs=WARMUP_EPOCHS,
+            )
+        with torch.no_grad():
+            scores = {
+                "probe_knn_top1": nearest_neighbour_scores(known, labels[is_training], queries, self.num_classes),
+                "probe_linear_top1": probe(queries),
+            }
+        return {name: top_k_accuracy(score, labels[~is_training], 1) for name, score in scores.items()}

@@ -1,0 +1,132 @@
+"""Pictures of a run. Matplotlib's figures are used without pyplot: no display, no global state."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from ..data.samples.augmentation import normalize_pixels
+from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
+
+
+# With more, names and counts in a confusion matrix would be illegible.
+MAX_NAMED_CLASSES = 60
+MAX_COUNTED_CLASSES = 30
+
+
+def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
+    """Losses and learning rate against the update, one panel each, from the lines of `metrics.jsonl`."""
+    names = [name for name in metrics[0] if name == "loss" or name.endswith("_loss")] + ["learning_rate"]
+    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        axes.plot([line["step"] for line in metrics], [line[name] for line in metrics])
+        axes.set(title=name.replace("_", " "), xlabel="update")
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
+    """Top-1 and top-5 accuracy of a run's evaluations against the epoch, from the lines of `metrics.jsonl`."""
+    evaluations = [line for line in metrics if "eval_top1" in line]
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, label in [("eval_top1", "top-1"), ("eval_top5", "top-5")]:
+        axes.plot([line["epoch"] for line in evaluations], [line[name] for line in evaluations], ".-", label=label)
+    axes.set(title="held-out accuracy", xlabel="epoch", ylabel="%")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """One row a sample, one column a name of `columns`: RGB images `(N, 3, H, W)` in [0, 1]."""
+    num_rows, _, height, width = next(iter(columns.values())).shape
+    figure = Figure(figsize=(2 * len(columns), 2 * num_rows * height / width + 0.4), layout="constrained")
+    grid = figure.subplots(num_rows, len(columns), squeeze=False)
+    for column, (title, images) in enumerate(columns.items()):
+        grid[0, column].set_title(title, fontsize=9)
+        for row, image in enumerate(images):
+            grid[row, column].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
+            grid[row, column].axis("off")
+    figure.savefig(path, dpi=100)
+
+
+@torch.no_grad()
+def reconstruct_views(
+    model: ViCMAEForPreTraining, views: torch.Tensor, mean: Sequence[float], std: Sequence[float], seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """
+    What `plot_reconstructions` shows: the first view, what the encoder sees of it, its reconstruction, the
+    reconstruction in the masked patches only, and the second view, each `(N, 3, H, W)` in [0, 1] up to overshoot.
+
+    With `norm_pix_loss` the model predicts normalised patches; they get the mean and standard deviation of the true
+    ones.
+
+    Args:
+        views: `(N, 2, 3, H, W)`, uint8.
+    """
+    height, width = views.shape[-2:]
+    patch_size = model.config.patch_size
+    pixel_values = normalize_pixels(views.to(model.device), mean, std)
+    num_patches = (height // patch_size) * (width // patch_size)
+    noise = torch.rand(*views.shape[:2], num_patches, generator=torch.Generator().manual_seed(seed))
+    was_training = model.training
+    model.eval()
+    hidden_states, mask, ids_restore = model.encode_views(pixel_values, noise.to(model.device))
+    patches = model.reconstruct(hidden_states, ids_restore, (height, width))[:, 0].float()
+    model.train(was_training)
+    if model.config.norm_pix_loss:
+        truth = patchify(pixel_values[:, 0], patch_size).movedim(-3, -1).flatten(-3)
+        variance, average = torch.var_mean(truth, dim=-1, keepdim=True)
+        patches = patches * torch.sqrt(variance + 1e-6) + average
+    predicted = unpatchify(patches, height, width, num_channels=3)
+    hidden = unpatchify(mask[:, 0, :, None].expand_as(patches), height, width, num_channels=3)
+    scale, offset = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (std, mean))
+    first, second = pixel_values.unbind(1)
+    first, second, predicted = (images * scale + offset for images in (first, second, predicted))
+    return {
+        "first view": first,
+        "visible": first * (1 - hidden),
+        "reconstruction": predicted,
+        "masked patches filled in": first * (1 - hidden) + predicted * hidden,
+        "second view": second,
+    }
+
+
+def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> None:
+    """Shares of each class (rows) that were taken for each class (columns), from counts `(C, C)`."""
+    num_classes = len(class_names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(0.4 * num_classes, 3), 14)
+    figure = Figure(figsize=(side + 2, side + 1.5), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), ax=axes, shrink=0.8, label="share of the class")
+    axes.set(xlabel="predicted", ylabel="class")
+    if num_classes <= MAX_NAMED_CLASSES:
+        axes.set_xticks(range(num_classes), class_names, rotation=90)
+        axes.set_yticks(range(num_classes), class_names)
+    if num_classes <= MAX_COUNTED_CLASSES:
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
+    """Top-1 of frames in order, shuffled and repeated, from `FrameOrders.summarize`; dots are single runs."""
+    figure = Figure(figsize=(4.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for place, accuracy in enumerate(ablation.values()):
+        bar = axes.bar(place, accuracy["eval_top1"], color="tab:blue", alpha=0.6)
+        axes.bar_label(bar, fmt="%.1f", label_type="center")
+        runs = accuracy.get("eval_top1_runs", [])
+        axes.scatter(np.linspace(place - 0.25, place + 0.25, len(runs)), runs, s=8, color="black", zorder=2)
+    axes.set_xticks(range(len(ablation)), [f"frames {name}" if name != "standard" else name for name in ablation])
+    axes.set(ylabel="top-1 (%)", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=100)

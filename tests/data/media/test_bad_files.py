@@ -1,0 +1,143 @@
+import json
+import logging
+import multiprocessing
+
+import pytest
+
+from vicmae_hf.data.media.bad_files import BadFiles, BadFilesError
+from vicmae_hf.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.CRITICAL, logger="vicmae_hf.data.media.bad_files")
+
+
+def read_record(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("num_files", "max_share", "allowed"), [(100, 0.05, 5), (119, 0.05, 5), (19, 0.05, 1), (2, 0.01, 1), (100, 0.0, 0)]
+)
+def test_the_share_that_may_be_bad(tmp_path, num_files, max_share, allowed):
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", num_files, max_share)
+    for index in range(allowed):
+        bad_files.add(f"/data/{index}.mp4", "no header")
+    with pytest.raises(BadFilesError) as raised:
+        bad_files.add("/data/last.mp4", "no header")
+    message = str(raised.value)
+    assert f"{allowed + 1} of {num_files} files" in message
+    assert f"--max_bad_files {max_share} allows {allowed}" in message
+    assert ("/data/0.mp4" if allowed else "/data/last.mp4") in message
+    assert "\n" not in message
+    # The one that was too many is in the record as well.
+    assert len(read_record(tmp_path / "bad_files.jsonl")) == allowed + 1
+
+
+def test_without_a_good_file_left_any_share_is_too_much():
+    bad_files = BadFiles(None, 2, 1.0)
+    bad_files.add("/data/0.mp4", "no header")
+    with pytest.raises(BadFilesError, match=r"2 of 2 files could not be read, and none is left.*/data/0\.mp4"):
+        bad_files.add("/data/1.mp4", "no header")
+
+
+def test_a_file_counts_once(tmp_path):
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 100, 0.01)
+    bad_files.add("/data/0.mp4", "/data/0.mp4: no header")
+    bad_files.add("/data/0.mp4", "/data/0.mp4: another reason")
+    assert len(bad_files) == 1
+    assert read_record(bad_files.path) == [{"path": "/data/0.mp4", "error": "/data/0.mp4: no header"}]
+
+
+def test_reasons_name_the_file(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="vicmae_hf.data.media.bad_files")
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 100, 0.05)
+    bad_files.add("cats.parquet[7]", "312 bytes: truncated")
+    bad_files.add("/data/ünï code.mp4", "cannot decode /data/ünï code.mp4: no header")
+    assert read_record(bad_files.path) == [
+        {"path": "cats.parquet[7]", "error": "cats.parquet[7]: 312 bytes: truncated"},
+        {"path": "/data/ünï code.mp4", "error": "cannot decode /data/ünï code.mp4: no header"},
+    ]
+    assert "cats.parquet[7]: 312 bytes: truncated" in caplog.text
+
+
+def test_a_record_is_continued(tmp_path):
+    path = tmp_path / "bad_files.jsonl"
+    BadFiles(path, 40, 0.05).add("/data/0.mp4", "/data/0.mp4: no header")
+    going_on = BadFiles(path, 40, 0.05)
+    assert len(going_on) == 1
+    going_on.add("/data/0.mp4", "/data/0.mp4: no header")
+    going_on.add("/data/1.mp4", "/data/1.mp4: no frames")
+    assert [entry["path"] for entry in read_record(path)] == ["/data/0.mp4", "/data/1.mp4"]
+    with pytest.raises(BadFilesError, match="3 of 40"):
+        BadFiles(path, 40, 0.05).add("/data/2.mp4", "no header")
+
+
+def test_what_others_find_is_seen(tmp_path):
+    path = tmp_path / "bad_files.jsonl"
+    ours, theirs = BadFiles(path, 40, 0.05), BadFiles(path, 40, 0.05)
+    theirs.add("/data/0.mp4", "no header")
+    ours.add("/data/0.mp4", "no header")
+    assert len(read_record(path)) == 1
+    theirs.add("/data/1.mp4", "no header")
+    ours.update()
+    assert len(ours) == 2
+    ours.check()
+    with pytest.raises(BadFilesError, match="3 of 40"):
+        ours.add("/data/2.mp4", "no header")
+    with pytest.raises(BadFilesError, match="3 of 40"):
+        theirs.update()
+        theirs.check()
+
+
+def test_a_line_that_is_still_being_written_is_read_later(tmp_path):
+    path = tmp_path / "bad_files.jsonl"
+    lines = "".join(json.dumps({"path": f"/data/é{index}.mp4", "error": "no header"}) + "\n" for index in range(2))
+    path.write_text(lines[:-5])
+    bad_files = BadFiles(path, 40, 1.0)
+    assert list(bad_files.errors) == ["/data/é0.mp4"]
+    path.write_text(lines)
+    bad_files.update()
+    assert list(bad_files.errors) == ["/data/é0.mp4", "/data/é1.mp4"]
+
+
+def add_many(path, start):
+    bad_files = BadFiles(path, 1000, 1.0)
+    start.wait()
+    for index in range(150):
+        bad_files.add(f"/data/{index}.mp4", "long reason " * 100)
+
+
+def test_several_processes_share_a_record(tmp_path):
+    path = tmp_path / "bad_files.jsonl"
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(3)
+    processes = [context.Process(target=add_many, args=(path, start)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    names = [entry["path"] for entry in read_record(path)]
+    assert {*names} == {f"/data/{index}.mp4" for index in range(150)}
+    # Those met by two at the same time may be there twice, until the run's end.
+    bad_files = BadFiles(path, 1000, 1.0)
+    bad_files.rewrite()
+    assert len(read_record(path)) == 150
+    assert {entry["path"] for entry in read_record(path)} == {*names}
+    bad_files.add("/data/more.mp4", "no header")
+    bad_files.update()
+    assert len(bad_files) == len(read_record(path)) == 151
+
+
+def test_no_record_where_all_files_are_good(tmp_path):
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 10, 0.05)
+    bad_files.rewrite()
+    assert not bad_files.path.exists()
+
+
+@pytest.mark.parametrize("max_share", [-0.1, 1.1, float("nan")])
+def test_bad_share(max_share):
+    with pytest.raises(InputError, match="max_bad_files is a share between 0 and 1"):
+        BadFiles(None, 10, max_share)

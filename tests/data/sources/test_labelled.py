@@ -1,0 +1,126 @@
+import datasets
+import numpy as np
+import pytest
+from video_files import numbered_frames, read_numbers, write_video
+
+from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.sources.labelled import open_labelled, read_class_names, spread_frames
+from vicmae_hf.data.sources.sources import open_source
+from vicmae_hf.errors import InputError
+
+
+def make_files(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def listed(source, root):
+    names = [source[index].name.removeprefix(f"{root}/") for index in range(len(source))]
+    return list(zip(names, source.labels.tolist(), strict=True))
+
+
+def test_classes_follow_sorted_names(tmp_path):
+    make_files(tmp_path, "wash/b.mp4", "wash/a.JPG", "jump/c.webm", "Zoo/d.png")
+    # No class folders, no media, or hidden (macOS leaves files like ._b.mp4).
+    make_files(tmp_path, "readme.txt", "loose.mp4", "sing/notes.txt", ".cache/x.mp4", "wash/._b.mp4")
+    source = open_labelled(tmp_path)
+    assert listed(source, tmp_path) == [("Zoo/d.png", 0), ("jump/c.webm", 1), ("wash/a.JPG", 3), ("wash/b.mp4", 3)]
+    # Missing files shift no labels.
+    assert source.class_names == ["Zoo", "jump", "sing", "wash"]
+
+
+def test_classes_in_a_given_order(tmp_path):
+    make_files(tmp_path, "wash/b.mp4", "jump/c.webm")
+    source = open_labelled(tmp_path, class_names=["wash", "sing", "jump"])
+    assert listed(source, tmp_path) == [("jump/c.webm", 2), ("wash/b.mp4", 0)]
+    assert source.class_names == ["wash", "sing", "jump"]
+
+
+def test_a_part_of_a_part(tmp_path):
+    make_files(tmp_path, "a/0.mp4", "a/1.mp4", "b/2.mp4", "b/3.mp4", "c/4.mp4")
+    part = open_labelled(tmp_path).select([4, 2, 1]).select(np.array([1, 0]))
+    assert listed(part, tmp_path) == [("b/2.mp4", 1), ("c/4.mp4", 2)]
+    assert len(part) == 2 and part.class_names == ["a", "b", "c"]
+
+
+def test_unknown_classes(tmp_path):
+    make_files(tmp_path, "wash/b.mp4", "jump/c.webm", "dance/d.mp4")
+    with pytest.raises(InputError, match=r"2 classes are unknown .*: dance, jump\. Expected some of its 1: wash"):
+        open_labelled(tmp_path, class_names=["wash"])
+
+
+def test_folders_without_labelled_files(tmp_path):
+    with pytest.raises(InputError, match="gone: no such file or folder"):
+        open_labelled(tmp_path / "gone")
+    make_files(tmp_path, "empty/notes.txt")
+    with pytest.raises(InputError, match=r"no videos .* found among its 1 files"):
+        open_labelled(tmp_path)
+    make_files(tmp_path, "loose.mp4")
+    with pytest.raises(InputError, match="has no labels; expected ROOT/CLASS_NAME/FILE or a column"):
+        open_labelled(tmp_path)
+
+
+def test_files_without_a_class_are_reported(tmp_path, caplog):
+    make_files(tmp_path, "wash/a.mp4", "wash/deeper/b.mp4", "loose.mp4")
+    assert listed(open_labelled(tmp_path), tmp_path) == [("wash/a.mp4", 0)]
+    assert f"left out 2 files that are not FOLDER/CLASS_NAME/FILE, the first: {tmp_path}/loose.mp4" in caplog.text
+
+
+def test_parquet_files_in_folders_are_a_table(tmp_path):
+    clips = [{"path": f"{index}.mp4", "bytes": b"not opened here"} for index in range(2)]
+    features = datasets.Features(
+        {"clip": datasets.Video(decode=False), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict({"clip": clips, "label": [1, 0]}, features).to_parquet(tmp_path / "data" / "0.parquet")
+    assert open_labelled(tmp_path).labels.tolist() == [1, 0]
+
+
+def write_table(folder, labels, names):
+    features = {"clip": datasets.Video(decode=False), "label": datasets.ClassLabel(names=names)}
+    clips = [{"path": f"{index}.mp4", "bytes": b"not opened here"} for index in range(len(labels))]
+    datasets.Dataset.from_dict({"clip": clips, "label": labels}, datasets.Features(features)).save_to_disk(folder)
+
+
+def test_labels_of_a_table_are_its_class_labels(tmp_path):
+    write_table(tmp_path / "table", [2, 0, 2], ["wash", "sing", "jump"])
+    source = open_labelled(tmp_path / "table")
+    assert listed(source, tmp_path) == [("table[0] (0.mp4)", 2), ("table[1] (1.mp4)", 0), ("table[2] (2.mp4)", 2)]
+    assert source.class_names == ["wash", "sing", "jump"]
+    # "sing" is in the table's list, but no row has it.
+    other = open_labelled(tmp_path / "table", class_names=["jump", "run", "wash"])
+    assert other.labels.tolist() == [0, 2, 0]
+
+
+def test_a_table_with_a_row_without_label_or_without_labels(tmp_path):
+    write_table(tmp_path / "table", [1, None, 0], ["wash", "sing"])
+    with pytest.raises(InputError, match=r"1 of 3 items have no label, the first: .*table\[1\] \(1\.mp4\)"):
+        open_labelled(tmp_path / "table")
+    table = datasets.Dataset.from_dict({"clip": [{"path": "a.mp4", "bytes": b"not opened here"}]})
+    table.cast_column("clip", datasets.Video(decode=False)).save_to_disk(tmp_path / "plain")
+    with pytest.raises(InputError, match="has no labels; expected ROOT/CLASS_NAME/FILE or a column of type"):
+        open_labelled(tmp_path / "plain")
+    assert open_source(tmp_path / "plain").labels is None
+
+
+def test_a_list_of_class_names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("wash hands\n\nsing\n")
+    assert read_class_names(path) == ["wash hands", "sing"]
+    path.write_text("sing\nwash\nsing\n")
+    with pytest.raises(InputError, match=r"names\.txt: expected class names, each once, got 'sing' twice"):
+        read_class_names(path)
+    with pytest.raises(InputError, match=r"gone\.txt: cannot be read as a list of class names"):
+        read_class_names(tmp_path / "gone.txt")
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "middles"),
+    [(1, [10]), (2, [5, 15]), (4, [2, 7, 12, 17]), (20, list(range(20))), (40, [i // 2 for i in range(40)])],
+)
+def test_frames_from_the_middle_of_equal_parts(tmp_path, num_frames, middles):
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", numbered_frames(20))
+    frames = MediaLoader().read_frames(open_labelled(tmp_path)[0], spread_frames(num_frames))
+    assert read_numbers(frames) == middles

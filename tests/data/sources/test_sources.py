@@ -1,0 +1,198 @@
+import io
+import os
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from video_files import numbered_frames, write_video
+
+from vicmae_hf.data.sources.sources import DataSourceError, open_source
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """`datasets` keeps a copy of every Parquet file that it opens."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+
+def make_files(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def listed(source):
+    return [(source[index].media, source[index].is_video) for index in range(len(source))]
+
+
+def encode(level):
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), level).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_table(*values):
+    return datasets.Dataset.from_dict(
+        {"label": list(range(len(values))), "picture": list(values)},
+        features=datasets.Features({"label": datasets.Value("int64"), "picture": datasets.Image()}),
+    )
+
+
+def test_videos_and_images_of_any_nesting(tmp_path):
+    make_files(
+        tmp_path, "b.mp4", "train/deep/er/c.MKV", "train/a.JPeG", "test.webm", "sub/test/d.png", "e.avi", "f.mov"
+    )
+    make_files(tmp_path, "notes.txt", "mp4", ".hidden.mp4", "._b.mp4", ".cache/x.mp4", "labels.csv", "a.mp4.part")
+    source = open_source(tmp_path)
+    expected = {"b.mp4", "train/deep/er/c.MKV", "test.webm", "e.avi", "f.mov"}
+    assert {media for media, is_video in listed(source) if is_video} == {str(tmp_path / name) for name in expected}
+    images = {str(tmp_path / name) for name in ["train/a.JPeG", "sub/test/d.png"]}
+    assert {media for media, is_video in listed(source) if not is_video} == images
+    assert len(source) == 7
+    assert all(source[index].name == source[index].media for index in range(7))
+
+
+def test_the_order_of_files_is_the_same_wherever_they_were_copied(tmp_path):
+    names = [f"{folder}/{index}.mp4" for folder in ["b", "a", "b/c"] for index in [10, 9, 1]]
+    make_files(tmp_path / "first", *names)
+    make_files(tmp_path / "second", *reversed(names))
+    first, second = (
+        [media.removeprefix(f"{tmp_path}/{copy}/") for media, _ in listed(open_source(tmp_path / copy))]
+        for copy in ["first", "second"]
+    )
+    assert first == second
+    assert {*first} == {*names}
+
+
+def test_folders_behind_links(tmp_path):
+    make_files(tmp_path, "disk/a.mp4")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "disk")
+    assert listed(open_source(tmp_path / "data")) == [(str(tmp_path / "data" / "linked" / "a.mp4"), True)]
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    make_files(tmp_path, "clips/a.mp4")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert listed(open_source("~/clips")) == [(str(tmp_path / "clips" / "a.mp4"), True)]
+
+
+def test_parquet_with_images(tmp_path):
+    first, second, third = encode(10), encode(20), encode(30)
+    make_files(tmp_path, "data/readme.md")
+    image_table({"bytes": first, "path": "one.png"}, {"bytes": second, "path": None}).to_parquet(
+        tmp_path / "data" / "train-0.parquet"
+    )
+    image_table({"bytes": third, "path": None}).to_parquet(tmp_path / "data" / "train-1.parquet")
+    folder = tmp_path / "data"
+    assert listed(open_source(folder)) == [(first, False), (second, False), (third, False)]
+    assert [open_source(folder)[index].name for index in range(2)] == [f"{folder}[0] (one.png)", f"{folder}[1]"]
+    assert listed(open_source(folder / "train-1.parquet")) == [(third, False)]
+
+
+def test_saved_dataset_of_paths_and_bytes(tmp_path):
+    image, video = tmp_path / "a.png", tmp_path / "a.mp4"
+    image.write_bytes(encode(10))
+    write_video(video, numbered_frames(3))
+    table = image_table({"path": str(image), "bytes": None}, {"path": None, "bytes": encode(20)})
+    table.save_to_disk(tmp_path / "images")
+    saved = open_source(tmp_path / "images")
+    assert listed(saved) == [(image.read_bytes(), False), (encode(20), False)]
+    features = datasets.Features({"clip": datasets.Video(), "title": datasets.Value("string")})
+    rows = {"clip": [{"path": None, "bytes": video.read_bytes()}], "title": ["a"]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "videos")
+    assert listed(open_source(tmp_path / "videos")) == [(video.read_bytes(), True)]
+
+
+def test_row_without_media_is_an_unreadable_file(tmp_path):
+    image_table(None, {"path": None, "bytes": encode(20)}).save_to_disk(tmp_path / "images")
+    source = open_source(tmp_path / "images")
+    assert source[0].media == b""
+    assert source[0].name == f"{tmp_path}/images[0]"
+    assert source[1].media == encode(20)
+
+
+def error_of(name):
+    with pytest.raises(DataSourceError) as raised:
+        open_source(name)
+    message = str(raised.value)
+    assert message.startswith(str(name))
+    assert "\n" not in message
+    return message
+
+
+def test_nothing_to_read(tmp_path):
+    assert "no such file or folder" in error_of(tmp_path / "gone")
+    assert "no such file or folder" in error_of("./gone")
+    assert "no such file or folder" in error_of("a/relative/path")
+    (tmp_path / "empty").mkdir()
+    assert "among its 0 files" in error_of(tmp_path / "empty")
+    make_files(tmp_path, "texts/a.txt", "texts/deep/b.csv")
+    message = error_of(tmp_path / "texts")
+    assert "among its 2 files" in message
+    assert ".mp4" in message and ".jpg" in message
+    assert "got a file" in error_of(tmp_path / "texts" / "a.txt")
+
+
+def test_tables_without_media(tmp_path):
+    datasets.Dataset.from_dict({"text": ["a"], "label": [1]}).to_parquet(tmp_path / "text.parquet")
+    message = error_of(tmp_path / "text.parquet")
+    assert "expected a column of type Video or Image" in message
+    assert "text, label" in message
+    (tmp_path / "broken.parquet").write_text("PAR1 not")
+    assert "could not be read" in error_of(tmp_path / "broken.parquet")
+    image_table().to_parquet(tmp_path / "no_rows.parquet")
+    assert "could not be read" in error_of(tmp_path / "no_rows.parquet")
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "damaged")
+    (tmp_path / "damaged" / "state.json").write_text("{}")
+    assert "could not be read" in error_of(tmp_path / "damaged")
+
+
+def test_file_name_that_is_no_text(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
+    assert r"caf\udce9.mp4" in error_of(tmp_path)
+
+
+def test_dataset_that_cannot_be_had_from_the_hub(monkeypatch):
+    # A port at which nobody listens stands for a machine without network.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    for name in ["some-user/no-such-dataset", "no-such-dataset"]:
+        message = error_of(name)
+        assert "no such folder, and no dataset of that name could be loaded" in message
+        assert "refused" in message
+
+
+def test_numbers_of_a_long_table(tmp_path):
+    values = [{"path": None, "bytes": encode(level)} for level in range(50)]
+    image_table(*values).to_parquet(tmp_path / "levels.parquet", batch_size=7)
+    source = open_source(tmp_path / "levels.parquet")
+    assert len(source) == 50
+    levels = [np.array(Image.open(io.BytesIO(source[index].media)))[0, 0] for index in range(50)]
+    assert levels == list(range(50))
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "one.mp4").write_bytes(b"")
+    (tmp_path / "clips" / "again").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "two.mp4").write_bytes(b"")
+    (tmp_path / "clips" / "linked").symlink_to(tmp_path / "elsewhere")
+    source = open_source(tmp_path / "clips")
+    assert sorted(os.path.basename(source[index].name) for index in range(len(source))) == ["one.mp4", "two.mp4"]
+
+
+def test_media_beside_parquet_files_is_an_error(tmp_path):
+    (tmp_path / "one.mp4").write_bytes(b"")
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    with pytest.raises(DataSourceError, match=r"both media files .*one.mp4.* and a dataset .*rows.parquet"):
+        open_source(tmp_path)
+
+
+def test_a_saved_dataset_dict_asks_for_a_split(tmp_path):
+    split = datasets.Dataset.from_dict({"image": []})
+    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataSourceError, match="name one of test, train"):
+        open_source(tmp_path / "saved")

@@ -1,0 +1,228 @@
+"""Embeddings of files, nearest neighbours among them, and the probe that runs beside pretraining."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors import safe_open
+from tiny_models import shake, tiny_config
+from transformers import AutoImageProcessor, AutoVideoProcessor, VideoMAEConfig, VideoMAEModel
+from video_files import numbered_frames, write_video
+
+from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification, ViCMAEModel
+from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.media.video import open_video
+from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.sources import open_source
+from vicmae_hf.errors import InputError
+from vicmae_hf.evaluation.features import (
+    Features,
+    build_feature_views,
+    check_feature_file,
+    extract_embeddings,
+    load_encoder,
+    nearest_neighbour_scores,
+    write_features,
+)
+from vicmae_hf.pretraining.online_probe import OnlineProbe
+from vicmae_hf.processors import build_processors
+from vicmae_hf.video_processing_vicmae import sample_frame_indices
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """Two videos, a picture and a broken file, in two folders."""
+    root = tmp_path_factory.mktemp("media")
+    for name in ("a", "b"):
+        (root / name).mkdir()
+    write_video(root / "a" / "0.mp4", numbered_frames(20, 40, 56), fps=15)
+    write_video(root / "b" / "1.mp4", numbered_frames(31, 48, 40, seed=1), fps=15)
+    Image.fromarray(numbered_frames(7, 30, 44)[-1]).save(root / "b" / "2.png")
+    (root / "a" / "broken.mp4").write_bytes(b"no video")
+    return root
+
+
+def save_model(folder, model_class=ViCMAEModel, **settings):
+    model = shake(model_class(tiny_config(**settings))).eval()
+    model.save_pretrained(folder)
+    for processor in build_processors(model.config):
+        processor.save_pretrained(folder)
+    return model
+
+
+def embed(folder, source, pooling, **options):
+    model, processor = load_encoder(str(folder), pooling)
+    views = build_feature_views(source, processor, MediaLoader(), pooling=pooling, **options)
+    return extract_embeddings(Accelerator(cpu=True), model, views, batch_size=3, num_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "pooling"),
+    [(ViCMAEForPreTraining, "cls"), (ViCMAEForPreTraining, "mean"), (ViCMAEForVideoClassification, "mean")],
+)
+def test_frame_pooling_is_the_mean_over_frames_of_the_image_encoder(model_class, pooling, media, tmp_path):
+    model = save_model(tmp_path, model_class, pooling=pooling)
+    source = open_source(media)
+    features = embed(tmp_path, source, "frame", num_frames=5)
+    assert [source[index].name for index in features.indices.tolist()] == [
+        str(media / name) for name in ("a/0.mp4", "b/1.mp4", "b/2.png")
+    ]
+    assert [failure["path"] for failure in features.failures] == [str(media / "a" / "broken.mp4")]
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+
+    def encode(frames):
+        with torch.no_grad():
+            return model.vicmae(processor(list(frames), return_tensors="pt").pixel_values).pooler_output
+
+    for row, name in enumerate(["a/0.mp4", "b/1.mp4"]):
+        with open_video(media / name) as video:
+            middles = [int((part + 0.5) / 5 * video.num_frames) for part in range(5)]
+            expected = encode(video.get_frames(middles)).mean(0)
+        torch.testing.assert_close(features.embeddings[row], expected, atol=1e-5, rtol=1e-4)
+    picture = np.array(Image.open(media / "b" / "2.png"))
+    torch.testing.assert_close(features.embeddings[2], encode([picture])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_clip_pooling_is_the_clip_encoder(media, tmp_path):
+    model = save_model(tmp_path, ViCMAEForVideoClassification)
+    features = embed(tmp_path, open_source(media), "clip", num_frames=4, frames_per_second=5)
+    processor = AutoVideoProcessor.from_pretrained(tmp_path)
+    for row, (name, num_frames) in enumerate([("a/0.mp4", 20), ("b/1.mp4", 31)]):
+        with open_video(media / name) as video:
+            frames = video.get_frames(sample_frame_indices(num_frames, 4, fps=5, video_fps=15)[0])
+        with torch.no_grad():
+            expected = model.vicmae(processor(frames, return_tensors="pt").pixel_values).pooler_output[0]
+        torch.testing.assert_close(features.embeddings[row], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_files_of_features_hold_names_and_classes(media, tmp_path):
+    source = open_labelled(media)
+    embeddings = torch.randn(3, 5)
+    features = Features(embeddings, torch.tensor([0, 2, 3]), [{"path": source[1].name, "error": "broken"}])
+    files = [str(media / name) for name in ("a/0.mp4", "b/1.mp4", "b/2.png")]
+
+    write_features(tmp_path / "new" / "features.parquet", source, features, {"pooling": "frame"})
+    table = pyarrow.parquet.read_table(tmp_path / "new" / "features.parquet")
+    assert table["file"].to_pylist() == files
+    assert table["class"].to_pylist() == ["a", "b", "b"]
+    assert np.array_equal(np.stack(table["embedding"].to_numpy()), embeddings.numpy())
+    assert json.loads(table.schema.metadata[b"settings"]) == {"pooling": "frame"}
+    record = tmp_path / "new" / "features.parquet.bad_files.jsonl"
+    assert json.loads(record.read_text()) == {"path": str(media / "a" / "broken.mp4"), "error": "broken"}
+
+    write_features(tmp_path / "features.safetensors", source, features, {"pooling": "frame"})
+    with safe_open(tmp_path / "features.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("embeddings"), embeddings)
+        assert file.get_tensor("labels").tolist() == [0, 1, 1]
+        metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+    assert metadata == {"files": files, "class_names": ["a", "b"], "settings": {"pooling": "frame"}}
+
+    unlabelled = open_source(media)
+    write_features(tmp_path / "new" / "features.parquet", unlabelled, Features(embeddings, features.indices, []), {})
+    assert pyarrow.parquet.read_table(tmp_path / "new" / "features.parquet").column_names == ["file", "embedding"]
+    assert not record.exists()
+    with pytest.raises(InputError, match=r"features\.npy: expected a name that ends in \.parquet or \.safetensors"):
+        check_feature_file("features.npy")
+
+
+def test_only_whole_encoders_of_this_package_are_loaded(tmp_path):
+    VideoMAEModel(
+        VideoMAEConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path / "videomae")
+    with pytest.raises(InputError, match="expected a ViC-MAE checkpoint, got one of videomae"):
+        load_encoder(str(tmp_path / "videomae"), "frame")
+    ViCMAEModel(tiny_config()).save_pretrained(tmp_path / "vicmae")
+    with pytest.raises(InputError, match=r"no encoder can be loaded from there: .*processor"):
+        load_encoder(str(tmp_path / "vicmae"), "frame")
+    with pytest.raises(InputError, match="nothing: no encoder can be loaded"):
+        load_encoder(str(tmp_path / "nothing"), "clip")
+
+
+@pytest.mark.parametrize("num_features", [50, 12])
+def test_nearest_neighbours_against_numpy(num_features):
+    features, queries = torch.randn(num_features, 6), torch.randn(1500, 6)
+    labels = torch.randint(0, 4, (num_features,))
+    scores = nearest_neighbour_scores(features, labels, queries, num_classes=4)
+    known, asked = features.double().numpy(), queries.double().numpy()
+    for index in [0, 1, 700, 1499]:
+        cosines = known @ asked[index] / (np.linalg.norm(known, axis=1) * np.linalg.norm(asked[index]))
+        expected = np.zeros(4)
+        for neighbour in np.argsort(-cosines)[:20]:
+            expected[labels[neighbour]] += np.exp(cosines[neighbour] / 0.07)
+        assert scores[index].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_a_near_neighbour_outvotes_many_far_ones():
+    features = torch.cat([torch.tensor([[1.0, 0.05]]), torch.tensor([[1.0, 1.0]]).expand(10, 2)])
+    labels = torch.tensor([0] + [1] * 10)
+    scores = nearest_neighbour_scores(features, labels, torch.tensor([[1.0, 0.0]]), num_classes=2, num_neighbours=11)
+    assert scores.argmax(1).item() == 0
+    flat = nearest_neighbour_scores(features, labels, torch.tensor([[1.0, 0.0]]), 2, 11, temperature=100)
+    assert flat.argmax(1).item() == 1
+
+
+def write_pictures(root, num_files, is_meaningful):
+    """Pictures of two classes that differ in colour, or in nothing."""
+    generator = np.random.default_rng(0)
+    for name, colour in [("blue", (60, 60, 200)), ("red", (200, 60, 60))]:
+        (root / name).mkdir(parents=True)
+        for index in range(num_files):
+            base = np.array(colour if is_meaningful else (128, 128, 128))
+            pixels = base + generator.normal(0, 40, (24, 24, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{index}.png")
+
+
+def build_probe(root, encoder, **options):
+    settings = {"probe_steps": 10, "num_steps": 25, "seed": 0, "batch_size": 8, "num_workers": 0}
+    return OnlineProbe(
+        Accelerator(cpu=True),
+        encoder,
+        open_labelled(root),
+        build_processors(encoder.config)[0],
+        MediaLoader(),
+        **{**settings, **options},
+    )
+
+
+def test_an_online_probe_tells_features_that_know_the_class_from_features_that_do_not(tmp_path):
+    encoder = ViCMAEModel(tiny_config(pooling="mean"), video=False)
+    write_pictures(tmp_path / "colours", 25, is_meaningful=True)
+    figures = build_probe(tmp_path / "colours", encoder)(10)
+    assert set(figures) == {"probe_knn_top1", "probe_linear_top1"}
+    # Five held-out pictures of each class.
+    assert min(figures.values()) >= 90
+    write_pictures(tmp_path / "noise", 25, is_meaningful=False)
+    assert max(build_probe(tmp_path / "noise", encoder)(10).values()) <= 80
+
+
+def test_an_online_probe_is_due_every_so_often_and_at_the_end_and_leaves_no_trace(tmp_path):
+    encoder = ViCMAEModel(tiny_config(hidden_dropout_prob=0.5), video=False).train()
+    write_pictures(tmp_path, 5, is_meaningful=True)
+    probe = build_probe(tmp_path, encoder, num_workers=1)
+    state, random_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    weights = {name: value.clone() for name, value in encoder.state_dict().items()}
+    assert [bool(probe(step)) for step in (1, 9, 10, 11, 20, 24, 25)] == [False, False, True, False, True, False, True]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], random_state)
+    assert all(module.training for module in encoder.modules())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
+    # The same at any step, for nothing was trained.
+    assert probe(10) == probe(20)
+
+
+def test_a_probe_learns_from_four_fifths_of_every_class(tmp_path):
+    write_pictures(tmp_path, 10, is_meaningful=True)
+    encoder = ViCMAEModel(tiny_config(), video=False)
+    probes = [build_probe(tmp_path, encoder, seed=seed) for seed in (0, 0, 1)]
+    for probe in probes:
+        assert torch.bincount(probe.labels[probe.is_training]).tolist() == [8, 8]
+    assert torch.equal(probes[0].is_training, probes[1].is_training)
+    assert not torch.equal(probes[0].is_training, probes[2].is_training)
+    write_pictures(tmp_path / "few", 2, is_meaningful=True)
+    with pytest.raises(InputError, match="few: expected a class with at least 3 files"):
+        build_probe(tmp_path / "few", encoder)

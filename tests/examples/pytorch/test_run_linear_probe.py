@@ -1,0 +1,37 @@
+"""`run_linear_probe.py` as users run it."""
+
+import json
+import subprocess
+import sys
+
+from demo_data import write_demo_data
+from launching import environment, script_path
+from tiny_models import tiny_config
+
+from vicmae_hf import ViCMAEModel
+from vicmae_hf.processors import build_processors
+
+
+def test_a_probe_beside_an_untrained_encoder(tmp_path):
+    data = tmp_path / "demo"
+    write_demo_data(data, appearance_videos=(2, 1), motion_videos=(1, 1), images=(1, 1), num_workers=1)
+    model = ViCMAEModel(tiny_config(pooling="mean"))
+    model.save_pretrained(tmp_path / "model")
+    for processor in build_processors(model.config):
+        processor.save_pretrained(tmp_path / "model")
+    flags = ["--model_name_or_path", tmp_path / "model", "--train_data", data / "appearance" / "train"]
+    flags += ["--eval_data", data / "appearance" / "eval", "--output_dir", tmp_path / "probe"]
+    command = [sys.executable, script_path("run_linear_probe.py"), *flags, "--num_frames", "2", "--num_seeds", "2"]
+    process = subprocess.run(
+        [str(part) for part in command], env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert process.returncode == 0, process.stderr
+    results = json.loads((tmp_path / "probe" / "all_results.json").read_text())
+    assert (results["num_classes"], results["num_train_samples"], results["num_eval_samples"]) == (8, 16, 8)
+    assert results["num_failed"] == 0
+    runs = results["runs"]
+    assert [len(runs["pretrained"]), len(runs["untrained"])] == [2, 2]
+    assert results["eval_top1"] == sum(run["top1"] for run in runs["pretrained"]) / 2
+    assert results["untrained_eval_top5"] == sum(run["top5"] for run in runs["untrained"]) / 2
+    assert f"pretrained {results['eval_top1']:.1f}" in process.stdout
+    assert f"untrained  {results['untrained_eval_top1']:.1f}" in process.stdout
