@@ -14,8 +14,8 @@ from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.evaluation.features import load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained, read_labelled_frames
+from vicmae_hf.files import write_json
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
-from vicmae_hf.training.reporting import write_json
 from vicmae_hf.training.session import run_script
 
 

@@ -16,9 +16,9 @@ from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.probes import LabelledFrames, balanced_subset, probe_accuracy, read_labelled_frames
+from vicmae_hf.files import write_json
 from vicmae_hf.image_processing_vicmae import ViCMAEImageProcessor
 from vicmae_hf.modeling_vicmae import ViCMAEModel
-from vicmae_hf.training.reporting import write_json
 
 
 NUM_FOLDS = 4

@@ -23,6 +23,7 @@ from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
 from ..evaluation.features import extract_embeddings
 from ..evaluation.prediction import Predictions, predict
+from ..files import write_json
 from ..modeling_vicmae import ViCMAEForImageClassification
 from ..reports.model_card import write_classification_card
 from ..reports.plots import plot_accuracies, plot_losses
@@ -33,7 +34,7 @@ from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
 from ..training.optimization import layer_decay_scale, parameter_groups
 from ..training.planning import plan_run, total_batch_size
-from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
+from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics
 from .linear import FeatureSamples, LinearClassifier, predict_features
 from .setup import build_classifier_processors
 

@@ -1,7 +1,6 @@
 """What an evaluation leaves in its output folder: figures, tables and pictures."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from ..data.preparing.preparation import write_csv
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import LabelledSource, format_list
 from ..errors import InputError
+from ..files import write_csv, write_json, write_json_lines
 from ..reports.plots import plot_confusion, plot_temporal_ablation
-from ..training.reporting import write_json
 from .prediction import Predictions, ViewPredictions, likeliest_classes
 from .temporal_ablation import FrameOrders
 
@@ -159,7 +157,7 @@ def write_failures(path: Path, failures: list[dict[str, str]]) -> None:
     """The items that could not be read, one JSON object a line; no file if there are none."""
     path.unlink(missing_ok=True)
     if failures:
-        path.write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+        write_json_lines(path, failures)
 
 
 def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from ..data.samples.augmentation import normalize_pixels
 from ..data.samples.pairs import FramePairDataset, load_frame_pairs
 from ..data.samples.streaming import FramePairStream, build_stream_dataloader
 from ..data.sources.labelled import open_labelled
+from ..files import write_json
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
 from ..reports.model_card import write_pretraining_card
@@ -26,7 +27,7 @@ from ..training.checkpointing import Checkpoints
 from ..training.loop import train
 from ..training.optimization import parameter_groups
 from ..training.planning import plan_run, total_batch_size
-from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics, write_json
+from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics
 from .collapse import collapse_metrics
 from .online_probe import OnlineProbe
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ..files import write_json
+
 
 class BestModel:
     """
@@ -50,7 +52,7 @@ class BestModel:
         best.mkdir()
         for name in self.files:
             shutil.copyfile(self.output_dir / name, best / name)
-        (folder / "best.json").write_text(json.dumps(self.figures))
+        write_json(folder / "best.json", self.figures)
 
     def load(self, folder: Path) -> None:
         self.figures = json.loads((folder / "best.json").read_text())

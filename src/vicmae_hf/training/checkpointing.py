@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..files import write_json
 
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             for part in self.parts:
                 part.save(partial)
-            (partial / STATE_FILE).write_text(json.dumps({"step": step, "run_settings": self.run_settings}, indent=2))
+            write_json(partial / STATE_FILE, {"step": step, "run_settings": self.run_settings})
             if final.exists():
                 self._remove(final)
             partial.rename(final)

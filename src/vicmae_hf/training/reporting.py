@@ -5,24 +5,17 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..data.preparing.packing import write_whole
-
-
-def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes a file that is whole or absent."""
-    write_whole(Path(path), json.dumps(content, indent=2) + "\n")
+from ..files import read_json_lines, write_json_lines
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl`, oldest first; none if there is no log yet."""
-    path = Path(output_dir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(Path(output_dir) / "metrics.jsonl")
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
@@ -62,7 +55,7 @@ class MetricsLog:
         self.before = (0, 0.0, 0.0)
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(output_dir) if line["step"] <= start_step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_json_lines(self.path, kept)
         self.progress = tqdm(
             total=num_steps, initial=start_step, disable=not accelerator.is_main_process, dynamic_ncols=True
         )

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from multiprocessing.connection import wait
@@ -28,6 +28,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm.auto import tqdm
 
 from ...errors import InputError, MediaDecodingError
+from ...files import partial_file, write_json, write_json_lines
 from ...settings import setting
 from ..media.bad_files import BadFilesError
 from ..media.reading import MediaItem, call_within
@@ -279,7 +280,7 @@ class Packer:
                     writer.add(row)
                     num_frames.append(len(row["frames"]))
             record = ShardRecord(len(num_frames), sum(num_frames), partial.stat().st_size, failures)
-            write_whole(path.with_suffix(".json"), json.dumps(asdict(record), indent=2) + "\n")
+            write_json(path.with_suffix(".json"), asdict(record))
         return self.read_record(shard)
 
     def _rows(self, shard: int, failures: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
@@ -330,35 +331,6 @@ class ShardWriter:
         self.stream.write_batch(pa.record_batch(columns, schema=self.schema))
         self.rows = []
         self.num_bytes = 0
-
-
-@contextmanager
-def partial_file(path: Path) -> Iterator[Path]:
-    """
-    A path to write a file to that appears as `path` only when it is whole and on disk.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
-    # Several runs may write the same file.
-    partial = path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        # A run that finished the store meanwhile removes what it takes for leftovers.
-        if not (isinstance(error, FileNotFoundError) and path.exists()):
-            raise InputError(f"{path}: cannot be written ({error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that is whole or absent."""
-    with partial_file(path) as partial:
-        partial.write_text(text)
 
 
 @dataclass(frozen=True)
@@ -482,7 +454,7 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
             raise InputError(f"{output}: expected a folder that can be written to ({error}).") from error
         if others and not path.exists():
             raise InputError(f"{output}: is no frame store, but holds {others[0]}; expected an empty or new folder.")
-        write_whole(path, json.dumps(wanted, indent=2) + "\n")
+        write_json(path, wanted)
     found = json.loads(path.read_text())
     if found["items_sha256"] != wanted["items_sha256"]:
         raise InputError(
@@ -571,7 +543,7 @@ def check_failures(packer: Packer, records: dict[int, ShardRecord], max_share: f
 
 
 def write_failures(packer: Packer, failures: Iterable[dict[str, str]]) -> None:
-    write_whole(packer.output / "bad_files.jsonl", "".join(json.dumps(failure) + "\n" for failure in failures))
+    write_json_lines(packer.output / "bad_files.jsonl", failures)
 
 
 def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
@@ -580,7 +552,7 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
     if failures:
         write_failures(packer, failures)
     info = {"features": packer.source.features().to_dict()}
-    write_whole(packer.output / "dataset_info.json", json.dumps(info, indent=2) + "\n")
+    write_json(packer.output / "dataset_info.json", info)
     identity = [FORMAT_VERSION, content_settings(packer.settings), packer.source.digest()]
     state = {
         # An empty table has nothing to stream.
@@ -594,7 +566,7 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
         "_output_all_columns": False,
         "_split": "train",
     }
-    write_whole(packer.output / "state.json", json.dumps(state, indent=2) + "\n")
+    write_json(packer.output / "state.json", state)
     # What killed runs left behind.
     for leftover in packer.output.glob(".partial-*"):
         leftover.unlink(missing_ok=True)

@@ -5,9 +5,7 @@ What a list promises (`layouts.py`) is matched with the files that are there; ea
 goes into a table with the official class indices. docs/datasets.md shows layouts, commands and reports.
 """
 
-import csv
 import hashlib
-import json
 import os
 import tempfile
 from collections import Counter
@@ -20,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...errors import InputError, MediaDecodingError
+from ...files import write_csv, write_json, write_whole
 from ..media.reading import EncodedItem, MediaLoader, MediaReader, call_within
 from ..sources.labelled import format_list
 from ..sources.sources import MediaSource
@@ -311,8 +310,8 @@ def write_results(output: Path, table: datasets.Dataset, problems: list[Problem]
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         folder = Path(temporary, output.name)
         save_table(table, folder)
-        (folder / "list.tsv").write_text(list_table(table), encoding="utf-8", newline="")
-        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_whole(folder / "list.tsv", list_table(table))
+        write_json(folder / "report.json", report)
         write_csv(folder / "problems.csv", Problem._fields, problems)
         write_csv(folder / "classes.csv", *count_classes(table, problems))
         folder.rename(output)
@@ -340,13 +339,6 @@ def count_classes(table: datasets.Dataset, problems: list[Problem]) -> tuple[lis
         missing, unreadable = counts["missing", name], counts["unreadable", name]
         rows.append([label, name, in_table[name] + missing + unreadable, in_table[name], missing, unreadable])
     return ["label", "class_name", "listed", "in_table", "missing", "unreadable"], rows
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 def summarize(report: dict[str, Any]) -> str:

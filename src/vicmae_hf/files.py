@@ -1,0 +1,66 @@
+"""Writing of files: whole or not at all, as text, JSON, JSON lines and CSV."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """
+    A path to write a file to that appears as `path` only when it is whole and on disk.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    # Several runs may write the same file.
+    partial = path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        # A run that finished the store meanwhile removes what it takes for leftovers.
+        if not (isinstance(error, FileNotFoundError) and path.exists()):
+            raise InputError(f"{path}: cannot be written ({error}).") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file that is whole or absent. Raises an InputError if it cannot be written."""
+    with partial_file(Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """`content`, indented, as a file that is whole or absent."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_json_lines(path: str | os.PathLike, entries: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, as a file that is whole or absent."""
+    write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none if there is no such file."""
+    path = Path(path)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with a line of column names, as a file that is whole or absent."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
