@@ -1,13 +1,16 @@
 """Settings from the command line and from files."""
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, dataclass, fields
 
 import pytest
 
 from vicmae_hf import ViCMAEConfig
-from vicmae_hf.settings import ArgumentsError, parse_arguments, parse_config_overrides
-from vicmae_hf.training.arguments import PretrainingArguments
+from vicmae_hf.classification.arguments import ClassificationArguments
+from vicmae_hf.evaluation.arguments import InferenceArguments
+from vicmae_hf.pretraining.arguments import PretrainingArguments
+from vicmae_hf.settings import ArgumentsError, Settings, parse_arguments, parse_config_overrides, setting
 
 
 REQUIRED = ["--train_data", "clips", "--output_dir", "out"]
@@ -110,11 +113,54 @@ def test_a_missing_file_is_named():
         ["--max_bad_files", "1.5"],
         ["--image_size", "1", "2", "3"],
         ["--checkpointing_steps", "-1"],
+        ["--seconds_per_file", "inf"],
+        ["--dataloader_num_workers", "-1"],
     ],
 )
 def test_values_out_of_range_name_the_flag(flags):
     with pytest.raises(ArgumentsError, match=flags[0]):
         parse(*REQUIRED, *flags)
+
+
+@dataclass(kw_only=True)
+class Limits(Settings):
+    least: int | None = setting(None, "at least", minimum=2)
+    share: float = setting(0.5, "inclusive", minimum=0, maximum=1)
+    inside: list[float] = setting([0.5], "exclusive", above=0, below=1)
+    decay: float = setting(1.0, "half open", above=0, maximum=1)
+    free: float = setting(0.0, "without limits")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"least": 1}, "--least must be at least 2, got 1."),
+        ({"share": -0.1}, "--share must be between 0 and 1, got -0.1."),
+        ({"share": 1.1}, "--share must be between 0 and 1, got 1.1."),
+        ({"inside": [0.5, 1.0]}, "--inside must be above 0 and below 1, got 1.0."),
+        ({"inside": [0.0]}, "--inside must be above 0 and below 1, got 0.0."),
+        ({"decay": 0.0}, "--decay must be above 0 and at most 1, got 0.0."),
+        ({"share": math.nan}, "--share must be finite and between 0 and 1, got nan."),
+        ({"least": math.inf}, "--least must be finite and at least 2, got inf."),
+    ],
+)
+def test_limits_of_a_setting(changes, message):
+    with pytest.raises(ArgumentsError) as error:
+        Limits(**changes)
+    assert str(error.value) == message
+
+
+def test_values_at_their_limits_and_unset_ones_pass():
+    Limits(least=2, share=0, decay=1.0, inside=[], free=math.inf)
+    Limits(least=None, share=1)
+
+
+@pytest.mark.parametrize("arguments_class", [PretrainingArguments, ClassificationArguments, InferenceArguments])
+def test_a_setting_declared_again_keeps_its_limits(arguments_class):
+    limits = {entry.name: entry.metadata["limits"] for entry in fields(arguments_class)}
+    for base in arguments_class.__mro__[1:-1]:
+        for entry in fields(base):
+            assert limits[entry.name] == entry.metadata["limits"], entry.name
 
 
 @pytest.mark.parametrize("flags", [["--seeed", "1"], ["--frame_sampling", "distent"], ["--see", "1"], ["stray"]])

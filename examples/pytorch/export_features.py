@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import open_source
+from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.evaluation.features import (
     build_feature_views,
     check_feature_file,
@@ -23,7 +24,6 @@ from vicmae_hf.evaluation.features import (
     write_features,
 )
 from vicmae_hf.settings import REQUIRED, parse_arguments, setting
-from vicmae_hf.training.arguments import InferenceArguments
 from vicmae_hf.training.session import run_script
 
 
@@ -36,8 +36,8 @@ class ExportArguments(InferenceArguments):
     pooling: Literal["frame", "clip"] = setting(
         "frame", "mean of the embeddings of single frames, or the embedding of one clip"
     )
-    num_frames: int | None = setting(None, "frames of a video; default: 8 for frame, the model's for clip")
-    per_device_eval_batch_size: int = setting(32, "frames or clips in a forward pass")
+    num_frames: int | None = setting(None, "frames of a video; default: 8 for frame, the model's for clip", minimum=1)
+    per_device_eval_batch_size: int = setting(32, "frames or clips in a forward pass", minimum=1)
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from vicmae_hf.data.media.arguments import BadFilesArguments
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
 from vicmae_hf.data.sources.labelled import read_class_names
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
@@ -18,23 +19,16 @@ from vicmae_hf.training.session import run_script
 
 
 @dataclass(kw_only=True)
-class PackingArguments(PackingSettings):
+class PackingArguments(PackingSettings, BadFilesArguments):
     input: str = setting(REQUIRED, "folder of videos and images, Parquet file or dataset name")
     output: str = setting(REQUIRED, "folder of the store")
     labelled: bool = setting(False, "the input is ROOT/CLASS_NAME/FILE: store the labels")
     label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
-    num_proc: int = setting(1, "processes; each writes a shard at a time")
-    seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit")
-    max_bad_files: float = setting(0.05, "share of unreadable files that stops the run; one is allowed unless 0")
+    num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1)
+    seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit", minimum=0)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_proc < 1:
-            raise ArgumentsError(f"--num_proc must be at least 1, got {self.num_proc}.")
-        if not self.seconds_per_file >= 0:
-            raise ArgumentsError(f"--seconds_per_file must not be negative, got {self.seconds_per_file}.")
-        if not 0 <= self.max_bad_files <= 1:
-            raise ArgumentsError(f"--max_bad_files is a share between 0 and 1, got {self.max_bad_files}.")
         if self.label_names is not None and not self.labelled:
             raise ArgumentsError("--label_names orders the classes of --labelled, which is not given.")
 

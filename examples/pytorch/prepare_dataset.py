@@ -10,15 +10,16 @@ with the official labels beside a report of what is missing, broken or repeated.
 from dataclasses import dataclass
 from typing import Literal
 
+from vicmae_hf.data.media.arguments import ReadingArguments
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.preparing.preparation import prepare_dataset, summarize
 from vicmae_hf.data.sources.labelled import read_class_names
-from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, parse_arguments, setting
 from vicmae_hf.training.session import run_script
 
 
 @dataclass(kw_only=True)
-class PreparationArguments:
+class PreparationArguments(ReadingArguments):
     dataset: Literal[
         "kinetics400", "kinetics600", "kinetics700", "ssv2", "moments", "imagenet", "places365", "folder"
     ] = setting(REQUIRED, "whose layout and class order to expect")
@@ -31,13 +32,7 @@ class PreparationArguments:
     check: Literal["none", "header", "decode"] = setting(
         "header", "whether a file is there; opens; or also decodes its first and last frame"
     )
-    num_proc: int = setting(4, "processes that check")
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
-    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
-
-    def __post_init__(self):
-        if self.num_proc < 1:
-            raise ArgumentsError(f"--num_proc must be at least 1, got {self.num_proc}.")
+    num_proc: int = setting(4, "processes that check", minimum=1)
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
 from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
 from vicmae_hf.evaluation.prediction import predict_views
 from vicmae_hf.evaluation.results import describe, prepare_output_dir, write_evaluation
 from vicmae_hf.evaluation.temporal_ablation import FrameOrders
 from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
-from vicmae_hf.training.arguments import InferenceArguments
 from vicmae_hf.training.session import run_script
 
 
@@ -35,7 +35,7 @@ class EvaluationArguments(InferenceArguments):
     temporal_ablation: bool = setting(
         False, "also with shuffled and with repeated frames, views of the first protocol"
     )
-    seed: int = setting(0, "of the shuffles")
+    seed: int = setting(0, "of the shuffles", minimum=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,8 +43,6 @@ class EvaluationArguments(InferenceArguments):
             raise ArgumentsError(
                 f"--num_clips and --num_crops must have as many numbers, got {self.num_clips} and {self.num_crops}."
             )
-        if self.seed < 0:
-            raise ArgumentsError(f"--seed must not be negative, got {self.seed}.")
 
 
 def main() -> None:

@@ -8,34 +8,27 @@ random weights.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
+from vicmae_hf.data.media.arguments import ReadingArguments
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.evaluation.features import load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained, read_labelled_frames
 from vicmae_hf.files import write_json
-from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, parse_arguments, setting
 from vicmae_hf.training.session import run_script
 
 
 @dataclass(kw_only=True)
-class ProbeArguments:
+class ProbeArguments(ReadingArguments):
     model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
     train_data: str = setting(REQUIRED, "labelled folder that the classifier is trained on")
     eval_data: str = setting(REQUIRED, "labelled folder of held-out files")
     output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
-    num_frames: int = setting(8, "frames taken from a video")
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
-    seconds_per_file: float = setting(60.0, "a file that takes longer to read counts as unreadable; 0: no limit")
-    num_seeds: int = setting(5, "probes, each on its own 80 % of the training files; untrained encoders likewise")
-
-    def __post_init__(self):
-        for name in ["num_frames", "num_seeds"]:
-            if getattr(self, name) < 1:
-                raise ArgumentsError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.seconds_per_file >= 0:
-            raise ArgumentsError(f"--seconds_per_file must not be negative, got {self.seconds_per_file}.")
+    num_frames: int = setting(8, "frames taken from a video", minimum=1)
+    num_seeds: int = setting(
+        5, "probes, each on its own 80 % of the training files; untrained encoders likewise", minimum=1
+    )
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ Settings come from the file and from flags, flags win; `--help` lists them. docs
 """
 
 from vicmae_hf import ViCMAEForPreTraining
+from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.pretraining.pretraining import build_frame_pairs, pretrain
 from vicmae_hf.settings import parse_arguments
-from vicmae_hf.training.arguments import PretrainingArguments
 from vicmae_hf.training.session import build_model, end_session, run_script, start_session
 
 

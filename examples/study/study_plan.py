@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from vicmae_hf.configuration_vicmae import ViCMAEConfig
-from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
-from vicmae_hf.training.arguments import PretrainingArguments
+from vicmae_hf.pretraining.arguments import PretrainingArguments
+from vicmae_hf.settings import REQUIRED, ArgumentsError, Settings, parse_arguments, setting
 
 
 # Names of the methods, and their objectives (section B).
@@ -36,7 +36,7 @@ FRAME_GAPS = {
 
 
 @dataclass(kw_only=True)
-class StudyArguments:
+class StudyArguments(Settings):
     """Settings of `run_study.py`."""
 
     recipe: str = setting(REQUIRED, "settings of run_pretraining.py that all runs share, a YAML or JSON file")
@@ -45,44 +45,44 @@ class StudyArguments:
     probe_eval_data: str = setting(REQUIRED, "labelled folder or dataset of held-out samples")
     output_dir: str = setting(REQUIRED, "where everything is written; what is done there is not done again")
     report: str | None = setting(None, "the report, Markdown; default: output_dir/report.md")
-    num_seeds: int = setting(3, "runs of each method, with the seeds 0, 1, ...")
+    num_seeds: int = setting(3, "runs of each method, with the seeds 0, 1, ...", minimum=1)
     learning_rate_factors: list[float] = setting(
         [1.0, 0.25, 0.0625],
         "multiples of the recipe's learning rate, tried for each method; of each setting tuning starts with the first",
+        minimum=0,
     )
-    contrastive_weights: list[float] = setting([0.1, 0.025, 0.4], "tried for each method but MAE")
-    vicreg_invariance_weights: list[float] = setting([25.0, 1.0, 0.1], "tried for MAE + VICReg (Bardes et al.: 25)")
+    contrastive_weights: list[float] = setting([0.1, 0.025, 0.4], "tried for each method but MAE", minimum=0)
+    vicreg_invariance_weights: list[float] = setting(
+        [25.0, 1.0, 0.1], "tried for MAE + VICReg (Bardes et al.: 25)", minimum=0
+    )
     sweep_seed: int = setting(1000, "seed of the runs that try them, none of which is reported as a result")
     frame_gaps: list[str] = setting(
         ["same", "4_frames"], "of ViC-MAE's pairs, beside distant: the frame-gap ablation", may_be_empty=True
     )
-    mask_ratios: list[float] = setting([], "of ViC-MAE, beside the recipe's")
-    label_fractions: list[float] = setting([0.05, 0.1, 0.25, 0.5, 0.75, 1.0], "shares of the probe's labels (Table 5)")
-    num_subsets: int = setting(3, "draws of each share of the labels that is not 1, averaged")
-    num_frames: int = setting(4, "frames of a video that a probe reads")
+    mask_ratios: list[float] = setting([], "of ViC-MAE, beside the recipe's", above=0, below=1)
+    label_fractions: list[float] = setting(
+        [0.05, 0.1, 0.25, 0.5, 0.75, 1.0], "shares of the probe's labels (Table 5)", above=0, maximum=1
+    )
+    num_subsets: int = setting(3, "draws of each share of the labels that is not 1, averaged", minimum=1)
+    num_frames: int = setting(4, "frames of a video that a probe reads", minimum=1)
 
     def __post_init__(self):
-        for name in ["num_seeds", "num_subsets", "num_frames"]:
-            if getattr(self, name) < 1:
-                raise ArgumentsError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        super().__post_init__()
         if not self.sweep_seed >= self.num_seeds:
             raise ArgumentsError(
                 f"--sweep_seed must not be one of the reported seeds 0 to {self.num_seeds - 1}, got {self.sweep_seed}."
             )
         for name in CANDIDATES:
-            values = getattr(self, name)
-            if not values or not min(values) >= 0:
-                raise ArgumentsError(f"--{name}: expected some, none below 0, got {values}.")
+            if not getattr(self, name):
+                raise ArgumentsError(f"--{name}: expected some, got none.")
         for name in [*CANDIDATES, "frame_gaps", "mask_ratios", "label_fractions"]:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ArgumentsError(f"--{name}: expected each value once, got {values}.")
-        if not all(0 < ratio < 1 for ratio in self.mask_ratios):
-            raise ArgumentsError(f"--mask_ratios: expected shares between 0 and 1, got {self.mask_ratios}.")
         unknown = [gap for gap in self.frame_gaps if gap not in FRAME_GAPS]
         if unknown:
             raise ArgumentsError(f"--frame_gaps: expected some of {', '.join(FRAME_GAPS)}, got {unknown[0]}.")
-        if 1.0 not in self.label_fractions or not all(0 < fraction <= 1 for fraction in self.label_fractions):
+        if 1.0 not in self.label_fractions:
             raise ArgumentsError(
                 f"--label_fractions: expected shares above 0, and 1 among them, got {self.label_fractions}."
             )

@@ -22,10 +22,10 @@ from transformers import set_seed
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.files import write_json
 from vicmae_hf.modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
+from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.pretraining.pretraining import build_frame_pairs, pretrain
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
-from vicmae_hf.training.arguments import PretrainingArguments
 from vicmae_hf.training.loop import NonFiniteLossError
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model, start_session

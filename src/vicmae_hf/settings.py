@@ -3,9 +3,11 @@
 import argparse
 import difflib
 import json
+import math
+import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -24,12 +26,73 @@ class ArgumentsError(InputError):
     """A setting is wrong; the message names it, its value and what was expected."""
 
 
-def setting(default: Any, help: str, **metadata) -> Any:
-    """A dataclass field with a default, or `REQUIRED`, and a help text."""
-    metadata["help"] = help
+# What a setting may be limited by, in words, and as a comparison of its value with the limit.
+BOUNDS = {
+    "minimum": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    may_be_empty: bool = False,
+) -> Any:
+    """
+    A field of a dataclass of `Settings`.
+
+    Args:
+        default: its value, or `REQUIRED`.
+        help: what `--help` says of it.
+        minimum, above, maximum, below: limits of its value, or of every entry of a list. None, an unset value, passes.
+        may_be_empty: whether a list may be given without entries.
+    """
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    metadata = {
+        "help": help,
+        "limits": {name: limit for name, limit in limits.items() if limit is not None},
+        "may_be_empty": may_be_empty,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """
+    Base of dataclasses whose fields are a `setting` each. It checks the limits that stand there.
+
+    Raises:
+        ArgumentsError: if a value is out of its limits, or one that has limits is not finite.
+    """
+
+    def __post_init__(self):
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.metadata["limits"] and value is not None:
+                for number in value if isinstance(value, list) else [value]:
+                    check_limits(entry.name, number, entry.metadata["limits"])
+
+
+def check_limits(name: str, number: float, limits: dict[str, float]) -> None:
+    """Raises an ArgumentsError if a number is not finite or out of its limits, `{"minimum": 1}` for example."""
+    holds = all(BOUNDS[bound][1](number, limit) for bound, limit in limits.items())
+    if holds and math.isfinite(number):
+        return
+    if limits.keys() == {"minimum", "maximum"}:
+        expected = f"between {limits['minimum']} and {limits['maximum']}"
+    else:
+        expected = " and ".join(f"{BOUNDS[bound][0]} {limit}" for bound, limit in limits.items())
+    finite = "" if math.isfinite(number) else "finite and "
+    raise ArgumentsError(f"--{name} must be {finite}{expected}, got {number}.")
 
 
 def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
@@ -49,20 +112,19 @@ def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None
 
 
 def build_parser(arguments_class: type) -> argparse.ArgumentParser:
-    """A parser with one flag for each field; booleans are `--name` and `--no-name`."""
+    """A parser with one flag for each field, required ones first; booleans are `--name` and `--no-name`."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [settings.yaml|settings.json] [--flag value ...]", allow_abbrev=False
     )
-    for entry in fields(arguments_class):
-        has_default = entry.default is not MISSING or entry.default_factory is not MISSING
+    for entry in sorted(fields(arguments_class), key=_has_default):
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         options = {"help": entry.metadata["help"].replace("%", "%%")}
-        options |= {"default": default} if has_default else {"required": True}
+        options |= {"default": default} if _has_default(entry) else {"required": True}
         value_type = _without_none(entry.type)
         if value_type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(value_type) is list:
-            may_be_empty = default == [] or entry.metadata.get("may_be_empty", False)
+            may_be_empty = default == [] or entry.metadata["may_be_empty"]
             options |= {"type": get_args(value_type)[0], "nargs": "*" if may_be_empty else "+"}
         elif get_origin(value_type) is Literal:
             options["choices"] = get_args(value_type)
@@ -70,6 +132,10 @@ def build_parser(arguments_class: type) -> argparse.ArgumentParser:
             options["type"] = value_type
         parser.add_argument(f"--{entry.name}", **options)
     return parser
+
+
+def _has_default(entry: Field) -> bool:
+    return entry.default is not MISSING or entry.default_factory is not MISSING
 
 
 def _without_none(annotation: Any) -> Any:

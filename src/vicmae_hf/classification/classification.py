@@ -28,13 +28,13 @@ from ..modeling_vicmae import ViCMAEForImageClassification
 from ..reports.model_card import write_classification_card
 from ..reports.plots import plot_accuracies, plot_losses
 from ..settings import ArgumentsError
-from ..training.arguments import ClassificationArguments
 from ..training.best_model import BestModel
 from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
 from ..training.optimization import layer_decay_scale, parameter_groups
 from ..training.planning import plan_run, total_batch_size
 from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics
+from .arguments import ClassificationArguments
 from .linear import FeatureSamples, LinearClassifier, predict_features
 from .setup import build_classifier_processors
 

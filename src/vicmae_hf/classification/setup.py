@@ -15,9 +15,9 @@ from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
 from ..processors import build_processors
 from ..settings import ArgumentsError
-from ..training.arguments import ClassificationArguments
 from ..training.session import build_model
 from ..video_processing_vicmae import ViCMAEVideoProcessor
+from .arguments import ClassificationArguments
 
 
 MODEL_CLASSES = {"image": ViCMAEForImageClassification, "video": ViCMAEForVideoClassification}

@@ -22,12 +22,12 @@ from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
 from ..reports.model_card import write_pretraining_card
 from ..reports.plots import plot_losses, plot_reconstructions, reconstruct_views
-from ..training.arguments import PretrainingArguments
 from ..training.checkpointing import Checkpoints
 from ..training.loop import train
 from ..training.optimization import parameter_groups
 from ..training.planning import plan_run, total_batch_size
 from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics
+from .arguments import PretrainingArguments
 from .collapse import collapse_metrics
 from .online_probe import OnlineProbe
 

@@ -380,13 +380,13 @@ def test_folds_spread_every_class_and_parts_of_labels_are_nested():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contrastive_weights": [-1.0]}, "contrastive_weights: expected some, none below 0"),
+        ({"contrastive_weights": [-1.0]}, "--contrastive_weights must be at least 0, got -1.0"),
         ({"vicreg_invariance_weights": []}, "vicreg_invariance_weights: expected some"),
         ({"sweep_seed": 1}, "must not be one of the reported seeds 0 to 1"),
         ({"frame_gaps": ["far"]}, "expected some of same, 4_frames, got far"),
         ({"label_fractions": [0.5]}, "and 1 among them"),
         ({"label_fractions": [1.0, 1.0]}, "expected each value once"),
-        ({"mask_ratios": [1.5]}, "between 0 and 1"),
+        ({"mask_ratios": [1.5]}, "--mask_ratios must be above 0 and below 1, got 1.5"),
         ({"num_seeds": 0}, "at least 1"),
     ],
 )

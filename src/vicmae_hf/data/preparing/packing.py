@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from ...errors import InputError, MediaDecodingError
 from ...files import partial_file, write_json, write_json_lines
 from ...settings import setting
+from ..media.arguments import DecodingArguments
 from ..media.bad_files import BadFilesError
 from ..media.reading import MediaItem, call_within
 from ..media.video import check_backend
@@ -52,33 +53,33 @@ MAX_ROW_BYTES = 2**31 - 2**24
 
 
 @dataclass(kw_only=True)
-class PackingSettings:
+class PackingSettings(DecodingArguments):
     """What decides the content of a store, together with the list of items."""
 
     frames_per_second: float | None = setting(
-        None, "frames kept of a second of video, where it has as many; 0 keeps all; default: 7.5, every 4th of 30"
+        None,
+        "frames kept of a second of video, where it has as many; 0 keeps all; default: 7.5, every 4th of 30",
+        minimum=0,
     )
-    num_frames: int | None = setting(None, "frames kept of a video, evenly spread; in place of frames_per_second")
-    short_side: int = setting(256, "pixels to which frames are made smaller; never enlarges; 0 keeps their size")
+    num_frames: int | None = setting(
+        None, "frames kept of a video, evenly spread; in place of frames_per_second", minimum=1
+    )
+    short_side: int = setting(
+        256, "pixels to which frames are made smaller; never enlarges; 0 keeps their size", minimum=0
+    )
     format: Literal["jpeg", "webp"] = setting("jpeg", "how frames are encoded")
-    quality: int = setting(90, "of the encoder, 1 to 100")
-    videos_per_shard: int | None = setting(None, "videos and images of a shard; default: 16 to 512 shards in all")
-    seed: int = setting(0, "of the order in which items are stored")
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    quality: int = setting(90, "of the encoder, 1 to 100", minimum=1, maximum=100)
+    videos_per_shard: int | None = setting(
+        None, "videos and images of a shard; default: 16 to 512 shards in all", minimum=1
+    )
+    seed: int = setting(0, "of the order in which items are stored", minimum=0)
 
     def __post_init__(self):
         if self.frames_per_second is not None and self.num_frames is not None:
             raise InputError("--frames_per_second and --num_frames were both given: choose one.")
         if self.frames_per_second is None and self.num_frames is None:
             self.frames_per_second = DEFAULT_FRAMES_PER_SECOND
-        for name, least in [("frames_per_second", 0), ("num_frames", 1), ("short_side", 0), ("videos_per_shard", 1)]:
-            value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
-                raise InputError(f"--{name} must be at least {least}, got {value}.")
-        if not 1 <= self.quality <= 100:
-            raise InputError(f"--quality must be between 1 and 100, got {self.quality}.")
-        if self.seed < 0:
-            raise InputError(f"--seed must not be negative, got {self.seed}.")
+        super().__post_init__()
         check_backend(self.video_backend)
 
 
@@ -559,7 +560,7 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
         "_data_files": [
             {"filename": packer.shard_path(shard).name} for shard, record in sorted(records.items()) if record.num_rows
         ],
-        "_fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+        "_fingerprint": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

@@ -1,0 +1,111 @@
+"""Settings of classification."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..settings import REQUIRED, ArgumentsError, setting
+from ..training.arguments import TrainingArguments
+
+
+# What the two methods of classification start from: Table 2 for ViT-B (the base learning rate is SSv2's), Table 3.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "finetune": {
+        "num_train_epochs": 100,
+        "base_learning_rate": 1e-3,
+        "warmup_epochs": 5.0,
+        "weight_decay": 0.05,
+        "layer_decay": 0.65,
+        "drop_path_rate": 0.1,
+        "horizontal_flip": True,
+        "rand_augment_magnitude": 9.0,
+        "label_smoothing": 0.1,
+        "mixup": 0.8,
+    },
+    "linear": {
+        "num_train_epochs": 90,
+        "base_learning_rate": 0.1,
+        "warmup_epochs": 10.0,
+        "weight_decay": 0.0,
+        "layer_decay": 1.0,
+        "drop_path_rate": 0.0,
+        "horizontal_flip": False,
+        "rand_augment_magnitude": 0.0,
+        "label_smoothing": 0.0,
+        "mixup": 0.0,
+    },
+}
+# Table 5 trains on a part of the labels without them.
+LABEL_FRACTION_DEFAULTS = {"rand_augment_magnitude": 0.0, "mixup": 0.0}
+
+
+@dataclass(kw_only=True)
+class ClassificationArguments(TrainingArguments):
+    """Settings of `run_classification.py`. Those that depend on the method are filled in when it is created."""
+
+    task: Literal["image", "video"] = setting(REQUIRED, "what is classified")
+    method: Literal["finetune", "linear"] = setting(
+        REQUIRED, "train the whole model (Table 2), or a linear classifier on the frozen encoder (Table 3)"
+    )
+    train_data: list[str] = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, or dataset with a ClassLabel")
+    eval_data: str = setting(REQUIRED, "the same of held-out samples; the best model on them is kept")
+    label_names: str | None = setting(
+        None, "file of class names in the order of their indices, one a line; default: the model's, or the data's"
+    )
+    label_fraction: float | None = setting(
+        None, "share of each class's training samples (Table 5); RandAugment and mixup are then off unless set"
+    )
+    new_classifier: bool = setting(False, "replace the classifier of a finetuned checkpoint, for other classes")
+    num_train_epochs: int | None = setting(None, "passes over the data; default: finetune 100, linear 90", minimum=1)
+    base_learning_rate: float | None = setting(
+        None, "learning rate = this x total batch / 256; default: finetune 1e-3, linear 0.1", minimum=0
+    )
+    warmup_epochs: float | None = setting(None, "epochs of linear warmup; default: finetune 5, linear 10", minimum=0)
+    weight_decay: float | None = setting(None, "on matrices only; default: finetune 0.05, linear 0", minimum=0)
+    layer_decay: float | None = setting(
+        None, "learning-rate decay from layer to layer; default: finetune 0.65", above=0, maximum=1
+    )
+    drop_path_rate: float | None = setting(None, "stochastic depth of the last layer; default: finetune 0.1")
+    per_device_eval_batch_size: int | None = setting(
+        None, "views per process and step; default: as in training", minimum=1
+    )
+    eval_epochs: int = setting(1, "epochs between evaluations; the last update is always evaluated", minimum=1)
+    num_frames: int | None = setting(None, "frames of a clip; default: the config's", minimum=1)
+    frames_per_second: float = setting(
+        7.5, "of a clip, which starts at a random time (16 of every 4th at 30/s); 0 spreads it over the whole video"
+    )
+    train_augmentation: bool = setting(
+        True, "random views; without them (linear only) the encoder's features are computed once and kept"
+    )
+    crop_scale: list[float] = setting([0.08, 1.0], "smallest and largest share of a frame's area in a random crop")
+    horizontal_flip: bool | None = setting(None, "flip every second sample; default: finetune yes, linear no")
+    rand_augment_magnitude: float | None = setting(None, "0 to 10, 0 is none; default: finetune 9, linear none")
+    rand_augment_std: float = setting(0.5, "standard deviation of that magnitude")
+    random_erasing: float = setting(0.0, "probability of erasing a rectangle")
+    label_smoothing: float | None = setting(None, "default: finetune 0.1, linear 0")
+    mixup: float | None = setting(None, "alpha of mixup, 0 is none; default: finetune 0.8, linear none")
+    cutmix: float = setting(0.0, "alpha of cutmix; with mixup, each batch draws one of both")
+
+    def __post_init__(self):
+        chosen = {name for name in METHOD_DEFAULTS[self.method] if getattr(self, name) is not None}
+        defaults = METHOD_DEFAULTS[self.method] | (LABEL_FRACTION_DEFAULTS if self.label_fraction is not None else {})
+        for name in defaults.keys() - chosen:
+            setattr(self, name, defaults[name])
+        super().__post_init__()
+        if len(self.train_data) != 1:
+            raise ArgumentsError(f"--train_data: expected one labelled source, got {len(self.train_data)}.")
+        if "drop_path_rate" in (self.config_overrides or ""):
+            raise ArgumentsError("--config_overrides: drop_path_rate is set by --drop_path_rate.")
+        if self.method == "linear":
+            self._check_linear()
+        elif not self.train_augmentation:
+            raise ArgumentsError(
+                "--no-train_augmentation keeps the features of a frozen encoder: --method linear only."
+            )
+
+    def _check_linear(self) -> None:
+        if (self.layer_decay, self.drop_path_rate) != (1.0, 0.0):
+            raise ArgumentsError("--method linear leaves the encoder as it is: no --layer_decay, no --drop_path_rate.")
+        augmentations = ["horizontal_flip", "rand_augment_magnitude", "random_erasing", "mixup", "cutmix"]
+        wanted = [name for name in augmentations if getattr(self, name)]
+        if wanted and not self.train_augmentation:
+            raise ArgumentsError(f"--no-train_augmentation contradicts --{wanted[0]} {getattr(self, wanted[0])}.")

@@ -1,0 +1,18 @@
+"""Settings of what runs trained models."""
+
+from dataclasses import dataclass
+
+from ..settings import REQUIRED, setting
+from ..training.arguments import ProcessArguments
+
+
+@dataclass(kw_only=True)
+class InferenceArguments(ProcessArguments):
+    """What the scripts take that run a trained model over files; their own settings are in subclasses."""
+
+    model_name_or_path: str = setting(REQUIRED, "checkpoint: a folder, or a name on the Hub")
+    num_frames: int | None = setting(None, "frames of a video; default: the model's", minimum=1)
+    frames_per_second: float | None = setting(
+        None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says", minimum=0
+    )
+    per_device_eval_batch_size: int = setting(8, "views in a forward pass", minimum=1)
