@@ -16,14 +16,14 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from vicmae_hf.data import load_frame_pairs
-from vicmae_hf.data.samples.streaming import build_stream_dataloader, open_stream
+from vicmae_hf.data.samples.streaming import open_stream
 from vicmae_hf.data.sources.sources import open_source
 
 
 def stream_pairs(name) -> torch.Tensor:
     """Pairs (10, 2, 3, 16, 16) of two workers, as a run reads them that goes on after its first batch."""
     stream = load_frame_pairs(name, 16, streaming=True)
-    loader = build_stream_dataloader(stream, batch_size=2, num_workers=2, pin_memory=False, start_batch=1)
+    loader = stream.dataloader(batch_size=2, num_workers=2, pin_memory=False, start_batch=1)
     return torch.cat([batch["pixel_values"] for batch in islice(loader, 5)])
 
 

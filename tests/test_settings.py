@@ -8,9 +8,10 @@ import pytest
 
 from vicmae_hf import ViCMAEConfig
 from vicmae_hf.classification.arguments import ClassificationArguments
+from vicmae_hf.command_line import parse_arguments, parse_config_overrides
 from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.pretraining.arguments import PretrainingArguments
-from vicmae_hf.settings import ArgumentsError, Settings, parse_arguments, parse_config_overrides, setting
+from vicmae_hf.settings import ArgumentsError, Settings, setting
 
 
 REQUIRED = ["--train_data", "clips", "--output_dir", "out"]

@@ -12,6 +12,7 @@ from typing import Literal
 
 from accelerate import Accelerator
 
+from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import open_source
@@ -23,7 +24,7 @@ from vicmae_hf.evaluation.features import (
     load_encoder,
     write_features,
 )
-from vicmae_hf.settings import REQUIRED, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.session import run_script
 
 

@@ -11,10 +11,11 @@ import os
 import sys
 from dataclasses import dataclass
 
-from vicmae_hf.data.media.arguments import BadFilesArguments
+from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.data.media.bad_files import BadFilesArguments
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
 from vicmae_hf.data.sources.labelled import read_class_names
-from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.session import run_script
 
 

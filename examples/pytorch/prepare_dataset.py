@@ -10,11 +10,11 @@ with the official labels beside a report of what is missing, broken or repeated.
 from dataclasses import dataclass
 from typing import Literal
 
-from vicmae_hf.data.media.arguments import ReadingArguments
-from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
 from vicmae_hf.data.preparing.preparation import prepare_dataset, summarize
 from vicmae_hf.data.sources.labelled import read_class_names
-from vicmae_hf.settings import REQUIRED, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.session import run_script
 
 

@@ -14,7 +14,7 @@ Settings come from the file and from flags, flags win; `--help` lists them. docs
 from vicmae_hf.classification.arguments import ClassificationArguments
 from vicmae_hf.classification.classification import train_classifier
 from vicmae_hf.classification.setup import build_classifier, open_sources
-from vicmae_hf.settings import parse_arguments
+from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.training.session import end_session, run_script, start_session
 
 

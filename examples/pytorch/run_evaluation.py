@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 from accelerate import Accelerator
 
+from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
 from vicmae_hf.data.sources.labelled import open_labelled
@@ -20,7 +21,7 @@ from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
 from vicmae_hf.evaluation.prediction import predict_views
 from vicmae_hf.evaluation.results import describe, prepare_output_dir, write_evaluation
 from vicmae_hf.evaluation.temporal_ablation import FrameOrders
-from vicmae_hf.settings import REQUIRED, ArgumentsError, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.session import run_script
 
 

@@ -9,13 +9,13 @@ random weights.
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vicmae_hf.data.media.arguments import ReadingArguments
-from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.evaluation.features import load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained, read_labelled_frames
 from vicmae_hf.files import write_json
-from vicmae_hf.settings import REQUIRED, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.session import run_script
 
 

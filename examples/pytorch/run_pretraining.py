@@ -9,9 +9,9 @@ Settings come from the file and from flags, flags win; `--help` lists them. docs
 """
 
 from vicmae_hf import ViCMAEForPreTraining
+from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.pretraining.arguments import PretrainingArguments
-from vicmae_hf.pretraining.pretraining import build_frame_pairs, pretrain
-from vicmae_hf.settings import parse_arguments
+from vicmae_hf.pretraining.run import run_pretraining
 from vicmae_hf.training.session import build_model, end_session, run_script, start_session
 
 
@@ -19,8 +19,7 @@ def main() -> None:
     arguments = parse_arguments(PretrainingArguments)
     accelerator = start_session(arguments)
     model = build_model(ViCMAEForPreTraining, arguments)
-    dataset = build_frame_pairs(accelerator, model, arguments)
-    results = pretrain(accelerator, model, dataset, arguments)
+    results = run_pretraining(accelerator, model, arguments)
     if accelerator.is_main_process:
         print(
             f"{results['num_steps']} updates, {results['pairs_per_second']:.0f} pairs/s, "

@@ -17,7 +17,7 @@ from study_plan import StudyArguments
 from study_report import check_report, write_report
 from study_runs import run_study
 
-from vicmae_hf.settings import parse_arguments
+from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.training.session import run_script
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.configuration_vicmae import ViCMAEConfig
 from vicmae_hf.pretraining.arguments import PretrainingArguments
-from vicmae_hf.settings import REQUIRED, ArgumentsError, Settings, parse_arguments, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, Settings, setting
 
 
 # Names of the methods, and their objectives (section B).

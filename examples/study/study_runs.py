@@ -23,7 +23,7 @@ from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.files import write_json
 from vicmae_hf.modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
 from vicmae_hf.pretraining.arguments import PretrainingArguments
-from vicmae_hf.pretraining.pretraining import build_frame_pairs, pretrain
+from vicmae_hf.pretraining.run import run_pretraining
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.loop import NonFiniteLossError
@@ -165,7 +165,7 @@ def train_run(settings: PretrainingArguments) -> None:
     """What `run_pretraining.py` does with these settings, in this process."""
     accelerator = start_session(settings)
     model = build_model(ViCMAEForPreTraining, settings)
-    pretrain(accelerator, model, build_frame_pairs(accelerator, model, settings), settings)
+    run_pretraining(accelerator, model, settings)
     accelerator.free_memory()
     gc.collect()
 

@@ -22,6 +22,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ViTMAEConfig
 
+from .command_line import parse_config_overrides
 from .configuration_vicmae import ViCMAEConfig
 from .errors import InputError
 from .modeling_vicmae import (
@@ -32,7 +33,6 @@ from .modeling_vicmae import (
     resample_positions,
 )
 from .processors import build_processors
-from .settings import parse_config_overrides
 
 
 logger = logging.getLogger(__name__)

@@ -34,6 +34,53 @@ if is_av_available():
 logger = logging.get_logger(__name__)
 
 
+# Seconds: times are sums of rounded numbers, and a frame that starts at the very time asked for is shown at it.
+TIME_TOLERANCE = 1e-6
+
+
+def frames_shown(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Indices of the frames that are on the screen at `times`, from the starts of all frames, both in seconds."""
+    return np.searchsorted(timestamps, times + TIME_TOLERANCE, side="right") - 1
+
+
+def nearest_frames(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Indices of the frames that start nearest to `times`; halfway between two the later one."""
+    borders = (timestamps[1:] + timestamps[:-1]) / 2
+    return np.searchsorted(borders, times + TIME_TOLERANCE, side="right")
+
+
+def choose_clips(
+    timestamps: np.ndarray, duration: float, num_frames: int, fps: float | None = None, num_clips: int = 1
+) -> np.ndarray:
+    """Chooses the frames of `num_clips` clips of a video by time, without chance.
+
+    - without `fps`: uniform over the whole video, as on Something-Something v2. The video is cut into `num_frames`
+      equal segments; clip k of K takes from each the frame that is shown at the fraction (k + 1/2) / K, so one clip
+      takes the middles. A video of fewer frames repeats them.
+    - with `fps`: dense, as on Kinetics (16 frames, every 4th of 30 per second: `fps=7.5`). One clip lies in the middle
+      of the video, several are spread from its start to its end; each begins with a frame and takes those nearest to
+      even steps from there. A clip that is longer than the video repeats the last frame.
+
+    Args:
+        timestamps (`np.ndarray` of shape (T,)): Start of each frame in seconds, ascending from 0.
+        duration (`float`): End of the last frame in seconds.
+        num_frames (`int`): Frames per clip.
+        fps (`float`, *optional*): Frames per second of the clip.
+        num_clips (`int`, *optional*, defaults to 1): Clips per video, temporal test views.
+
+    Returns:
+        `np.ndarray` of shape (num_clips, num_frames): indices in [0, T), int64.
+    """
+    clips = np.arange(num_clips)[:, None]
+    frames = np.arange(num_frames)[None]
+    if fps is None:
+        return frames_shown(timestamps, (frames + (clips + 0.5) / num_clips) * duration / num_frames)
+    offsets = frames / fps
+    room = max(timestamps[-1] - offsets[0, -1], 0)
+    starts = room * clips / (num_clips - 1) if num_clips > 1 else np.array([[room / 2]])
+    return nearest_frames(timestamps, timestamps[frames_shown(timestamps, starts)] + offsets)
+
+
 def sample_frame_indices(
     total_num_frames: int,
     num_frames: int | None = None,
@@ -41,16 +88,10 @@ def sample_frame_indices(
     video_fps: float | None = None,
     num_clips: int = 1,
 ) -> np.ndarray:
-    """Chooses the frames of `num_clips` clips of a video, without chance.
+    """Chooses the frames of `num_clips` clips of a video whose frames follow each other evenly.
 
-    - neither `num_frames` nor `fps`: every frame, one clip.
-    - `num_frames`: uniform over the whole video, as on Something-Something v2. The video is cut into `num_frames`
-      equal segments; clip k of K takes from each the frame at the fraction (k + 1/2) / K, so one clip takes the
-      middles. A video of fewer frames repeats them.
-    - `fps`: as before, with as many frames as the video lasts at `fps` frames per second, at least one.
-    - `num_frames` and `fps`: dense, as on Kinetics (16 frames, every 4th of 30 per second: `fps=7.5`). One clip lies
-      in the middle of the video, several are spread from its start to its end; a clip that is longer than the video
-      repeats the last frame.
+    With `num_frames`, and `fps` or without, by the rule of `choose_clips`; with `fps` alone, as many frames as the
+    video lasts at that rate, at least one; with neither, every frame, one clip.
 
     Args:
         total_num_frames (`int`): Frames in the video.
@@ -66,6 +107,20 @@ def sample_frame_indices(
         ValueError: for counts below 1, rates that are not positive, `fps` without `video_fps`, and several clips
             without `num_frames` or `fps`.
     """
+    check_sampling(total_num_frames, num_frames, fps, video_fps, num_clips)
+    if num_frames is None and fps is None:
+        return np.arange(total_num_frames)[None]
+    rate = 1.0 if video_fps is None else video_fps
+    timestamps, duration = np.arange(total_num_frames) / rate, total_num_frames / rate
+    if num_frames is None:
+        return choose_clips(timestamps, duration, max(1, int(duration * fps)), num_clips=num_clips)
+    return choose_clips(timestamps, duration, num_frames, fps, num_clips)
+
+
+def check_sampling(
+    total_num_frames: int, num_frames: int | None, fps: float | None, video_fps: float | None, num_clips: int
+) -> None:
+    """Raises the ValueErrors of `sample_frame_indices`."""
     counts = {"total_num_frames": total_num_frames, "num_frames": num_frames, "num_clips": num_clips}
     for name, count in counts.items():
         if count is not None and count < 1:
@@ -78,25 +133,8 @@ def sample_frame_indices(
             f"Sampling at fps={fps} needs the video's own frame rate, got None. Pass it as `video_metadata`, or "
             "sample with `num_frames` alone."
         )
-
-    if num_frames is None and fps is None:
-        if num_clips > 1:
-            raise ValueError(f"Expected num_clips=1 without num_frames or fps, got num_clips={num_clips}.")
-        return np.arange(total_num_frames)[None]
-
-    clips = np.arange(num_clips)[:, None]
-    if num_frames is not None and fps is not None:
-        offsets = np.arange(num_frames)[None] * video_fps / fps
-        room = max(total_num_frames - 1 - offsets[0, -1], 0)
-        starts = room * clips / (num_clips - 1) if num_clips > 1 else np.array([[room / 2]])
-        indices = np.floor(np.floor(starts) + offsets + 0.5).astype(np.int64)
-        return np.minimum(indices, total_num_frames - 1)
-
-    if num_frames is None:
-        num_frames = max(1, int(total_num_frames / video_fps * fps))
-    # (segment + (clip + 1/2) / num_clips) * total / num_frames in whole numbers: no rounding error at the borders.
-    numerators = (2 * num_clips * np.arange(num_frames)[None] + 2 * clips + 1) * total_num_frames
-    return numerators // (2 * num_clips * num_frames)
+    if num_frames is None and fps is None and num_clips > 1:
+        raise ValueError(f"Expected num_clips=1 without num_frames or fps, got num_clips={num_clips}.")
 
 
 def spatial_crop_offsets(length: int, crop_length: int, num_crops: int) -> list[int]:

@@ -19,8 +19,9 @@ from vicmae_hf.classification.arguments import ClassificationArguments
 from vicmae_hf.classification.classification import build_loss
 from vicmae_hf.classification.linear import LinearClassifier
 from vicmae_hf.classification.setup import build_classifier, build_classifier_processors, open_sources
+from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.errors import InputError
-from vicmae_hf.settings import ArgumentsError, parse_arguments
+from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.best_model import BestModel
 
 

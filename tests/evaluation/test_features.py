@@ -177,7 +177,7 @@ def write_pictures(root, num_files, is_meaningful):
 
 
 def build_probe(root, encoder, **options):
-    settings = {"probe_steps": 10, "num_steps": 25, "seed": 0, "batch_size": 8, "num_workers": 0}
+    settings = {"probe_steps": 10, "seed": 0, "batch_size": 8, "num_workers": 0}
     return OnlineProbe(
         Accelerator(cpu=True),
         encoder,
@@ -191,12 +191,12 @@ def build_probe(root, encoder, **options):
 def test_an_online_probe_tells_features_that_know_the_class_from_features_that_do_not(tmp_path):
     encoder = ViCMAEModel(tiny_config(pooling="mean"), video=False)
     write_pictures(tmp_path / "colours", 25, is_meaningful=True)
-    figures = build_probe(tmp_path / "colours", encoder)(10)
+    figures = build_probe(tmp_path / "colours", encoder)(10, False, None)
     assert set(figures) == {"probe_knn_top1", "probe_linear_top1"}
     # Five held-out pictures of each class.
     assert min(figures.values()) >= 90
     write_pictures(tmp_path / "noise", 25, is_meaningful=False)
-    assert max(build_probe(tmp_path / "noise", encoder)(10).values()) <= 80
+    assert max(build_probe(tmp_path / "noise", encoder)(10, False, None).values()) <= 80
 
 
 def test_an_online_probe_is_due_every_so_often_and_at_the_end_and_leaves_no_trace(tmp_path):
@@ -205,14 +205,22 @@ def test_an_online_probe_is_due_every_so_often_and_at_the_end_and_leaves_no_trac
     probe = build_probe(tmp_path, encoder, num_workers=1)
     state, random_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     weights = {name: value.clone() for name, value in encoder.state_dict().items()}
-    assert [bool(probe(step)) for step in (1, 9, 10, 11, 20, 24, 25)] == [False, False, True, False, True, False, True]
+    assert [bool(probe(step, step == 25, None)) for step in (1, 9, 10, 11, 20, 24, 25)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], random_state)
     assert all(module.training for module in encoder.modules())
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
     # The same at any step, for nothing was trained.
-    assert probe(10) == probe(20)
+    assert probe(10, False, None) == probe(20, False, None)
 
 
 def test_a_probe_learns_from_four_fifths_of_every_class(tmp_path):

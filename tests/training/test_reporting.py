@@ -24,7 +24,7 @@ def test_lines_average_what_came_since_the_line_before(tmp_path):
     log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=4)
     for step, loss in enumerate([1.0, 3.0, 5.0, 9.0], start=1):
         update(log, step, loss, write=step % 2 == 0)
-    log.close()
+    log.__exit__()
     first, second = read_metrics(tmp_path)
     assert (first["step"], first["loss"], first["reconstruction_loss"]) == (2, 2.0, 4.0)
     assert (second["step"], second["loss"], second["reconstruction_loss"]) == (4, 7.0, 14.0)
@@ -39,10 +39,10 @@ def test_a_resumed_log_drops_what_was_done_after_the_checkpoint(tmp_path):
     log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=9)
     for step in range(1, 7):
         update(log, step, float(step), write=True)
-    log.close()
+    log.__exit__()
     log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=9, start_step=4)
     update(log, 5, 50.0, write=True)
-    log.close()
+    log.__exit__()
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [
         *((step, float(step)) for step in range(1, 5)),
         (5, 50.0),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..data.media.bad_files import BadFiles
 from ..data.media.reading import MediaLoader
 from ..data.samples.augmentation import normalize_pixels
 from ..data.samples.clip_augmentation import BatchMixing, RandomClip
-from ..data.samples.clips import ClipDataset, ClipSampling
+from ..data.samples.clips import ClipDataset
+from ..data.samples.frame_choice import ClipSampling
 from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
 from ..evaluation.features import extract_embeddings
@@ -31,9 +32,16 @@ from ..settings import ArgumentsError
 from ..training.best_model import BestModel
 from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
-from ..training.optimization import layer_decay_scale, parameter_groups
-from ..training.planning import plan_run, total_batch_size
-from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics
+from ..training.optimization import layer_decay_scale, order_batches, parameter_groups, plan_run
+from ..training.reporting import (
+    RESULTS_FILE,
+    MetricsLog,
+    is_finished,
+    peak_memory_mib,
+    read_metrics,
+    read_results,
+    settings_of_run,
+)
 from .arguments import ClassificationArguments
 from .linear import FeatureSamples, LinearClassifier, predict_features
 from .setup import build_classifier_processors
@@ -64,7 +72,6 @@ def train_classifier(
     """
     resolve_settings(arguments, model.config, accelerator.num_processes)
     output_dir = Path(arguments.output_dir)
-    results_file = output_dir / "all_results.json"
     bad_files = BadFiles(output_dir / "bad_files.jsonl", len(train_source) + len(eval_source), arguments.max_bad_files)
     module = LinearClassifier(model) if arguments.method == "linear" else model
     module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
@@ -91,26 +98,16 @@ def train_classifier(
     view = build_view(model.config, arguments)
     start_step = checkpoints.start(arguments.resume_from_checkpoint)
     samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
-    schedule, batch_sampler = plan_run(
-        arguments, accelerator.num_processes, [len(samples.train)], len(samples.train), start_step=start_step
-    )
-    if start_step >= schedule.num_steps and results_file.exists():
-        logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, start_step, schedule.num_steps)
-        return json.loads(results_file.read_text())
+    schedule = plan_run(arguments, accelerator.num_processes, len(samples.train), start_step)
+    if is_finished(output_dir, schedule):
+        return read_results(output_dir)
+    batch_sampler = order_batches(arguments, schedule, [len(samples.train)], len(samples.train))
     batches = accelerator.prepare_data_loader(
         build_dataloader(
             samples.train, batch_sampler, samples.num_workers, pin_memory=accelerator.device.type == "cuda"
         )
     )
-    settings = {
-        **asdict(arguments),
-        "model": model.config.to_dict(),
-        "num_processes": accelerator.num_processes,
-        "total_batch_size": total_batch_size(arguments, accelerator.num_processes),
-        "learning_rate": schedule.peak_learning_rate,
-        "num_steps": schedule.num_steps,
-        "steps_per_epoch": schedule.steps_per_epoch,
-    }
+    settings = settings_of_run(arguments, model.config, schedule)
     if accelerator.is_main_process:
         write_json(output_dir / "arguments.json", settings)
         for processor in build_classifier_processors(model.config, arguments):
@@ -127,25 +124,13 @@ def train_classifier(
         best_model.update({**figures, "best_step": step, "best_epoch": step / schedule.steps_per_epoch})
         return {name: figures[name] for name in ("eval_top1", "eval_top5")}
 
-    metrics_log = MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, start_step)
-    try:
-        with bad_files.errors_of_workers():
-            results = train(
-                accelerator,
-                module,
-                optimizer,
-                batches,
-                compute_losses,
-                schedule,
-                metrics_log,
-                checkpoints,
-                seed=arguments.seed,
-                logging_steps=arguments.logging_steps,
-                checkpointing_steps=arguments.checkpointing_steps,
-                evaluate=evaluate,
-            )
-    finally:
-        metrics_log.close()
+    with (
+        bad_files.errors_of_workers(),
+        MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, start_step) as log,
+    ):
+        results = train(
+            accelerator, module, optimizer, batches, compute_losses, schedule, log, checkpoints, arguments, evaluate
+        )
     accelerator.wait_for_everyone()
     results = {
         **best_model.figures,
@@ -158,7 +143,7 @@ def train_classifier(
     if accelerator.is_main_process:
         bad_files.rewrite()
         results["num_train_failed"] = count_failures(bad_files, train_source)
-        write_json(results_file, results)
+        write_json(output_dir / RESULTS_FILE, results)
         write_pictures(output_dir)
         write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
     accelerator.wait_for_everyone()

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..configuration_vicmae import ViCMAEConfig
-from ..data.samples.pairs import SampleKey
+from ..data.loading.loader import SampleKey
 from ..evaluation.features import Features
 from ..evaluation.prediction import Predictions
 from ..modeling_vicmae import ViCMAEForImageClassification, gather_batch, world_size

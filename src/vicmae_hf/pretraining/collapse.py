@@ -1,7 +1,32 @@
 """What tells whether a representation collapses: how far embeddings spread, and in how many directions."""
 
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
+
+from ..modeling_vicmae import ViCMAEForPreTrainingOutput
+
+
+class CollapseFigures:
+    """
+    The figures of `collapse_metrics` at logged steps, of the batch of all processes: `feature_...` of the encoder's
+    features, and `projection_...` if the objective has projections.
+    """
+
+    def __init__(self, accelerator: Accelerator, logging_steps: int):
+        self.accelerator = accelerator
+        self.logging_steps = logging_steps
+
+    def __call__(self, step: int, is_last: bool, output: ViCMAEForPreTrainingOutput) -> dict[str, float]:
+        if step % self.logging_steps and not is_last:
+            return {}
+        embeddings = {"feature": output.features, "projection": output.projections}
+        return {
+            f"{kind}_{name}": value
+            for kind, tensor in embeddings.items()
+            if tensor is not None
+            for name, value in collapse_metrics(self.accelerator.gather(tensor.detach())).items()
+        }
 
 
 def collapse_metrics(embeddings: torch.Tensor) -> dict[str, float]:

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..evaluation.features import build_feature_views, extract_embeddings, nearest_neighbour_scores
 from ..evaluation.probes import balanced_subset, top_k_accuracy, train_linear_probe
 from ..image_processing_vicmae import ViCMAEImageProcessor
-from ..modeling_vicmae import ViCMAEModel
+from ..modeling_vicmae import ViCMAEForPreTrainingOutput, ViCMAEModel
 
 
 logger = get_logger(__name__)
@@ -35,7 +35,7 @@ class OnlineProbe:
         source: labelled videos and images; of a video the mean over four frames is taken.
         processor: for its frames.
         loader: reads the files; one that cannot be read is left out.
-        probe_steps: updates between probes; the last of `num_steps` is always probed.
+        probe_steps: updates between probes; the last update is always probed.
         batch_size: frames in a forward pass.
         num_workers: loading processes, which live as long as one probe.
 
@@ -52,7 +52,6 @@ class OnlineProbe:
         loader: MediaLoader,
         *,
         probe_steps: int,
-        num_steps: int,
         seed: int,
         batch_size: int,
         num_workers: int,
@@ -67,14 +66,13 @@ class OnlineProbe:
         if self.is_training.all():
             raise InputError(f"{source.name}: expected a class with at least 3 files, one of them to test a probe on.")
         self.probe_steps = probe_steps
-        self.num_steps = num_steps
         self.seed = seed
         self.batch_size = batch_size
         self.num_workers = num_workers
 
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int, is_last: bool, output: ViCMAEForPreTrainingOutput) -> dict[str, float]:
         """`probe_knn_top1` and `probe_linear_top1` in percent after `step` updates, if it is time for a probe."""
-        if step % self.probe_steps and step != self.num_steps:
+        if step % self.probe_steps and not is_last:
             return {}
         features = extract_embeddings(
             self.accelerator, self.encoder, self.views, batch_size=self.batch_size, num_workers=self.num_workers

@@ -1,47 +1,46 @@
 """Pretraining: Algorithm 1 with the recipe of Table 1."""
 
-import json
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
+from torch import nn
 
+from ..configuration_vicmae import ViCMAEConfig
 from ..data.loading.loader import build_dataloader
-from ..data.media.reading import MediaLoader
 from ..data.samples.augmentation import normalize_pixels
-from ..data.samples.pairs import FramePairDataset, load_frame_pairs
-from ..data.samples.streaming import FramePairStream, build_stream_dataloader
-from ..data.sources.labelled import open_labelled
+from ..data.samples.pairs import FramePairDataset, PairSettings, load_frame_pairs
 from ..files import write_json
-from ..modeling_vicmae import ViCMAEForPreTraining
-from ..processors import build_processors
-from ..reports.model_card import write_pretraining_card
-from ..reports.plots import plot_losses, plot_reconstructions, reconstruct_views
-from ..training.checkpointing import Checkpoints
+from ..image_processing_vicmae import ViCMAEImageProcessor
+from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEForPreTrainingOutput
+from ..settings import part_of
+from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
-from ..training.optimization import parameter_groups
-from ..training.planning import plan_run, total_batch_size
-from ..training.reporting import MetricsLog, peak_memory_mib, read_metrics
+from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
+from ..training.reporting import MetricsLog, is_finished, peak_memory_mib, settings_of_run
+from ..video_processing_vicmae import ViCMAEVideoProcessor
 from .arguments import PretrainingArguments
-from .collapse import collapse_metrics
-from .online_probe import OnlineProbe
 
 
-logger = get_logger(__name__)
+class Measure(Protocol):
+    """Figures of a run beside its losses."""
 
-NUM_PICTURED_SAMPLES = 8
+    def __call__(self, step: int, is_last: bool, output: ViCMAEForPreTrainingOutput) -> dict[str, float]:
+        """
+        Figures for the log, none if it is not time for them. All processes call it after every update.
+
+        Args:
+            step: updates that are done; is_last: whether they are all.
+            output: of the model for the last batch of this process.
+        """
 
 
-def build_frame_pairs(
-    accelerator: Accelerator, model: ViCMAEForPreTraining, arguments: PretrainingArguments
-) -> FramePairDataset | FramePairStream:
+def build_frame_pairs(accelerator: Accelerator, config: ViCMAEConfig, arguments: PretrainingArguments):
     """
-    The pairs to train `model` on.
+    The pairs to train a model of `config` on: a `FramePairDataset`, or a `FramePairStream` with `--streaming`.
 
     Raises:
         BadFilesError: if no pair can be read.
@@ -50,211 +49,164 @@ def build_frame_pairs(
     with accelerator.main_process_first():
         dataset = load_frame_pairs(
             arguments.train_data,
-            model.config.image_height_and_width,
-            frame_sampling=arguments.frame_sampling,
-            window_seconds=arguments.window_seconds,
-            num_segments=arguments.num_segments,
-            gap_seconds=arguments.gap_seconds,
-            color_augmentation=arguments.color_augmentation,
-            samples_per_file=arguments.samples_per_file,
-            video_backend=arguments.video_backend,
-            seconds_per_file=arguments.seconds_per_file,
-            seed=arguments.seed,
-            max_bad_files=arguments.max_bad_files,
+            config.image_height_and_width,
             bad_files_path=Path(arguments.output_dir) / "bad_files.jsonl",
-            streaming=arguments.streaming,
+            **vars(part_of(arguments, PairSettings)),
         )
         # A folder of unreadable files is reported here, in one line, and not from inside a worker.
-        next(iter(dataset)) if arguments.streaming else dataset[0]
+        next(dataset.examples(1))
     return dataset
 
 
 def pretrain(
     accelerator: Accelerator,
     model: ViCMAEForPreTraining,
-    dataset: FramePairDataset | FramePairStream,
+    dataset: FramePairDataset,
     arguments: PretrainingArguments,
-) -> dict[str, Any]:
+    processors: tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor],
+    measures: Sequence[Measure] = (),
+) -> dict[str, Any] | None:
     """
-    Trains `model` on `dataset` and leaves in `arguments.output_dir` the model, its processors and card, metrics,
-    settings, results, pictures and checkpoints.
+    Trains `model` on `dataset`, and leaves the model, its processors, metrics, settings and checkpoints in
+    `arguments.output_dir`.
+
+    Args:
+        dataset: from `build_frame_pairs`.
+        processors: of the model. Pixels are normalised by the mean and standard deviation of the first.
+        measures: what is written to the log beside the losses.
 
     Returns:
-        The content of `all_results.json`.
+        The results of the run; None if a resumed run has nothing left to do.
 
     Raises:
         BadFilesError: if too many files cannot be read.
         CheckpointError: if the checkpoint to resume from does not fit.
-        InputError: if the data of the online probe cannot be opened, or is too small.
         NonFiniteLossError: if the loss becomes infinite or NaN.
     """
-    output_dir = Path(arguments.output_dir)
-    # A wrong name is reported before anything is replaced.
-    probe_source = None if arguments.probe_data is None else open_labelled(arguments.probe_data)
-    checkpoints = Checkpoints(
-        accelerator,
-        output_dir,
-        arguments.save_total_limit,
-        run_settings={
-            "seed": arguments.seed,
-            "num_files": dataset.num_files,
-            "samples_per_file": dataset.samples_per_file,
-            "per_device_train_batch_size": arguments.per_device_train_batch_size,
-            "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-            "num_processes": accelerator.num_processes,
-            # Each has its own shards.
-            "stream_workers": arguments.dataloader_num_workers if arguments.streaming else None,
-        },
-    )
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, arguments.weight_decay), lr=0.0, betas=(0.9, 0.95), fused=True
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    unwrapped_model = accelerator.unwrap_model(model, keep_torch_compile=False)
+    checkpoints = open_checkpoints(accelerator, dataset, arguments)
+    groups = parameter_groups(model, arguments.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)  # Table 1
+    prepared, optimizer = accelerator.prepare(model, optimizer)
     start_step = checkpoints.start(arguments.resume_from_checkpoint)
-    schedule, batch_sampler = plan_run(
-        arguments,
-        accelerator.num_processes,
-        dataset.lengths,
-        dataset.num_samples,
-        arguments.train_data_weights,
-        start_step,
-    )
-    num_steps = schedule.num_steps
-    results_file = output_dir / "all_results.json"
-    if start_step >= num_steps and results_file.exists():
-        logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, start_step, num_steps)
-        return json.loads(results_file.read_text())
-    loading = {"num_workers": arguments.dataloader_num_workers, "pin_memory": accelerator.device.type == "cuda"}
-    if arguments.streaming:
-        loader = build_stream_dataloader(
-            dataset,
-            arguments.per_device_train_batch_size,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            start_batch=start_step * arguments.gradient_accumulation_steps,
-            **loading,
-        )
-        batches = (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
-    else:
-        batches = accelerator.prepare_data_loader(build_dataloader(dataset, batch_sampler, **loading))
-    settings = {
-        **asdict(arguments),
-        "model": unwrapped_model.config.to_dict(),
-        "num_processes": accelerator.num_processes,
-        "total_batch_size": total_batch_size(arguments, accelerator.num_processes),
-        "learning_rate": schedule.peak_learning_rate,
-        "num_steps": num_steps,
-        "steps_per_epoch": schedule.steps_per_epoch,
-    }
-    processors = build_processors(unwrapped_model.config)
+    schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples, start_step)
+    if is_finished(arguments.output_dir, schedule):
+        return None
+    batches = load_batches(accelerator, dataset, arguments, schedule)
+    objective = Objective(prepared, unwrap(accelerator, prepared), processors[0], arguments.contrastive_start_epoch)
     if accelerator.is_main_process:
-        write_json(output_dir / "arguments.json", settings)
+        write_json(Path(arguments.output_dir) / "arguments.json", settings_of_run(arguments, model.config, schedule))
         for processor in processors:
-            processor.save_pretrained(output_dir)
-
-    mean, std = processors[0].image_mean, processors[0].image_std
-    embeddings: dict[str, torch.Tensor] = {}
-
-    def compute_losses(batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
-        is_contrastive = epoch >= arguments.contrastive_start_epoch
-        unwrapped_model.contrastive_weight = unwrapped_model.config.contrastive_weight if is_contrastive else 0.0
-        output = model(normalize_pixels(batch["pixel_values"], mean, std))
-        embeddings["feature"] = output.features.detach()
-        if output.projections is not None:
-            embeddings["projection"] = output.projections.detach()
-        losses = {
-            "loss": output.loss,
-            "reconstruction_loss": output.reconstruction_loss,
-            "contrastive_loss": output.contrastive_loss,
-        }
-        return {name: value for name, value in losses.items() if value is not None}
-
-    probe = None
-    if probe_source is not None:
-        probe = OnlineProbe(
-            accelerator,
-            unwrapped_model.vicmae,
-            probe_source,
-            processors[0],
-            MediaLoader(arguments.video_backend, arguments.seconds_per_file),
-            probe_steps=arguments.probe_steps,
-            num_steps=num_steps,
-            seed=arguments.seed,
-            batch_size=arguments.per_device_train_batch_size,
-            num_workers=arguments.dataloader_num_workers,
-        )
-
-    def measure_collapse(step: int) -> dict[str, float]:
-        """Of the features, and of the projections if there are any, of the batch of all processes, at logged steps."""
-        if step % arguments.logging_steps and step != num_steps:
-            return {}
-        return {
-            f"{kind}_{name}": value
-            for kind, tensor in embeddings.items()
-            for name, value in collapse_metrics(accelerator.gather(tensor)).items()
-        }
+            processor.save_pretrained(arguments.output_dir)
 
     def measure(step: int) -> dict[str, float]:
-        return measure_collapse(step) | (probe(step) if probe is not None else {})
+        figures = [each(step, step == schedule.num_steps, objective.output) for each in measures]
+        return {name: value for part in figures for name, value in part.items()}
 
-    metrics_log = MetricsLog(accelerator, output_dir, "pairs", num_steps, start_step)
-    try:
-        with dataset.bad_files.errors_of_workers():
-            results = train(
-                accelerator,
-                model,
-                optimizer,
-                batches,
-                compute_losses,
-                schedule,
-                metrics_log,
-                checkpoints,
-                seed=arguments.seed,
-                logging_steps=arguments.logging_steps,
-                checkpointing_steps=arguments.checkpointing_steps,
-                evaluate=measure,
-            )
-    finally:
-        metrics_log.close()
-    results["pairs_per_second"] = results.pop("samples_per_second")
+    with (
+        dataset.bad_files.errors_of_workers(),
+        MetricsLog(accelerator, arguments.output_dir, "pairs", schedule.num_steps, start_step) as log,
+    ):
+        results = train(
+            accelerator, prepared, optimizer, batches, objective, schedule, log, checkpoints, arguments, measure
+        )
+    objective.set_contrastive(True)
+    return finish(accelerator, objective.model, dataset, arguments, schedule, results)
+
+
+class Objective:
+    """
+    Losses of a batch: reconstruction from the start, contrastive from `contrastive_start_epoch` on (Table 1).
+
+    Args:
+        prepared: the model as Accelerate prepared it.
+        model: the same, bare.
+        processor: has the mean and standard deviation by which pixels are normalised.
+        contrastive_start_epoch: may be a fraction.
+
+    Attributes:
+        output: of the model for the last batch.
+    """
+
+    def __init__(
+        self,
+        prepared: nn.Module,
+        model: ViCMAEForPreTraining,
+        processor: ViCMAEImageProcessor,
+        contrastive_start_epoch: float,
+    ):
+        self.prepared = prepared
+        self.model = model
+        self.mean, self.std = processor.image_mean, processor.image_std
+        self.contrastive_start_epoch = contrastive_start_epoch
+        self.output: ViCMAEForPreTrainingOutput | None = None
+
+    def set_contrastive(self, is_contrastive: bool) -> None:
+        self.model.contrastive_weight = self.model.config.contrastive_weight if is_contrastive else 0.0
+
+    def __call__(self, batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
+        self.set_contrastive(epoch >= self.contrastive_start_epoch)
+        # Pixels are normalised here, on the device: they travel as bytes, a quarter of what floats would be.
+        self.output = self.prepared(normalize_pixels(batch["pixel_values"], self.mean, self.std))
+        losses = {name: self.output.get(name) for name in ("loss", "reconstruction_loss", "contrastive_loss")}
+        return {name: value for name, value in losses.items() if value is not None}
+
+
+def open_checkpoints(
+    accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments
+) -> Checkpoints:
+    """The checkpoints of a run, with what decides the order of its data."""
+    run_settings = {
+        "seed": arguments.seed,
+        "num_files": dataset.num_files,
+        "samples_per_file": dataset.samples_per_file,
+        "per_device_train_batch_size": arguments.per_device_train_batch_size,
+        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "num_processes": accelerator.num_processes,
+        # Each worker of a stream has shards of its own.
+        "stream_workers": arguments.dataloader_num_workers if arguments.streaming else None,
+    }
+    return Checkpoints(accelerator, arguments.output_dir, arguments.save_total_limit, run_settings)
+
+
+def load_batches(
+    accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments, schedule: Schedule
+) -> Iterable[dict[str, torch.Tensor]]:
+    """The batches of this process that are still to come, on its device."""
+    loading = {"num_workers": arguments.dataloader_num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    if not arguments.streaming:
+        sampler = order_batches(
+            arguments, schedule, dataset.lengths, dataset.num_samples, arguments.train_data_weights
+        )
+        return accelerator.prepare_data_loader(build_dataloader(dataset, sampler, **loading))
+    loader = dataset.dataloader(
+        arguments.per_device_train_batch_size,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        start_batch=schedule.start_step * schedule.gradient_accumulation_steps,
+        **loading,
+    )
+    return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
+
+
+def finish(
+    accelerator: Accelerator,
+    model: ViCMAEForPreTraining,
+    dataset: FramePairDataset,
+    arguments: PretrainingArguments,
+    schedule: Schedule,
+    results: dict[str, float],
+) -> dict[str, Any]:
+    """Saves the model and the record of bad files; returns the results of the run."""
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         dataset.bad_files.rewrite()
-        results = {
-            "num_steps": num_steps,
-            "epochs": num_steps / schedule.steps_per_epoch,
-            "num_train_files": dataset.num_files,
-            "num_failed": len(dataset.bad_files),
-            **results,
-            **peak_memory_mib(accelerator.device),
-        }
-        unwrapped_model.contrastive_weight = unwrapped_model.config.contrastive_weight
-        unwrapped_model.save_pretrained(output_dir)
-        write_pictures(unwrapped_model, dataset, mean, std, output_dir)
-        write_pretraining_card(output_dir, settings, results)
-        # Last, as it says that the run is finished.
-        write_json(results_file, results)
-    accelerator.wait_for_everyone()
-    return results
-
-
-def write_pictures(
-    model: ViCMAEForPreTraining,
-    dataset: FramePairDataset | FramePairStream,
-    mean: list[float],
-    std: list[float],
-    output_dir: Path,
-) -> None:
-    """`plots/losses.png` and `plots/reconstructions.png`, of files spread over the dataset, or first in a stream."""
-    plots = output_dir / "plots"
-    plots.mkdir(exist_ok=True)
-    metrics = read_metrics(output_dir)
-    if metrics:
-        plot_losses(metrics, plots / "losses.png")
-    count = min(NUM_PICTURED_SAMPLES, dataset.num_samples)
-    step = max(dataset.num_files // count, 1)
-    is_stream = isinstance(dataset, FramePairStream)
-    samples = islice(dataset, count) if is_stream else (dataset[index * step] for index in range(count))
-    views = torch.stack([sample["pixel_values"] for sample in samples])
-    plot_reconstructions(reconstruct_views(model, views, mean, std), plots / "reconstructions.png")
+        model.save_pretrained(arguments.output_dir)
+    results["pairs_per_second"] = results.pop("samples_per_second")
+    return {
+        "num_steps": schedule.num_steps,
+        "epochs": schedule.num_steps / schedule.steps_per_epoch,
+        "num_train_files": dataset.num_files,
+        "num_failed": len(dataset.bad_files),
+        **results,
+        **peak_memory_mib(accelerator.device),
+    }

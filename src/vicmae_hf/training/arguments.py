@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..data.media.arguments import BadFilesArguments, ReadingArguments
+from ..data.media.bad_files import BadFilesArguments
+from ..data.media.reading import ReadingArguments
 from ..settings import REQUIRED, ArgumentsError, setting
 
 

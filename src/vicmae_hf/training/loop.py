@@ -1,44 +1,52 @@
 """The training loop, of pretraining and finetuning alike."""
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from .arguments import TrainingArguments
 from .checkpointing import Checkpoints
-from .optimization import learning_rate_factor, set_learning_rate
+from .optimization import Schedule
 from .reporting import MetricsLog
+
+
+# Of a batch on the device, and the epoch as a fraction: named scalar tensors, of which "loss" is minimised.
+ComputeLosses = Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]]
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or NaN; the message says at which step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Stopwatch:
     """
-    Lengths of a run in updates, and its learning rate.
+    How long a training takes and what for.
 
-    Args:
-        num_steps: updates of the whole run; start_step: those done before resuming.
-        steps_per_epoch: updates of an epoch.
-        num_warmup_steps: updates of linear warmup.
-        peak_learning_rate: the learning rate after warmup.
-        gradient_accumulation_steps: batches of an update.
+    Attributes:
+        num_samples: samples of all processes so far.
+        waiting, evaluating: seconds spent on it.
     """
 
-    num_steps: int
-    steps_per_epoch: int
-    num_warmup_steps: float
-    peak_learning_rate: float
-    gradient_accumulation_steps: int
-    start_step: int = 0
+    def __init__(self):
+        self.started = time.perf_counter()
+        self.num_samples = 0
+        self.waiting = self.evaluating = 0.0
 
-    def learning_rate_factor(self, step: int) -> float:
-        return learning_rate_factor(step, self.num_warmup_steps, self.num_steps)
+    @contextmanager
+    def spending(self, purpose: str) -> Iterator[None]:
+        """Adds the time of its block to `purpose`, "waiting" or "evaluating"."""
+        before = time.perf_counter()
+        yield
+        setattr(self, purpose, getattr(self, purpose) + time.perf_counter() - before)
+
+    @property
+    def training(self) -> float:
+        """Seconds since the start, without those of evaluating."""
+        return time.perf_counter() - self.started - self.evaluating
 
 
 def train(
@@ -46,26 +54,20 @@ def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[dict[str, torch.Tensor]],
-    compute_losses: Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]],
+    compute_losses: ComputeLosses,
     schedule: Schedule,
-    metrics_log: MetricsLog,
+    log: MetricsLog,
     checkpoints: Checkpoints,
-    *,
-    seed: int,
-    logging_steps: int,
-    checkpointing_steps: int,
+    arguments: TrainingArguments,
     evaluate: Callable[[int], dict[str, float]] = lambda step: {},
 ) -> dict[str, float]:
     """
     Runs the updates from `schedule.start_step` to `schedule.num_steps`.
 
-    Random numbers of a batch depend on (seed, batch, process) alone, so that a resumed run draws the same.
-
     Args:
         model, optimizer, batches: prepared by `accelerator`.
-        compute_losses: (batch, epoch) -> named scalar tensors, of which "loss" is minimised.
-        logging_steps, checkpointing_steps: updates between lines of the log, and between checkpoints (0: none).
-        evaluate: called after every update with their number, before the checkpoint; the figures that it returns, if
+        arguments: how often lines are logged and checkpoints written, and the seed.
+        evaluate: called after every update with their number, before the checkpoint. The figures that it returns, if
             any, are written to the log.
 
     Returns:
@@ -76,78 +78,92 @@ def train(
         NonFiniteLossError: before an update whose loss is infinite or NaN in any process.
     """
     model.train()
-    device = accelerator.device
-    accumulation = schedule.gradient_accumulation_steps
-    iterator = iter(batches)
-    started = time.perf_counter()
-    wait_seconds = evaluation_seconds = num_samples = 0
-    losses = {}
+    batches, watch, losses = iter(batches), Stopwatch(), {}
     for step in range(schedule.start_step, schedule.num_steps):
-        epoch = step / schedule.steps_per_epoch
-        factor = schedule.learning_rate_factor(step)
-        learning_rate = schedule.peak_learning_rate * factor
-        set_learning_rate(optimizer, schedule.peak_learning_rate, factor)
-        step_losses: dict[str, torch.Tensor] = {}
-        for micro_step in range(step * accumulation, (step + 1) * accumulation):
-            waiting = time.perf_counter()
-            batch = next(iterator)
-            wait_seconds += time.perf_counter() - waiting
-            num_samples += len(next(iter(batch.values()))) * accelerator.num_processes
-            seed_batch(seed, micro_step, accelerator.process_index)
-            with accelerator.accumulate(model):
-                batch_losses = compute_losses(batch, epoch)
-                accelerator.backward(batch_losses["loss"])
-                for name, value in batch_losses.items():
-                    step_losses[name] = step_losses.get(name, 0) + value.detach().float() / accumulation
-                if accelerator.sync_gradients:
-                    losses = mean_over_processes(accelerator, step_losses)
-                    check_finite(losses, step + 1, checkpoints)
-                optimizer.step()
-                optimizer.zero_grad()
-        elapsed = time.perf_counter() - started - evaluation_seconds
-        done = step + 1
-        is_last = done == schedule.num_steps
-        evaluating = time.perf_counter()
-        figures = evaluate(done)
-        evaluation_seconds += time.perf_counter() - evaluating
-        metrics_log.update(
+        learning_rate = schedule.set_learning_rate(optimizer, step)
+        losses = run_update(
+            accelerator, model, optimizer, batches, compute_losses, schedule, step, watch, checkpoints, arguments.seed
+        )
+        done, is_last, seconds = step + 1, step + 1 == schedule.num_steps, watch.training
+        with watch.spending("evaluating"):
+            figures = evaluate(done)
+        log.update(
             losses,
             step=done,
             epoch=done / schedule.steps_per_epoch,
             learning_rate=learning_rate,
-            num_samples=num_samples,
-            elapsed_seconds=elapsed,
-            wait_seconds=wait_seconds,
+            num_samples=watch.num_samples,
+            elapsed_seconds=seconds,
+            wait_seconds=watch.waiting,
             figures=figures,
-            write=done % logging_steps == 0 or is_last or bool(figures),
+            write=done % arguments.logging_steps == 0 or is_last or bool(figures),
         )
-        if checkpointing_steps and (done % checkpointing_steps == 0 or is_last):
+        if arguments.checkpointing_steps and (done % arguments.checkpointing_steps == 0 or is_last):
             checkpoints.save(done)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    train_seconds = time.perf_counter() - started - evaluation_seconds
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize(accelerator.device)
+    seconds = watch.training
     return {
         **losses,
-        "train_seconds": train_seconds,
-        "samples_per_second": num_samples / train_seconds,
-        "data_wait_share": wait_seconds / train_seconds,
+        "train_seconds": seconds,
+        "samples_per_second": watch.num_samples / seconds,
+        "data_wait_share": watch.waiting / seconds,
     }
 
 
+def run_update(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[dict[str, torch.Tensor]],
+    compute_losses: ComputeLosses,
+    schedule: Schedule,
+    step: int,
+    watch: Stopwatch,
+    checkpoints: Checkpoints,
+    seed: int,
+) -> dict[str, float]:
+    """Makes the update after `step` others, and returns its losses, averaged over its batches and the processes."""
+    accumulation = schedule.gradient_accumulation_steps
+    sums: dict[str, torch.Tensor] = {}
+    for micro_step in range(step * accumulation, (step + 1) * accumulation):
+        with watch.spending("waiting"):
+            batch = next(batches)
+        watch.num_samples += len(next(iter(batch.values()))) * accelerator.num_processes
+        seed_batch(seed, micro_step, accelerator.process_index)
+        with accelerator.accumulate(model):
+            batch_losses = compute_losses(batch, step / schedule.steps_per_epoch)
+            accelerator.backward(batch_losses["loss"])
+            for name, value in batch_losses.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / accumulation
+            if accelerator.sync_gradients:
+                losses = mean_over_processes(accelerator, sums)
+                check_finite(losses, step + 1, checkpoints)
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses
+
+
 def seed_batch(seed: int, micro_step: int, process_index: int) -> None:
-    """Seeds masks, dropout and stochastic depth of one batch of one process."""
-    # Odd multipliers below 2**64 spread neighbouring values over the seeds.
+    """
+    Seeds masks, dropout and stochastic depth of one batch of one process. They depend on these three numbers alone, so
+    that a resumed run draws what the interrupted one would have drawn.
+    """
+    # Odd multipliers below 2**64 spread neighbouring values over the seeds: added up as they are, batch 1 of seed 0
+    # would be batch 0 of seed 1.
     mixed = seed * 0x9E3779B97F4A7C15 + micro_step * 0xBF58476D1CE4E5B9 + process_index * 0x94D049BB133111EB
     torch.manual_seed(mixed % 2**63)
 
 
 def mean_over_processes(accelerator: Accelerator, losses: dict[str, torch.Tensor]) -> dict[str, float]:
     """Named scalars averaged over the processes, as numbers."""
+    # Stacked, so that all of them travel together.
     means = accelerator.reduce(torch.stack(list(losses.values())), reduction="mean")
     return dict(zip(losses, means.tolist(), strict=True))
 
 
 def check_finite(losses: dict[str, float], step: int, checkpoints: Checkpoints) -> None:
+    """Raises a NonFiniteLossError, in all processes alike, as they have averaged the losses."""
     if all(abs(value) < float("inf") for value in losses.values()):
         return
     last = checkpoints.find("latest")

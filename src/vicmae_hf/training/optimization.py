@@ -1,11 +1,19 @@
-"""Optimizers and learning-rate schedules of the recipes."""
+"""What an update changes and by how much: parameter groups, the length of a run, its learning rate."""
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from accelerate.logging import get_logger
 from torch import nn
+
+from ..data.loading.loader import EpochBatchSampler
+from .arguments import TrainingArguments
+
+
+logger = get_logger(__name__)
 
 
 def parameter_groups(
@@ -66,3 +74,86 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, factor: flo
     """Gives every group `peak * factor`, times its `learning_rate_scale` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = peak * factor * group.get("learning_rate_scale", 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """
+    Lengths of a run in updates, and its learning rate.
+
+    Args:
+        num_steps: updates of the whole run; start_step: those done before resuming.
+        steps_per_epoch: updates of an epoch.
+        num_warmup_steps: updates of linear warmup.
+        peak_learning_rate: the learning rate after warmup.
+        gradient_accumulation_steps: batches of an update, in each process.
+        total_batch_size: samples of an update, of all processes.
+        num_processes: of the run.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    num_warmup_steps: float
+    peak_learning_rate: float
+    gradient_accumulation_steps: int
+    total_batch_size: int
+    num_processes: int
+    start_step: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.start_step >= self.num_steps
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of an update over all processes."""
+        return self.gradient_accumulation_steps * self.num_processes
+
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Sets the learning rate of an update, counted from 0, and returns it."""
+        factor = learning_rate_factor(step, self.num_warmup_steps, self.num_steps)
+        set_learning_rate(optimizer, self.peak_learning_rate, factor)
+        return self.peak_learning_rate * factor
+
+
+def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int, start_step: int = 0) -> Schedule:
+    """The schedule of a run with `num_samples` samples in an epoch, of which `start_step` updates are done."""
+    batches_per_step = arguments.gradient_accumulation_steps * num_processes
+    batch_size = arguments.per_device_train_batch_size * batches_per_step
+    if num_samples < batch_size:
+        logger.warning(
+            "%d samples are fewer than the total batch of %d: an epoch repeats them to fill one.",
+            num_samples,
+            batch_size,
+        )
+    steps_per_epoch = max(num_samples // batch_size, 1)
+    return Schedule(
+        num_steps=arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch,
+        start_step=start_step,
+        steps_per_epoch=steps_per_epoch,
+        num_warmup_steps=arguments.warmup_epochs * steps_per_epoch,
+        peak_learning_rate=scaled_learning_rate(arguments.base_learning_rate, batch_size),
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        total_batch_size=batch_size,
+        num_processes=num_processes,
+    )
+
+
+def order_batches(
+    arguments: TrainingArguments,
+    schedule: Schedule,
+    lengths: Sequence[int],
+    num_samples: int,
+    weights: Sequence[float] | None = None,
+) -> EpochBatchSampler:
+    """The batches of a run that are still to come; `lengths`, `num_samples`, `weights` as in `EpochBatchSampler`."""
+    return EpochBatchSampler(
+        lengths,
+        num_samples,
+        arguments.per_device_train_batch_size,
+        num_epochs=math.ceil(schedule.num_steps / schedule.steps_per_epoch),
+        batch_multiple=schedule.batches_per_step,
+        weights=weights,
+        start_batch=schedule.start_step * schedule.batches_per_step,
+        seed=arguments.seed,
+    )

@@ -4,18 +4,55 @@ import json
 import os
 import resource
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from ..files import read_json_lines, write_json_lines
+from .arguments import TrainingArguments
+from .optimization import Schedule
+
+
+logger = get_logger(__name__)
+
+RESULTS_FILE = "all_results.json"
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl`, oldest first; none if there is no log yet."""
     return read_json_lines(Path(output_dir) / "metrics.jsonl")
+
+
+def is_finished(output_dir: str | os.PathLike, schedule: Schedule) -> bool:
+    """Whether a resumed run has made its last update and written its results; says so."""
+    if not schedule.is_done or not (Path(output_dir) / RESULTS_FILE).exists():
+        return False
+    logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, schedule.start_step, schedule.num_steps)
+    return True
+
+
+def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
+    """What a finished run wrote into `all_results.json`."""
+    return json.loads((Path(output_dir) / RESULTS_FILE).read_text())
+
+
+def settings_of_run(arguments: TrainingArguments, config: PreTrainedConfig, schedule: Schedule) -> dict[str, Any]:
+    """What `arguments.json` holds: every setting of a run, also those that follow from others."""
+    return {
+        **asdict(arguments),
+        "model": config.to_dict(),
+        "num_processes": schedule.num_processes,
+        "total_batch_size": schedule.total_batch_size,
+        "learning_rate": schedule.peak_learning_rate,
+        "num_steps": schedule.num_steps,
+        "steps_per_epoch": schedule.steps_per_epoch,
+    }
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
@@ -109,5 +146,8 @@ class MetricsLog:
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
         self.progress.close()

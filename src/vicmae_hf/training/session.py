@@ -17,8 +17,9 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from ..command_line import parse_config_overrides
 from ..errors import InputError
-from ..settings import ArgumentsError, parse_config_overrides
+from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
 from .loop import NonFiniteLossError

@@ -13,7 +13,7 @@ from video_files import numbered_frames, read_numbers, write_video
 from vicmae_hf.data.media.bad_files import BadFilesError
 from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.preparing import packing
-from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, choose_frames, pack_frames
+from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import DataSourceError, open_source
 from vicmae_hf.errors import InputError
@@ -60,32 +60,6 @@ def media(tmp_path_factory):
     Image.fromarray(numbered_frames(6, 40, 64)[5]).save(root / "five.png")
     Image.fromarray(numbered_frames(10, 40, 64)[9]).save(root / "deep" / "nine.webp", lossless=True)
     return root
-
-
-@pytest.mark.parametrize("fps", [10, 15, 24, 25, 30000 / 1001, 30, 60])
-@pytest.mark.parametrize("rate", [1, 4, 7.5])
-def test_chosen_frames_are_those_nearest_to_even_times(fps, rate):
-    timestamps = np.arange(137) / fps
-    chosen = choose_frames(timestamps, frames_per_second=rate)
-    wanted = np.arange(0, timestamps[-1] + 1e-9, 1 / rate)
-    assert len(chosen) == len(wanted)
-    errors = np.abs(timestamps[chosen] - wanted)
-    assert np.all(errors <= np.abs(timestamps[None] - wanted[:, None]).min(axis=1) + 1e-5)
-    assert chosen[0] == 0
-    assert np.all(np.diff(chosen) > 0)
-
-
-def test_chosen_frames_of_special_videos():
-    thirty = np.arange(90) / 30
-    assert choose_frames(thirty, frames_per_second=7.5).tolist() == list(range(0, 90, 4))
-    assert choose_frames(thirty, frames_per_second=0).tolist() == list(range(90))
-    assert choose_frames(thirty, frames_per_second=100).tolist() == list(range(90))
-    assert choose_frames(thirty, num_frames=4).tolist() == [0, 22, 45, 67]
-    assert choose_frames(thirty[:3], num_frames=16).tolist() == [0, 1, 2]
-    assert choose_frames(np.zeros(1), frames_per_second=7.5).tolist() == [0]
-    slides = np.array([0, 0.01, 5.0, 5.01, 9.0])
-    assert choose_frames(slides, frames_per_second=1).tolist() == [0, 1, 2, 3, 4]
-    assert choose_frames(slides, frames_per_second=0.2).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
@@ -362,11 +336,6 @@ def test_datasets_opens_streams_and_converts_a_store(media, tmp_path, monkeypatc
         assert converted[name][1].tolist() == timestamps.tolist()
         assert converted[name][2] == duration
         assert converted[name][3].equal(frames)
-
-
-def test_a_frame_at_an_absurd_time_costs_no_memory():
-    assert choose_frames(np.array([0, 0.5, 1e9]), frames_per_second=7.5).tolist() == [0, 1, 2]
-    assert choose_frames(np.arange(5) / 30, frames_per_second=1e9).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_other_content_under_the_same_names_is_another_input(tmp_path):

@@ -12,7 +12,8 @@ from vicmae_hf.data.loading.loader import EpochBatchSampler, build_dataloader
 from vicmae_hf.data.media.bad_files import BadFiles, BadFilesError
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.samples.clip_augmentation import RandomClip
-from vicmae_hf.data.samples.clips import ClipDataset, ClipSampling
+from vicmae_hf.data.samples.clips import ClipDataset
+from vicmae_hf.data.samples.frame_choice import ClipSampling
 from vicmae_hf.data.sources.label_fraction import select_label_fraction
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError

@@ -11,7 +11,7 @@ from PIL import Image
 from vicmae_hf.data import load_frame_pairs
 from vicmae_hf.data.media.bad_files import BadFilesError
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
-from vicmae_hf.data.samples.streaming import build_stream_dataloader, open_stream
+from vicmae_hf.data.samples.streaming import open_stream
 from vicmae_hf.errors import InputError
 
 
@@ -102,9 +102,9 @@ def test_a_later_start_gives_what_an_uninterrupted_stream_gives(kind, request):
 def test_a_loader_goes_on_after_any_batch(store, num_workers):
     stream = load(store)
     settings = {"batch_size": 2, "num_workers": num_workers, "pin_memory": False, "num_processes": 2}
-    whole = list(islice(build_stream_dataloader(stream, process_index=1, **settings), 14))
+    whole = list(islice(stream.dataloader(process_index=1, **settings), 14))
     for start in [1, 4, 9]:
-        rest = build_stream_dataloader(stream, process_index=1, start_batch=start, **settings)
+        rest = stream.dataloader(process_index=1, start_batch=start, **settings)
         assert equal(list(islice(rest, 14 - start)), whole[start:])
     # Batches come from the workers in turn.
     workers = max(num_workers, 1)
@@ -116,10 +116,10 @@ def test_workers_read_parquet_after_the_main_process_has(parquet):
     # Threads of pyarrow and of fsspec don't survive a fork.
     stream = load(parquet)
     next(iter(stream))
-    loader = build_stream_dataloader(stream, batch_size=4, num_workers=2, pin_memory=False, start_batch=3)
+    loader = stream.dataloader(batch_size=4, num_workers=2, pin_memory=False, start_batch=3)
     assert equal(
         list(islice(loader, 4)),
-        list(islice(build_stream_dataloader(stream, 4, num_workers=2, pin_memory=False), 3, 7)),
+        list(islice(stream.dataloader(4, num_workers=2, pin_memory=False), 3, 7)),
     )
 
 
@@ -208,8 +208,8 @@ def test_too_few_shards_are_refused(store):
     stream = load(store)
     message = r"has 8 shards, too few for 3 processes with 3 workers each\..* at least 9 shards"
     with pytest.raises(InputError, match=message):
-        build_stream_dataloader(stream, 2, num_workers=3, pin_memory=False, num_processes=3)
-    build_stream_dataloader(stream, 2, num_workers=2, pin_memory=False, num_processes=4)
+        stream.dataloader(2, num_workers=3, pin_memory=False, num_processes=3)
+    stream.dataloader(2, num_workers=2, pin_memory=False, num_processes=4)
 
 
 def test_what_cannot_be_streamed_is_refused(store, tmp_path):

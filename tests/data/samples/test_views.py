@@ -62,15 +62,23 @@ def test_views_are_those_that_the_processor_makes_of_the_file(suffix, video_fps,
     torch.testing.assert_close(sample["weights"], torch.full((1, 9), 1 / 9))
 
 
-def test_clips_of_a_variable_frame_rate_follow_its_mean(tmp_path):
-    frames = numbered_frames(30, 32, 32)
+@pytest.mark.parametrize("frames_per_second", [5, None])
+def test_clips_of_a_variable_frame_rate_follow_its_times(tmp_path, frames_per_second):
     times = np.concatenate([np.arange(15) / 30, 0.5 + np.arange(15) / 15])
     (tmp_path / "class").mkdir()
-    write_video(tmp_path / "class" / "clip.mkv", frames, timestamps=times)
+    write_video(tmp_path / "class" / "clip.mkv", numbered_frames(30, 32, 32), timestamps=times)
     processor = ViCMAEVideoProcessor(size={"shortest_edge": 32}, do_center_crop=False, do_normalize=False)
-    sample = views_of(tmp_path, processor, [(1, 1)], frames_per_second=5)[0]
-    # 30 frames in 1.5 s are 20 a second: every fourth frame, in the middle.
-    assert read_numbers(sample["pixel_values"][0] * 255) == [8, 12, 16, 20]
+    sample = views_of(tmp_path, processor, [(1, 1)], frames_per_second=frames_per_second)[0]
+    numbers = read_numbers(sample["pixel_values"][0] * 255)
+    if frames_per_second is None:
+        # The middles of four quarters; the container has the last frame last 1/30 s.
+        middles = (times[-1] + 1 / 30) * np.array([1, 3, 5, 7]) / 8
+        assert numbers == [max(np.flatnonzero(times <= middle)) for middle in middles]
+    else:
+        # From the frame shown at half of what 1.433 s leave to a clip of 0.6 s, a frame every 0.2 s.
+        start = times[max(np.flatnonzero(times <= (times[-1] - 0.6) / 2))]
+        assert numbers == [np.abs(times - (start + step * 0.2)).argmin() for step in range(4)]
+        assert numbers == [12, 17, 20, 23]
 
 
 def test_protocols_share_the_views_that_are_the_same(tmp_path):

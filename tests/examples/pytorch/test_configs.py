@@ -8,8 +8,8 @@ from launching import EXAMPLES
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
 from vicmae_hf.classification.arguments import ClassificationArguments
+from vicmae_hf.command_line import parse_arguments, parse_config_overrides
 from vicmae_hf.pretraining.arguments import PretrainingArguments
-from vicmae_hf.settings import parse_arguments, parse_config_overrides
 from vicmae_hf.training.session import build_model
 
 

@@ -202,14 +202,16 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from vicmae_hf.data import load_frame_pairs
-from vicmae_hf.data.samples.streaming import build_stream_dataloader, FramePairStream
+from vicmae_hf.data.samples.streaming import FramePairStream
 
 state = PartialState(cpu=True)
 stream = load_frame_pairs(sys.argv[1], 16, streaming=True)
 # What a sample was read from, in place of its pixels.
-FramePairStream.read_pair = lambda self, item, generator: torch.tensor(list(item.name.encode().ljust(300)))
-loader = build_stream_dataloader(
-    stream, 1, num_workers=2, pin_memory=False, process_index=state.process_index, num_processes=state.num_processes
+FramePairStream.read_pair = lambda self, item, generator: {
+    "pixel_values": torch.tensor(list(item.name.encode().ljust(300)))
+}
+loader = stream.dataloader(
+    1, num_workers=2, pin_memory=False, process_index=state.process_index, num_processes=state.num_processes
 )
 names = [bytes(batch["pixel_values"][0].tolist()).decode().strip() for batch in islice(loader, 8)]
 Path(sys.argv[2], f"{state.process_index}.json").write_text(json.dumps(names))

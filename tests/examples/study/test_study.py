@@ -16,12 +16,13 @@ from tiny_models import random_tensor, tiny_config
 from transformers import set_seed
 
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEModel
+from vicmae_hf.command_line import parse_config_overrides
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.probes import balanced_subset, probe_accuracy, read_labelled_frames
 from vicmae_hf.processors import build_processors
-from vicmae_hf.settings import ArgumentsError, parse_config_overrides
+from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.loop import NonFiniteLossError
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model

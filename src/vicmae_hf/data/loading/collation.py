@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils.data import default_collate, get_worker_info
@@ -11,18 +10,6 @@ from torch.utils.data import default_collate, get_worker_info
 
 # Bytes before the pixels of a batch. The first is 1 until they have been received; 64 keep the pixels aligned.
 HEADER_BYTES = 64
-
-
-def loader_settings(num_workers: int, pin_memory: bool) -> dict[str, Any]:
-    """What all loaders of training samples have in common."""
-    return {
-        "num_workers": num_workers,
-        "pin_memory": pin_memory,
-        "prefetch_factor": 4 if num_workers else None,
-        "collate_fn": BatchCollator(),
-        # Of its own, so that starting the loader leaves the global random state alone.
-        "generator": torch.Generator().manual_seed(0),
-    }
 
 
 class BatchCollator:

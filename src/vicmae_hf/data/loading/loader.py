@@ -1,13 +1,37 @@
 """The order of samples over a run, and the loader that fetches them."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...errors import InputError
-from ..samples.pairs import FramePairDataset, SampleKey
-from .collation import loader_settings
+from .collation import BatchCollator
+
+
+# (epoch, position in the epoch's order, index of the sample). What is drawn for a sample depends on the first two and
+# on the seed alone, so that it is the same for any number of workers and processes, and after resuming.
+SampleKey = tuple[int, int, int]
+
+# Tries of items drawn at random, in place of one that cannot be read, before all items are tried in turn.
+RANDOM_REPLACEMENTS = 100
+
+
+def draw_items(key: SampleKey, num_items: int, seed: int) -> Iterator[tuple[int, np.random.Generator]]:
+    """
+    The item of a sample with the generator of its random numbers; then the items that may replace it if it cannot be
+    read, each with a generator of its own. It ends when every item was given.
+    """
+    epoch, position, index = key
+    for attempt in range(RANDOM_REPLACEMENTS + num_items):
+        # 1 + attempt: numpy takes [seed, epoch] and [seed, epoch, 0, 0] for the same seed.
+        generator = np.random.default_rng([seed, epoch, position, 1 + attempt])
+        if attempt >= RANDOM_REPLACEMENTS:
+            index = (index + 1) % num_items
+        elif attempt > 0:
+            index = int(generator.integers(num_items))
+        yield index, generator
 
 
 def epoch_order(
@@ -92,8 +116,20 @@ class EpochBatchSampler(torch.utils.data.Sampler):
             first_batch = 0
 
 
+def loader_settings(num_workers: int, pin_memory: bool) -> dict[str, Any]:
+    """What all loaders of training samples have in common."""
+    return {
+        "num_workers": num_workers,
+        "pin_memory": pin_memory,
+        "prefetch_factor": 4 if num_workers else None,
+        "collate_fn": BatchCollator(),
+        # Of its own, so that starting the loader leaves the global random state alone.
+        "generator": torch.Generator().manual_seed(0),
+    }
+
+
 def build_dataloader(
-    dataset: FramePairDataset, batch_sampler: EpochBatchSampler, num_workers: int, pin_memory: bool
+    dataset: torch.utils.data.Dataset, batch_sampler: EpochBatchSampler, num_workers: int, pin_memory: bool
 ) -> torch.utils.data.DataLoader:
     """A loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}`; workers live as long as the run."""
     return torch.utils.data.DataLoader(

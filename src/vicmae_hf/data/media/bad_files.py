@@ -3,14 +3,29 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from ...errors import InputError
+from ...errors import InputError, MediaDecodingError
+from ...settings import Settings, setting
+from .reading import TimeLimitError
 
 
 logger = logging.getLogger(__name__)
+
+Sample = TypeVar("Sample")
+
+
+@dataclass(kw_only=True)
+class BadFilesArguments(Settings):
+    """How many files may be unreadable: what `BadFiles` takes."""
+
+    max_bad_files: float = setting(
+        0.05, "share of unreadable files that stops the run; one is allowed unless 0", minimum=0, maximum=1
+    )
 
 
 class BadFilesError(InputError):
@@ -50,6 +65,32 @@ class BadFiles:
         if self.path is not None and self.path.exists() and self.path.stat().st_size > self.num_bytes_read:
             self.update()
         return name in self.timed_out
+
+    def read_first(self, source: str, candidates: Iterable[tuple[str, Callable[[], Sample]]]) -> Sample:
+        """
+        What the first of `candidates` that can be read gives. Those before it are recorded; only a file that exceeded
+        the time limit before is not opened again.
+
+        The record does not decide what is read otherwise: of a file damaged in parts, one worker may know while
+        another does not, and both must give the same sample.
+
+        Args:
+            source: where they come from, for messages.
+            candidates: the name of each file, and a function that reads a sample from it.
+
+        Raises:
+            BadFilesError: if too many files are bad, or none of the candidates can be read.
+        """
+        tried = set()
+        for name, read in candidates:
+            tried.add(name)
+            if self.has_timed_out(name):
+                continue
+            try:
+                return read()
+            except MediaDecodingError as error:
+                self.add(name, str(error), isinstance(error, TimeLimitError))
+        raise BadFilesError(f"{source}: none of {len(tried)} files could be read, among them {min(tried)}.")
 
     def add(self, name: str, error: str, timed_out: bool = False) -> None:
         """

@@ -4,12 +4,13 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from ...errors import InputError, MediaDecodingError
+from ...settings import Settings, setting
 from .images import ImageReader
 from .video import check_backend, open_video
 
@@ -61,6 +62,22 @@ class EncodedItem:
 
     def open(self, video_backend: str) -> MediaReader:
         return open_video(self.media, video_backend) if self.is_video else ImageReader(self.media)
+
+
+@dataclass(kw_only=True)
+class DecodingArguments(Settings):
+    """What decodes videos."""
+
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+
+
+@dataclass(kw_only=True)
+class ReadingArguments(DecodingArguments):
+    """How files are read: what a `MediaLoader` takes."""
+
+    seconds_per_file: float = setting(
+        60.0, "a file that takes longer to read counts as unreadable; 0: no limit", minimum=0
+    )
 
 
 @dataclass(frozen=True)

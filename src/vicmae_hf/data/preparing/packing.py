@@ -30,16 +30,16 @@ from tqdm.auto import tqdm
 from ...errors import InputError, MediaDecodingError
 from ...files import partial_file, write_json, write_json_lines
 from ...settings import setting
-from ..media.arguments import DecodingArguments
 from ..media.bad_files import BadFilesError
-from ..media.reading import MediaItem, call_within
+from ..media.reading import DecodingArguments, MediaItem, call_within
 from ..media.video import check_backend
+from ..samples.frame_choice import choose_stored_frames
 from ..sources.frame_store import STORE_FILE
 from ..sources.labelled import open_labelled
 from ..sources.sources import open_source
 
 
-FORMAT_VERSION = 1  # raise it when other shards would be written for the same settings
+FORMAT_VERSION = 2  # raise it when other shards would be written for the same settings
 # The paper stores every 4th frame of videos that mostly have 30 frames/s.
 DEFAULT_FRAMES_PER_SECOND = 7.5
 # Unless told otherwise: few enough shards to open, many enough for some processes with some workers to share.
@@ -140,27 +140,6 @@ class PackingInput:
         return datasets.Features(columns)
 
 
-def choose_frames(
-    timestamps: np.ndarray, frames_per_second: float | None = None, num_frames: int | None = None
-) -> np.ndarray:
-    """
-    Which frames of a video are kept, ascending indices that begin with 0.
-
-    Args:
-        timestamps: seconds, `(T,)`, ascending from 0.
-        frames_per_second: takes the frames nearest to times so far apart, each once; 0 takes all.
-        num_frames: takes the first frame of each of `num_frames` equal parts; all if there are no more.
-    """
-    if num_frames is not None:
-        return np.unique(np.arange(num_frames) * len(timestamps) // num_frames)
-    if frames_per_second == 0:
-        return np.arange(len(timestamps))
-    # A frame is nearest to the times from halfway after the one before to halfway before the next, and is kept if one
-    # of the even times is among them. 1e-6 s: times in files are rounded.
-    ends = np.append((timestamps[1:] + timestamps[:-1]) / 2 - 1e-6, timestamps[-1] + 1e-6)
-    return np.flatnonzero(np.diff(np.floor(ends * frames_per_second), prepend=-1) > 0)
-
-
 def encode_frame(frame: torch.Tensor, settings: PackingSettings) -> bytes:
     """
     A frame, uint8 `(3, H, W)`, made smaller (bicubic, antialiased) and encoded by Pillow.
@@ -185,7 +164,9 @@ def encode_frame(frame: torch.Tensor, settings: PackingSettings) -> bytes:
 def pack_item(item: MediaItem, settings: PackingSettings) -> dict[str, Any]:
     """The columns `frames`, `timestamps`, `duration` and `fps` of an item."""
     with item.open(settings.video_backend) as reader:
-        indices = choose_frames(reader.timestamps, settings.frames_per_second, settings.num_frames)
+        indices = choose_stored_frames(
+            reader.timestamps, reader.duration, settings.frames_per_second, settings.num_frames
+        )
         first = reader.get_frames(indices[:1])
         frames = [encode_frame(first[0], settings)]
         step = max(DECODED_BYTES // first.numel(), 1)

@@ -1,23 +1,31 @@
-"""Which two frames of a video make a pair."""
+"""
+Which frames of a video are looked at, by time, for every purpose: pairs for pretraining, random clips for training,
+test views, frames to store.
+"""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from ...errors import InputError
+from ...settings import Settings, setting
+from ...video_processing_vicmae import choose_clips, frames_shown, nearest_frames
 
+
+# Seconds: many containers keep times to the millisecond.
+CONTAINER_ROUNDING = 1e-3
 
 Strategy = Literal["distant", "fixed_gap", "max_gap", "adjacent", "same"]
 
 
-@dataclass(frozen=True)
-class FrameSampling:
+@dataclass
+class FrameSampling(Settings):
     """
     Draws the indices of two frames from the times at which a video's frames start.
 
     Args:
-        strategy:
+        frame_sampling:
             `"distant"`: a window at a random place is split into equal segments, and the frames come from two of them,
             each at a random time (Algorithm 1: distant sampling). `"fixed_gap"`: two frames `gap_seconds` apart.
             `"max_gap"`: two different frames at most `gap_seconds` apart. `"adjacent"`: two neighbouring frames.
@@ -31,23 +39,13 @@ class FrameSampling:
     A video of one frame gives that frame twice; of a longer one only `"same"` does.
 
     Raises:
-        InputError: if a setting is out of range.
+        ArgumentsError: if a setting is out of range.
     """
 
-    strategy: Strategy = "distant"
-    window_seconds: float = 64 / 30
-    num_segments: int = 2
-    gap_seconds: float = 1.0
-
-    def __post_init__(self):
-        if self.strategy not in get_args(Strategy):
-            raise InputError(f"frame_sampling must be one of {', '.join(get_args(Strategy))}, got {self.strategy!r}.")
-        if not self.window_seconds >= 0:
-            raise InputError(f"window_seconds must be at least 0 (0: the whole video), got {self.window_seconds}.")
-        if self.num_segments < 2:
-            raise InputError(f"num_segments must be at least 2, got {self.num_segments}.")
-        if not self.gap_seconds > 0:
-            raise InputError(f"gap_seconds must be positive, got {self.gap_seconds}.")
+    frame_sampling: Strategy = setting("distant", "which two frames of a video make a pair")
+    window_seconds: float = setting(64 / 30, "window of distant sampling; 0 takes the whole video", minimum=0)
+    num_segments: int = setting(2, "segments of that window", minimum=2)
+    gap_seconds: float = setting(1.0, "gap for fixed_gap and max_gap", above=0)
 
     def sample(self, timestamps: np.ndarray, duration: float, generator: np.random.Generator) -> tuple[int, int]:
         """
@@ -67,7 +65,7 @@ class FrameSampling:
             "max_gap": self._max_gap,
             "adjacent": self._adjacent,
             "same": self._same,
-        }[self.strategy]
+        }[self.frame_sampling]
         first, second = draw(timestamps, duration, generator)
         return int(first), int(second)
 
@@ -108,3 +106,102 @@ class FrameSampling:
     def _same(self, timestamps, duration, generator):
         first = generator.integers(len(timestamps))
         return first, first
+
+
+@dataclass(frozen=True)
+class ClipSampling:
+    """
+    Draws the frames of a training clip from the times at which a video's frames start.
+
+    Args:
+        num_frames: frames of a clip.
+        frames_per_second: of the clip, which starts at a random frame (the paper: 16 frames, every 4th at 30 frames/s,
+            that is 7.5); a clip that is longer than the video repeats the last frame. 0 spreads the frames over the
+            whole video instead, one at a random time in each of `num_frames` equal segments, as on
+            Something-Something.
+
+    Raises:
+        InputError: if a setting is out of range.
+    """
+
+    num_frames: int
+    frames_per_second: float = 7.5
+
+    def __post_init__(self):
+        if self.num_frames < 1:
+            raise InputError(f"num_frames must be at least 1, got {self.num_frames}.")
+        if not self.frames_per_second >= 0:
+            raise InputError(
+                f"frames_per_second must be at least 0 (0: the whole video), got {self.frames_per_second}."
+            )
+
+    def sample(self, timestamps: np.ndarray, duration: float, generator: np.random.Generator) -> np.ndarray:
+        """
+        Args:
+            timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
+            duration: end of the last frame in seconds.
+            generator: source of randomness.
+
+        Returns:
+            Frame indices `(num_frames,)`, ascending.
+        """
+        steps = np.arange(self.num_frames)
+        if self.frames_per_second == 0:
+            times = (steps + generator.uniform(size=self.num_frames)) * duration / self.num_frames
+            return np.searchsorted(timestamps, times, side="right") - 1
+        offsets = steps / self.frames_per_second
+        num_starts = np.searchsorted(timestamps, timestamps[-1] - offsets[-1] + CONTAINER_ROUNDING, side="right")
+        start = generator.integers(max(num_starts, 1))
+        return nearest_frames(timestamps, timestamps[start] + offsets)
+
+
+def choose_view_clips(
+    timestamps: np.ndarray, duration: float, num_frames: int, frames_per_second: float | None, num_clips: int
+) -> np.ndarray:
+    """
+    The frames of test views, without chance: the rule of the video processor (see `choose_clips` there), by the times
+    of the file.
+
+    Args:
+        timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
+        duration: end of the last frame in seconds.
+        num_frames: frames of a clip.
+        frames_per_second: of a clip; None spreads a clip over the whole video.
+        num_clips: clips of the video.
+
+    Returns:
+        Frame indices `(num_clips, num_frames)`.
+    """
+    return choose_clips(exact_times(timestamps, duration), duration, num_frames, frames_per_second, num_clips)
+
+
+def choose_stored_frames(
+    timestamps: np.ndarray, duration: float, frames_per_second: float | None = None, num_frames: int | None = None
+) -> np.ndarray:
+    """
+    Which frames of a video a frame store keeps, ascending indices that begin with 0.
+
+    Args:
+        timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
+        duration: end of the last frame in seconds.
+        frames_per_second: takes the frames nearest to times so far apart, each once; 0 takes all.
+        num_frames: takes the frame at the start of each of `num_frames` equal parts; all if there are no more.
+    """
+    if num_frames is not None:
+        starts = np.arange(num_frames) * duration / num_frames
+        return np.unique(frames_shown(exact_times(timestamps, duration), starts))
+    if frames_per_second == 0:
+        return np.arange(len(timestamps))
+    # A frame is nearest to the times from halfway after the one before to halfway before the next, and is kept if one
+    # of the even times is among them. 1e-6 s: times in files are rounded.
+    ends = np.append((timestamps[1:] + timestamps[:-1]) / 2 - 1e-6, timestamps[-1] + 1e-6)
+    return np.flatnonzero(np.diff(np.floor(ends * frames_per_second), prepend=-1) > 0)
+
+
+def exact_times(timestamps: np.ndarray, duration: float) -> np.ndarray:
+    """
+    `timestamps`, without the rounding of containers where the frame rate is constant. Else a frame that starts at the
+    very time asked for would be taken from one container and missed in another.
+    """
+    even = np.arange(len(timestamps)) * duration / len(timestamps)
+    return even if np.abs(timestamps - even).max() <= CONTAINER_ROUNDING else timestamps

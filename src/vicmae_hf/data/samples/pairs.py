@@ -3,23 +3,27 @@
 import operator
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate, count
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ...errors import InputError, MediaDecodingError
-from ..media.bad_files import BadFiles
-from ..media.reading import MediaItem, MediaLoader, MediaReader, TimeLimitError
+from ...errors import InputError
+from ...settings import part_of, setting
+from ..loading.loader import SampleKey, draw_items
+from ..media.bad_files import BadFiles, BadFilesArguments
+from ..media.reading import MediaItem, MediaLoader, MediaReader, ReadingArguments
 from ..sources.sources import DataSourceError, MediaSource, open_source
 from .augmentation import RandomView
 from .frame_choice import FrameSampling
-from .streaming import FramePairStream, open_stream
 
 
-# (epoch, position in the epoch's order, index of the sample): the first two decide its random numbers.
-SampleKey = tuple[int, int, int]
+if TYPE_CHECKING:
+    from .streaming import FramePairStream
 
 
 class FramePairDataset(torch.utils.data.Dataset):
@@ -27,12 +31,9 @@ class FramePairDataset(torch.utils.data.Dataset):
     Map-style dataset of `{"pixel_values": uint8 (2, 3, H, W)}`.
 
     A sample is addressed by its index, or by a `SampleKey` in training, whose epoch and position give it other random
-    numbers each time. They come from (seed, epoch, position) alone: the same for any number of workers and processes,
-    and after resuming.
+    numbers each time.
 
     A file that cannot be read is recorded in `bad_files`; another one, drawn from the same numbers, takes its place.
-    The record does not decide what is read: of a file damaged in parts, one worker may know while another does not.
-    Only a file that exceeded the time limit is not opened again.
     """
 
     def __init__(
@@ -66,19 +67,20 @@ class FramePairDataset(torch.utils.data.Dataset):
             if not -len(self) <= key < len(self):
                 raise IndexError(f"index {key} is out of range for {len(self)} samples.")
             key = (0, key % len(self), key % len(self))
-        epoch, position, index = key
-        for attempt in count():
-            # 1 + attempt: numpy takes [seed, epoch] and [seed, epoch, 0, 0] for the same seed.
-            generator = np.random.default_rng([self.seed, epoch, position, 1 + attempt])
-            if attempt > 0:
-                index = int(generator.integers(self.num_files))
-            item = self.item(index % self.num_files)
-            if self.bad_files.has_timed_out(item.name):
-                continue
-            try:
-                return {"pixel_values": self.read_pair(item, generator)}
-            except MediaDecodingError as error:
-                self.bad_files.add(item.name, str(error), isinstance(error, TimeLimitError))
+        items = (
+            (self.item(index % self.num_files), generator)
+            for index, generator in draw_items(key, self.num_files, self.seed)
+        )
+        return self.bad_files.read_first(
+            ", ".join(source.name for source in self.sources),
+            ((item.name, partial(self.read_pair, item, generator)) for item, generator in items),
+        )
+
+    def examples(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
+        """At most `count` samples, of files spread over the dataset, always the same."""
+        count = min(count, self.num_samples)
+        step = max(self.num_files // count, 1)
+        return (self[index * step] for index in range(count))
 
     def item(self, file_index: int) -> MediaItem:
         """The file with this index, counted through all sources."""
@@ -86,80 +88,71 @@ class FramePairDataset(torch.utils.data.Dataset):
         start = self.ends[source] - len(self.sources[source])
         return self.sources[source][file_index - start]
 
-    def read_pair(self, item: MediaItem, generator: np.random.Generator) -> torch.Tensor:
-        """Two views `(2, 3, H, W)` of a file, uint8."""
+    def read_pair(self, item: MediaItem, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Two views of a file."""
 
         def choose_frames(reader: MediaReader) -> tuple[int, int]:
             return self.frame_sampling.sample(reader.timestamps, reader.duration, generator)
 
         frames = self.loader.read_frames(item, choose_frames)
-        return self.view(frames, seed=int(generator.integers(2**63)))
+        return {"pixel_values": self.view(frames, seed=int(generator.integers(2**63)))}
+
+
+@dataclass(kw_only=True)
+class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments):
+    """How pairs are drawn from data. The options of `load_frame_pairs`, and flags of `run_pretraining.py`."""
+
+    crop_scale: list[float] = setting([0.5, 1.0], "smallest and largest share of a frame's area in a random crop")
+    horizontal_flip: bool = setting(True, "flip every second view")
+    color_augmentation: bool = setting(False, "colour jitter, grayscale, blur, solarisation, as in the released code")
+    samples_per_file: int = setting(
+        1, "pairs drawn from each file in an epoch; more than 1 suits a few long recordings", minimum=1
+    )
+    streaming: bool = setting(
+        False,
+        "read one frame store shard by shard, from the Hub without a copy on disk; there is nothing to decode, and no "
+        "limit of --seconds_per_file",
+    )
+    seed: int = setting(0, "pairs are a function of it, of the epoch and of the sample", minimum=0)
 
 
 def load_frame_pairs(
     sources: str | os.PathLike | Sequence[str | os.PathLike],
     image_size: int | Sequence[int] = 224,
     *,
-    frame_sampling: str = "distant",
-    window_seconds: float = FrameSampling.window_seconds,
-    num_segments: int = FrameSampling.num_segments,
-    gap_seconds: float = FrameSampling.gap_seconds,
-    crop_scale: tuple[float, float] = (0.5, 1.0),
-    horizontal_flip: bool = True,
-    color_augmentation: bool = False,
-    samples_per_file: int = 1,
-    video_backend: str = MediaLoader.video_backend,
-    seconds_per_file: float = MediaLoader.seconds_per_file,
-    seed: int = 0,
-    max_bad_files: float = 0.05,
     bad_files_path: str | os.PathLike | None = None,
-    streaming: bool = False,
-) -> FramePairDataset | FramePairStream:
+    **options,
+) -> "FramePairDataset | FramePairStream":
     """
     Opens folders of videos and images, frame stores, Parquet files and datasets as one dataset of pairs.
 
     Args:
         sources: a path or name, or several (see `open_source`).
         image_size: height and width of the views in pixels; one number for both.
-        frame_sampling, window_seconds, num_segments, gap_seconds: which frames of a video (see `FrameSampling`).
-        crop_scale, horizontal_flip, color_augmentation: how a view is made from a frame (see `RandomView`).
-        samples_per_file: pairs drawn from each file in an epoch; more than 1 suits a few long recordings.
-        video_backend, seconds_per_file: how files are read (see `MediaLoader`); nothing to stores.
-        seed: pairs are a function of it, of the epoch and of the sample.
-        max_bad_files: share of files that may be unreadable before a `BadFilesError` stops the run.
-        bad_files_path: JSON lines file for the record of unreadable ones.
-        streaming: read one frame store shard by shard (see `FramePairStream`), from the Hub without a copy.
+        bad_files_path: JSON lines file for the record of unreadable files.
+        options: fields of `PairSettings`, for example `frame_sampling="same"`.
 
     Returns:
-        A map-style dataset of `{"pixel_values": uint8 tensor (2, 3, H, W)}`; an iterable one if `streaming`.
+        A map-style dataset of `{"pixel_values": uint8 tensor (2, 3, H, W)}`; an iterable one with `streaming=True`.
 
     Raises:
         InputError: `DataSourceError` if a source is missing or empty; or if an option is out of range.
+        TypeError: if there is no such option.
     """
+    settings = PairSettings(**options)
     names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not names:
         raise DataSourceError("No data source was given: expected a path or a list of paths.")
-    if samples_per_file < 1:
-        raise InputError(f"samples_per_file must be at least 1, got {samples_per_file}.")
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, got {seed}.")
-    loader = MediaLoader(video_backend, seconds_per_file)
-    view = RandomView(image_size, crop_scale, horizontal_flip, color_augmentation)
-    sampling = FrameSampling(frame_sampling, window_seconds, num_segments, gap_seconds)
-    if streaming:
-        if len(names) > 1 or samples_per_file > 1:
+    loader = MediaLoader(settings.video_backend, settings.seconds_per_file)
+    view = RandomView(image_size, settings.crop_scale, settings.horizontal_flip, settings.color_augmentation)
+    sampling = part_of(settings, FrameSampling)
+    if settings.streaming:
+        # Here, as few need it: who reads how pretraining works may leave the module out.
+        from .streaming import open_pair_stream
+
+        if len(names) > 1 or settings.samples_per_file > 1:
             raise InputError("A stream has one data source, and gives one sample of each row in an epoch.")
-        stream = open_stream(names[0])
-        num_files = stream.count_all_rows()
-        bad_files = BadFiles(bad_files_path, num_files, max_bad_files)
-        return FramePairStream(stream, num_files, view, sampling, bad_files, seed)
+        return open_pair_stream(names[0], view, sampling, bad_files_path, settings.max_bad_files, settings.seed)
     opened = [open_source(name) for name in names]
-    return FramePairDataset(
-        opened,
-        view=view,
-        frame_sampling=sampling,
-        bad_files=BadFiles(bad_files_path, sum(map(len, opened)), max_bad_files),
-        loader=loader,
-        samples_per_file=samples_per_file,
-        seed=seed,
-    )
+    bad_files = BadFiles(bad_files_path, sum(map(len, opened)), settings.max_bad_files)
+    return FramePairDataset(opened, view, sampling, bad_files, loader, settings.samples_per_file, settings.seed)

@@ -3,16 +3,17 @@
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 
-from ...errors import InputError, MediaDecodingError
-from ..loading.collation import loader_settings
+from ...errors import InputError
+from ..loading.loader import loader_settings
 from ..media.bad_files import BadFiles, BadFilesError
 from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem, has_frames
 from ..sources.sources import (
@@ -117,7 +118,7 @@ def open_stream(name: str | os.PathLike) -> RowStream:
 @dataclass(frozen=True)
 class FramePairStream(torch.utils.data.IterableDataset):
     """
-    Endless `{"pixel_values": uint8 (2, 3, H, W)}` from a stream of rows, for `build_stream_dataloader`.
+    Endless `{"pixel_values": uint8 (2, 3, H, W)}` from a stream of rows, for its `dataloader`.
 
     Each shard belongs to one worker of one process. A worker goes round its shards for ever; in each round, here
     called an epoch, it takes them in another order, and the rows of a shard as they lie. Random numbers depend on
@@ -156,6 +157,10 @@ class FramePairStream(torch.utils.data.IterableDataset):
     def num_samples(self) -> int:
         return self.num_files
 
+    def examples(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The first samples, at most `count`."""
+        return itertools.islice(self, min(count, self.num_samples))
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker_info = torch.utils.data.get_worker_info()
         num_workers, worker_id = (worker_info.num_workers, worker_info.id) if worker_info else (1, 0)
@@ -170,23 +175,23 @@ class FramePairStream(torch.utils.data.IterableDataset):
         rows = self.rows(worker, range(worker, self.stream.num_shards, num_workers), start)
         ahead = deque()  # rows read, whose turn is still to come
         while True:
-            for attempt in itertools.count():
-                if attempt == len(ahead):
-                    ahead.append(next(rows))
-                epoch, position, _ = ahead[0]
-                item_epoch, _, item = ahead[attempt]
-                if item_epoch > epoch + 1:
-                    raise BadFilesError(f"{self.stream.name}: the shards of worker {worker} have no readable row.")
-                # 1 + attempt: numpy takes [seed, epoch, worker] and [seed, epoch, worker, 0, 0] for the same seed.
-                generator = np.random.default_rng([self.seed, epoch, worker, position, 1 + attempt])
-                try:
-                    sample = {"pixel_values": self.read_pair(item, generator)}
-                except MediaDecodingError as error:
-                    self.bad_files.add(item.name, str(error))
-                else:
-                    break
+            yield self.bad_files.read_first(self.stream.name, self.candidates(worker, rows, ahead))
             ahead.popleft()
-            yield sample
+
+    def candidates(
+        self, worker: int, rows: Iterator[tuple[int, int, StoredItem]], ahead: deque
+    ) -> Iterator[tuple[str, Callable[[], dict[str, torch.Tensor]]]]:
+        """The row whose turn it is, then those that follow in the stream and may replace it."""
+        for attempt in itertools.count():
+            if attempt == len(ahead):
+                ahead.append(next(rows))
+            epoch, position, _ = ahead[0]
+            item_epoch, _, item = ahead[attempt]
+            if item_epoch > epoch + 1:
+                raise BadFilesError(f"{self.stream.name}: the shards of worker {worker} have no readable row.")
+            # 1 + attempt: numpy takes [seed, epoch, worker] and [seed, epoch, worker, 0, 0] for the same seed.
+            generator = np.random.default_rng([self.seed, epoch, worker, position, 1 + attempt])
+            yield item.name, partial(self.read_pair, item, generator)
 
     def rows(self, worker: int, shards: Sequence[int], start: int) -> Iterator[tuple[int, int, StoredItem]]:
         """The rows of shards, round after round, from the one at `start` on: epoch, place in the epoch, row."""
@@ -207,49 +212,59 @@ class FramePairStream(torch.utils.data.IterableDataset):
             if position == 0:
                 raise InputError(f"{self.stream.name}: shards {', '.join(map(str, shards))} have no rows.")
 
-    def read_pair(self, item: StoredItem, generator: np.random.Generator) -> torch.Tensor:
-        """Two views `(2, 3, H, W)` of a row, uint8."""
+    def read_pair(self, item: StoredItem, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Two views of a row."""
         with item.open("") as reader:
             frames = reader.get_frames(self.frame_sampling.sample(reader.timestamps, reader.duration, generator))
-        return self.view(frames, seed=int(generator.integers(2**63)))
+        return {"pixel_values": self.view(frames, seed=int(generator.integers(2**63)))}
 
+    def dataloader(
+        self,
+        batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        process_index: int = 0,
+        num_processes: int = 1,
+        start_batch: int = 0,
+    ) -> torch.utils.data.DataLoader:
+        """
+        An endless loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}` for one of several processes. It is already
+        theirs: Accelerate must not divide it again.
 
-def build_stream_dataloader(
-    stream: FramePairStream,
-    batch_size: int,
-    num_workers: int,
-    pin_memory: bool,
-    process_index: int = 0,
-    num_processes: int = 1,
-    start_batch: int = 0,
-) -> torch.utils.data.DataLoader:
-    """
-    An endless loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}` for one of several processes. It is already theirs:
-    Accelerate must not divide it again.
+        Args:
+            start_batch: batches to leave out, counted from the beginning of the run, as when it is resumed.
 
-    Args:
-        stream: from `load_frame_pairs` with `streaming=True`.
-        start_batch: batches to leave out, counted from the beginning of the run, as when it is resumed.
-
-    Raises:
-        InputError: if there are fewer shards than workers of all processes.
-    """
-    num_shards, num_readers = stream.stream.num_shards, num_processes * max(num_workers, 1)
-    if num_shards < num_readers:
-        raise InputError(
-            f"{stream.stream.name} has {num_shards} shards, too few for {num_processes} processes with "
-            f"{max(num_workers, 1)} workers each. Use fewer of them, or a store of at least {num_readers} shards "
-            "(--videos_per_shard of pack_frames.py; for a dataset on the Hub, num_shards of push_to_hub)."
+        Raises:
+            InputError: if there are fewer shards than workers of all processes.
+        """
+        num_shards, num_readers = self.stream.num_shards, num_processes * max(num_workers, 1)
+        if num_shards < num_readers:
+            raise InputError(
+                f"{self.stream.name} has {num_shards} shards, too few for {num_processes} processes with "
+                f"{max(num_workers, 1)} workers each. Use fewer of them, or a store of at least {num_readers} shards "
+                "(--videos_per_shard of pack_frames.py; for a dataset on the Hub, num_shards of push_to_hub)."
+            )
+        share = replace(
+            self,
+            process_index=process_index,
+            num_processes=num_processes,
+            batch_size=batch_size,
+            start_batch=start_batch,
         )
-    share = replace(
-        stream,
-        process_index=process_index,
-        num_processes=num_processes,
-        batch_size=batch_size,
-        start_batch=start_batch,
-    )
-    return torch.utils.data.DataLoader(
-        share,
-        batch_size=batch_size,
-        **loader_settings(num_workers, pin_memory),
+        return torch.utils.data.DataLoader(share, batch_size=batch_size, **loader_settings(num_workers, pin_memory))
+
+
+def open_pair_stream(
+    name: str | os.PathLike,
+    view: RandomView,
+    frame_sampling: FrameSampling,
+    bad_files_path: str | os.PathLike | None,
+    max_bad_files: float,
+    seed: int,
+) -> FramePairStream:
+    """Pairs from the rows of one frame store (see `load_frame_pairs`)."""
+    stream = open_stream(name)
+    num_files = stream.count_all_rows()
+    return FramePairStream(
+        stream, num_files, view, frame_sampling, BadFiles(bad_files_path, num_files, max_bad_files), seed
     )

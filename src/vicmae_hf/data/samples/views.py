@@ -10,10 +10,11 @@ import torch
 from transformers import BaseVideoProcessor
 
 from ...errors import InputError, MediaDecodingError
-from ...video_processing_vicmae import ViCMAEVideoProcessor, sample_frame_indices, spatial_crop_offsets
+from ...video_processing_vicmae import ViCMAEVideoProcessor, spatial_crop_offsets
 from ..media.reading import MediaLoader, MediaReader
 from ..sources.labelled import LabelledSource
 from ..sources.sources import MediaSource
+from .frame_choice import choose_view_clips
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ViewDataset(torch.utils.data.Dataset):
         loader: reads the frames.
         task: "video": clips of `num_frames` frames; "image": single frames (T clips of a video are T frames of it).
         num_frames: frames of a clip.
-        frames_per_second: of a clip; None spreads a clip over the whole video (see `sample_frame_indices`).
+        frames_per_second: of a clip; None spreads a clip over the whole video (see `choose_view_clips`).
         protocols: views that are averaged.
     """
 
@@ -117,8 +118,8 @@ class ViewDataset(torch.utils.data.Dataset):
 
     def choose_clips(self, reader: MediaReader, num_clips: int) -> np.ndarray:
         """Frame indices of the clips of an open video or image, `(num_clips, num_frames)`."""
-        return sample_frame_indices(
-            reader.num_frames, self.num_frames, self.frames_per_second, frame_rate(reader), num_clips
+        return choose_view_clips(
+            reader.timestamps, reader.duration, self.num_frames, self.frames_per_second, num_clips
         )
 
     def make_views(self, frames: torch.Tensor, clips: dict[int, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,15 +147,6 @@ class ViewDataset(torch.utils.data.Dataset):
 
 def distinct_frames(clips: dict[int, np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate([indices.ravel() for indices in clips.values()]))
-
-
-def frame_rate(reader: MediaReader) -> float:
-    """Mean frames per second of a video; 1 for an image."""
-    if reader.duration == 0:
-        return 1.0
-    rate = reader.num_frames / reader.duration
-    # Encoders use rates like 30000/1001. Rounding errors of times would shift frames of clips that start between two.
-    return float(Fraction(rate).limit_denominator(1001)) or rate
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""Settings from the command line and from a YAML or JSON file."""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from transformers import PreTrainedConfig
+
+from .settings import ArgumentsError, without_none
+
+
+Arguments = TypeVar("Arguments")
+
+
+def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
+    """
+    Reads `arguments_class` from the command line. A first argument that ends in .yaml, .yml or .json is a file of the
+    same settings; flags after it win.
+
+    Raises:
+        ArgumentsError: if the file cannot be read or has an unknown setting, or a value is out of range. (A wrong flag
+            ends the program with argparse's usage message.)
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(arguments_class)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = [*_settings_as_flags(argv[0], arguments_class), *argv[1:]]
+    return arguments_class(**vars(parser.parse_args(argv)))
+
+
+def build_parser(arguments_class: type) -> argparse.ArgumentParser:
+    """A parser with one flag for each field, required ones first; booleans are `--name` and `--no-name`."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [settings.yaml|settings.json] [--flag value ...]", allow_abbrev=False
+    )
+    for entry in sorted(fields(arguments_class), key=_has_default):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        options = {"help": entry.metadata["help"].replace("%", "%%")}
+        options |= {"default": default} if _has_default(entry) else {"required": True}
+        value_type = without_none(entry.type)
+        if value_type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(value_type) is list:
+            may_be_empty = default == [] or entry.metadata["may_be_empty"]
+            options |= {"type": get_args(value_type)[0], "nargs": "*" if may_be_empty else "+"}
+        elif get_origin(value_type) is Literal:
+            options["choices"] = get_args(value_type)
+        else:
+            options["type"] = value_type
+        parser.add_argument(f"--{entry.name}", **options)
+    return parser
+
+
+def _has_default(entry: Field) -> bool:
+    return entry.default is not MISSING or entry.default_factory is not MISSING
+
+
+def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
+    """Settings of a file as flags, so that they pass through the same checks."""
+    try:
+        text = Path(path).read_text()
+        settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ArgumentsError(f"{path}: cannot be read as settings ({error}).") from error
+    if not isinstance(settings, dict):
+        raise ArgumentsError(f"{path}: expected settings as `name: value`, got {type(settings).__name__}.")
+    known = {entry.name: without_none(entry.type) for entry in fields(arguments_class)}
+    flags = []
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ArgumentsError(
+                f"{path}: unknown setting {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+        if value is None:
+            continue
+        if known[name] is bool:
+            if not isinstance(value, bool):
+                raise ArgumentsError(f"{path}: {name} must be true or false, got {value!r}.")
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, dict):
+            flags.append(f"--{name}=" + ",".join(f"{key}={entry}" for key, entry in value.items()))
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str | None) -> dict[str, Any]:
+    """
+    "name=value,name=value" as config fields; values are read as YAML.
+
+    Raises:
+        ArgumentsError: if a name is no field of the config or a pair is malformed.
+    """
+    known = [entry.name for entry in fields(config_class)]
+    changes = {}
+    for pair in filter(None, (overrides or "").split(",")):
+        name, separator, value = (part.strip() for part in pair.partition("="))
+        if not separator:
+            raise ArgumentsError(f"--config_overrides: expected name=value, got {pair!r}.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ArgumentsError(f"--config_overrides: the config has no field {name!r}.{hint}")
+        changes[name] = read_value(value)
+    return changes
+
+
+def read_value(text: str) -> Any:
+    """A value as YAML has it, and numbers like 1e-5, which YAML takes for a string."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -1,0 +1,91 @@
+"""A whole pretraining: data, training, what is measured on the way, and what the run leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..data.media.reading import MediaLoader
+from ..data.samples.pairs import FramePairDataset
+from ..data.sources.labelled import open_labelled
+from ..files import write_json
+from ..image_processing_vicmae import ViCMAEImageProcessor
+from ..modeling_vicmae import ViCMAEForPreTraining
+from ..processors import build_processors
+from ..reports.model_card import write_pretraining_card
+from ..reports.plots import plot_losses, plot_reconstructions, reconstruct_views
+from ..training.reporting import RESULTS_FILE, read_metrics, read_results
+from .arguments import PretrainingArguments
+from .collapse import CollapseFigures
+from .online_probe import OnlineProbe
+from .pretraining import Measure, build_frame_pairs, pretrain
+
+
+NUM_PICTURED_SAMPLES = 8
+
+
+def run_pretraining(
+    accelerator: Accelerator, model: ViCMAEForPreTraining, arguments: PretrainingArguments
+) -> dict[str, Any]:
+    """
+    Trains `model` on `arguments.train_data`, and leaves in `arguments.output_dir` the model, its processors and card,
+    metrics, settings, results, pictures and checkpoints.
+
+    Returns:
+        The content of `all_results.json`.
+
+    Raises:
+        BadFilesError: if too many files cannot be read.
+        CheckpointError: if the checkpoint to resume from does not fit.
+        InputError: if data cannot be opened, or those of the online probe are too few.
+        NonFiniteLossError: if the loss becomes infinite or NaN.
+    """
+    # A wrong name is reported before anything is replaced.
+    probe_source = None if arguments.probe_data is None else open_labelled(arguments.probe_data)
+    dataset = build_frame_pairs(accelerator, model.config, arguments)
+    processors = build_processors(model.config)
+    measures: list[Measure] = [CollapseFigures(accelerator, arguments.logging_steps)]
+    if probe_source is not None:
+        measures.append(
+            OnlineProbe(
+                accelerator,
+                model.vicmae,
+                probe_source,
+                processors[0],
+                MediaLoader(arguments.video_backend, arguments.seconds_per_file),
+                probe_steps=arguments.probe_steps,
+                seed=arguments.seed,
+                batch_size=arguments.per_device_train_batch_size,
+                num_workers=arguments.dataloader_num_workers,
+            )
+        )
+    results = pretrain(accelerator, model, dataset, arguments, processors, measures)
+    if results is None:
+        return read_results(arguments.output_dir)
+    if accelerator.is_main_process:
+        write_report(model, dataset, processors[0], arguments, results)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def write_report(
+    model: ViCMAEForPreTraining,
+    dataset: FramePairDataset,
+    processor: ViCMAEImageProcessor,
+    arguments: PretrainingArguments,
+    results: dict[str, Any],
+) -> None:
+    """Pictures, model card and `all_results.json`."""
+    output_dir = Path(arguments.output_dir)
+    plots = output_dir / "plots"
+    plots.mkdir(exist_ok=True)
+    if metrics := read_metrics(output_dir):
+        plot_losses(metrics, plots / "losses.png")
+    views = torch.stack([sample["pixel_values"] for sample in dataset.examples(NUM_PICTURED_SAMPLES)])
+    reconstructions = reconstruct_views(model, views, processor.image_mean, processor.image_std)
+    plot_reconstructions(reconstructions, plots / "reconstructions.png")
+    write_pretraining_card(output_dir, json.loads((output_dir / "arguments.json").read_text()), results)
+    # Last, as it says that the run is finished.
+    write_json(output_dir / RESULTS_FILE, results)
