@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vicmae_hf.data.media.video import open_video
-from vicmae_hf.data.preparing.packing import PackingSettings, encode_frame
+from vicmae_hf.data.preparing.store_rows import PackingSettings, encode_frame
 
 
 VIEW = (224, 224)

@@ -24,15 +24,9 @@ import torch
 from PIL import Image
 
 from vicmae_hf.data import load_frame_pairs
-from vicmae_hf.data.preparing.packing import (
-    Packer,
-    PackingInput,
-    PackingSettings,
-    ShardRecord,
-    ShardWriter,
-    claim_folder,
-    finish_store,
-)
+from vicmae_hf.data.preparing.packing import claim_folder, finish_store
+from vicmae_hf.data.preparing.shards import Packer, ShardRecord, ShardWriter
+from vicmae_hf.data.preparing.store_rows import PackingInput, PackingSettings
 
 
 FRAMES_PER_ROW = 2

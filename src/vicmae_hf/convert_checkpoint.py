@@ -212,50 +212,20 @@ def convert_state_dict(
             or number of heads can't be inferred.
     """
     state_dict = state_dict["model"] if isinstance(state_dict.get("model"), dict) else state_dict
-    not_tensors = [str(key) for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
-    if not_tensors:
-        raise InputError(f"Expected a tensor under every key, got something else under {list_names(not_tensors)}.")
-    known_fields = {field.name for field in dataclasses.fields(ViCMAEConfig)}
-    unknown_fields = sorted(set(config_overrides) - known_fields)
-    if unknown_fields:
-        raise InputError(f"ViCMAEConfig has no field {list_names(unknown_fields)}.")
-
+    check_arguments(state_dict, config_overrides)
     table = KEY_TABLES[recognize_keys(state_dict)]
-    tensors = {}
-    unexpected = []
-    for key, tensor in state_dict.items():
-        names = translate(key, table)
-        if names is None:
-            unexpected.append(key)
-        else:
-            tensors.update(zip(names, split_tensor(tensor, len(names)), strict=True))
-
+    tensors, unknown_keys = rename_tensors(state_dict, table)
     structure = infer_structure(tensors, is_pooled=table is POOLED_KEYS)
     structure.update({name: value for name, value in config_overrides.items() if name in structure})
-    expected = expected_shapes(ViCMAEConfig(**structure))
-    back = [(target, source) for source, targets in table for target in targets.split()]
-    missing = dict.fromkeys((translate(name, back) or [name])[0] for name in expected if name not in tensors)
-    unexpected += dict.fromkeys(translate(name, back)[0] for name in tensors if name not in expected)
-    if missing or unexpected:
-        raise InputError(
-            f"The checkpoint does not hold a whole {structure['architectures'][0]}. "
-            f"Missing keys: {list_names(missing)}. Unexpected keys: {list_names(unexpected)}."
-        )
+    check_names(tensors, unknown_keys, structure, table)
 
     settings = {**structure, **infer_sizes(tensors), **config_overrides}
     for prefix, table_of_heads, head_dim in [("", ENCODER_HEADS, 64), ("decoder_", DECODER_HEADS, 32)]:
         if f"{prefix}hidden_size" in settings and f"{prefix}num_attention_heads" not in settings:
             settings[f"{prefix}num_attention_heads"] = infer_heads(settings, prefix, table_of_heads, head_dim)
     settings["image_size"] = place_positions(tensors, settings["patch_size"], image_size)
-
     config = ViCMAEConfig(**settings)
-    wrong_shapes = [
-        f"{translate(name, back)[0]} (as {name}: expected {tuple(shape)}, got {tuple(tensors[name].shape)})"
-        for name, shape in expected_shapes(config).items()
-        if tensors[name].shape != shape
-    ]
-    if wrong_shapes:
-        raise InputError(f"Shapes that don't fit the configuration: {list_names(wrong_shapes)}.")
+    check_shapes(tensors, config, table)
     if config.architectures == ["ViCMAEModel"]:
         tensors = {name.removeprefix("vicmae."): tensor for name, tensor in tensors.items()}
     return config, tensors
@@ -300,6 +270,53 @@ def recognize_keys(state_dict: dict[str, torch.Tensor]) -> str:
     return best
 
 
+def check_arguments(state_dict: dict, config_overrides: dict) -> None:
+    not_tensors = [str(key) for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    if not_tensors:
+        raise InputError(f"Expected a tensor under every key, got something else under {list_names(not_tensors)}.")
+    known_fields = {field.name for field in dataclasses.fields(ViCMAEConfig)}
+    unknown_fields = sorted(set(config_overrides) - known_fields)
+    if unknown_fields:
+        raise InputError(f"ViCMAEConfig has no field {list_names(unknown_fields)}.")
+
+
+def rename_tensors(state_dict: dict[str, torch.Tensor], table: KeyTable) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors under their names here, split where the table splits them, and the keys that it does not know."""
+    tensors, unknown_keys = {}, []
+    for key, tensor in state_dict.items():
+        names = translate(key, table)
+        if names is None:
+            unknown_keys.append(key)
+        else:
+            tensors.update(zip(names, split_tensor(tensor, len(names)), strict=True))
+    return tensors, unknown_keys
+
+
+def check_names(tensors: dict[str, torch.Tensor], unknown_keys: list[str], structure: dict, table: KeyTable) -> None:
+    """Raises an InputError that lists, by the names there, what a model of this structure lacks or does not have."""
+    expected = expected_shapes(ViCMAEConfig(**structure))
+    missing = dict.fromkeys(source_name(name, table) for name in expected if name not in tensors)
+    unexpected = unknown_keys + list(
+        dict.fromkeys(source_name(name, table) for name in tensors if name not in expected)
+    )
+    if missing or unexpected:
+        raise InputError(
+            f"The checkpoint does not hold a whole {structure['architectures'][0]}. "
+            f"Missing keys: {list_names(missing)}. Unexpected keys: {list_names(unexpected)}."
+        )
+
+
+def check_shapes(tensors: dict[str, torch.Tensor], config: ViCMAEConfig, table: KeyTable) -> None:
+    """Raises an InputError that lists the tensors that do not fit the configuration."""
+    wrong_shapes = [
+        f"{source_name(name, table)} (as {name}: expected {tuple(shape)}, got {tuple(tensors[name].shape)})"
+        for name, shape in expected_shapes(config).items()
+        if tensors[name].shape != shape
+    ]
+    if wrong_shapes:
+        raise InputError(f"Shapes that don't fit the configuration: {list_names(wrong_shapes)}.")
+
+
 def match_name(name: str, pattern: str) -> re.Match | None:
     """Matches a module's tensor, or the tensor itself; groups: the layer (for a pattern with `{}`) and the rest."""
     layer_pattern = re.escape(pattern).replace(r"\{\}", r"(?P<layer>\d+)")
@@ -318,6 +335,12 @@ def translate(name: str, table: KeyTable) -> list[str] | None:
         if match:
             return [fill(target, match) for target in targets.split()]
     return None
+
+
+def source_name(name: str, table: KeyTable) -> str:
+    """The name there of a tensor of ours; a name that the table does not have stays."""
+    back = [(target, source) for source, targets in table for target in targets.split()]
+    return (translate(name, back) or [name])[0]
 
 
 def split_tensor(tensor: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:

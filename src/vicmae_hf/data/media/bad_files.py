@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,22 @@ class BadFilesError(InputError):
     """Too many files could not be read."""
 
 
+def check_bad_files(errors: Sequence[str], num_files: int, max_share: float, remedy: str) -> None:
+    """
+    Raises a BadFilesError that names the first of the errors if more than a share of the files are bad, or no good
+    file is left. One bad file is always allowed, unless the share is 0.
+    """
+    max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
+    if len(errors) > max_files:
+        reason = f"--max_bad_files {max_share} allows {max_files}. {remedy}"
+    elif len(errors) >= num_files:
+        reason = "none is left."
+    else:
+        return
+    first = "; ".join(errors[:3])
+    raise BadFilesError(f"{len(errors)} of {num_files} files could not be read, and {reason} The first: {first}")
+
+
 class BadFiles:
     """
     Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
@@ -42,7 +58,7 @@ class BadFiles:
     Args:
         path: where to keep the record. An existing record is continued.
         num_files: how many files there are.
-        max_share: the share of them that may be bad. One bad file is always allowed, unless it is 0.
+        max_share: the share of them that may be bad (see `check_bad_files`).
     """
 
     def __init__(self, path: str | os.PathLike | None, num_files: int, max_share: float):
@@ -51,7 +67,6 @@ class BadFiles:
         self.path = None if path is None else Path(path)
         self.num_files = num_files
         self.max_share = max_share
-        self.max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
         self.errors: dict[str, str] = {}
         self.timed_out: set[str] = set()
         self.num_bytes_read = 0
@@ -112,14 +127,8 @@ class BadFiles:
 
     def check(self) -> None:
         """Raises a BadFilesError that names the first bad files if there are more than allowed."""
-        if len(self) <= self.max_files and len(self) < self.num_files:
-            return
-        first = "; ".join(list(self.errors.values())[:3])
-        if len(self) > self.max_files:
-            limit = f"--max_bad_files {self.max_share} allows {self.max_files}. Repair or remove them, or allow more."
-        else:
-            limit = "none is left."
-        raise BadFilesError(f"{len(self)} of {self.num_files} files could not be read, and {limit} The first: {first}")
+        remedy = "Repair or remove them, or allow more."
+        check_bad_files(list(self.errors.values()), self.num_files, self.max_share, remedy)
 
     @contextmanager
     def errors_of_workers(self) -> Iterator[None]:

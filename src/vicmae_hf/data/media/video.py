@@ -133,17 +133,7 @@ class PyAVDecoder:
 
     def _read_index(self) -> None:
         # A packet's place in decoding order is called its position, a frame's place in presentation order its index.
-        self._times, self._seek_times, self._keyframes, durations, shown = [], [], [], [], []
-        self.keyframes_are_entries = True
-        for position, packet in enumerate(self._packets()):
-            self._times.append(packet.pts)
-            self._seek_times.append(min((time for time in (packet.pts, packet.dts) if time is not None), default=0))
-            durations.append(packet.duration or 0)
-            if packet.is_keyframe:
-                self._keyframes.append(position)
-                self.keyframes_are_entries &= self._codec.name != "h264" or self._is_instant_refresh(packet)
-            if not packet.is_discard:  # an edit list hides frames that others may still refer to
-                shown.append(position)
+        durations, shown = self._read_packets()
         promised = sum(entry.size > 0 for entry in self._stream.index_entries)
         if promised > len(self._times):
             raise BackendError(f"truncated: its index lists {promised} frames, {len(self._times)} are there")
@@ -158,25 +148,45 @@ class PyAVDecoder:
             None not in self._positions and len(self._positions) == len(self._times) and not times_are_guesses
         )
         if self.has_times:
-            self._order = sorted(shown, key=self._times.__getitem__)
-            ticks = np.array([self._times[position] for position in self._order], dtype=np.int64)
-            time_base = self._stream.time_base
-            self.timestamps = (ticks - ticks[0]) * time_base.numerator / time_base.denominator
-            last_duration = float(durations[self._order[-1]] * time_base) or frame_duration
+            self._order_by_time(shown)
+            last_duration = float(durations[self._order[-1]] * self._stream.time_base) or frame_duration
             self.duration = float(self.timestamps[-1]) + last_duration
-            self.groups_are_closed = (
-                self.keyframes_are_entries
-                and len(shown) == len(self._times)
-                and self._keyframes[:1] == [0]
-                and all(self._order[position] == position for position in self._keyframes)
-            )
         else:
+            # Only decoding tells how many frames there are; they are taken to follow each other evenly.
             num_frames = sum(1 for _ in self._decode_packets(self._packets_from(0)))
             if not num_frames:
                 raise BackendError("its video stream has no frames")
             self.timestamps = np.arange(num_frames) * frame_duration
             self.duration = num_frames * frame_duration
             self.groups_are_closed = False
+
+    def _read_packets(self) -> tuple[list[int], list[int]]:
+        """Reads times and keyframes; returns the duration of every packet, and the positions of frames to be shown."""
+        self._times, self._seek_times, self._keyframes, durations, shown = [], [], [], [], []
+        self.keyframes_are_entries = True
+        for position, packet in enumerate(self._packets()):
+            self._times.append(packet.pts)
+            self._seek_times.append(min((time for time in (packet.pts, packet.dts) if time is not None), default=0))
+            durations.append(packet.duration or 0)
+            if packet.is_keyframe:
+                self._keyframes.append(position)
+                self.keyframes_are_entries &= self._codec.name != "h264" or self._is_instant_refresh(packet)
+            if not packet.is_discard:  # an edit list hides frames that others may still refer to
+                shown.append(position)
+        return durations, shown
+
+    def _order_by_time(self, shown: list[int]) -> None:
+        self._order = sorted(shown, key=self._times.__getitem__)
+        ticks = np.array([self._times[position] for position in self._order], dtype=np.int64)
+        time_base = self._stream.time_base
+        self.timestamps = (ticks - ticks[0]) * time_base.numerator / time_base.denominator
+        # Nothing is hidden, the video begins with a keyframe, and what is shown before one is stored before it.
+        self.groups_are_closed = (
+            self.keyframes_are_entries
+            and len(shown) == len(self._times)
+            and self._keyframes[:1] == [0]
+            and all(self._order[position] == position for position in self._keyframes)
+        )
 
     def _is_instant_refresh(self, packet: av.Packet) -> bool:
         """

@@ -92,17 +92,9 @@ def prepare_dataset(
     output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; choose another output folder, or delete it.")
-    layout = LAYOUTS[dataset]
-    if split not in layout.splits:
-        raise InputError(f"{layout.title} has the splits {', '.join(filter(None, layout.splits))}, got {split}.")
     paths = [None if path is None else os.path.expanduser(path) for path in (root, annotations, media)]
     request = Request(paths[0], split, *paths[1:], class_names)
-    if dataset == "imagenet" and is_imagenet_table(request):
-        table, problems, list_source = open_imagenet_table(request), [], request.root
-    else:
-        listing = layout.list_items(request)
-        table, problems = match_files(listing)
-        list_source = listing.source
+    table, problems, list_source = open_listed(dataset, request)
     if check != "none":
         table, found_problems = keep_readable(table, check, num_proc, loader or MediaLoader())
         problems += found_problems
@@ -116,6 +108,18 @@ def prepare_dataset(
     }
     write_results(output, table, problems, report)
     return report
+
+
+def open_listed(dataset: str, request: Request) -> tuple[datasets.Dataset, list[Problem], str]:
+    """The table of the listed files that are there, what is wrong with the others, and where the list is."""
+    layout = LAYOUTS[dataset]
+    if request.split not in layout.splits:
+        splits = ", ".join(filter(None, layout.splits))
+        raise InputError(f"{layout.title} has the splits {splits}, got {request.split}.")
+    if dataset == "imagenet" and is_imagenet_table(request):
+        return open_imagenet_table(request), [], request.root
+    listing = layout.list_items(request)
+    return *match_files(listing), listing.source
 
 
 def absolute_path(path: str) -> str:

@@ -1,0 +1,165 @@
+"""An item as a row of a frame store: which items, which of their frames, encoded how."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ...errors import InputError, MediaDecodingError
+from ...settings import setting
+from ..media.reading import DecodingArguments, MediaItem
+from ..media.video import check_backend
+from ..samples.frame_choice import choose_stored_frames
+from ..sources.labelled import open_labelled
+from ..sources.sources import open_source
+
+
+# The paper stores every 4th frame of videos that mostly have 30 frames/s.
+DEFAULT_FRAMES_PER_SECOND = 7.5
+# Of decoded frames held at a time. A longer video is decoded in parts, each from the keyframe before it.
+DECODED_BYTES = 256 * 2**20
+# Arrow's `list` and `binary` count bytes in 32 bits.
+MAX_ROW_BYTES = 2**31 - 2**24
+
+
+@dataclass(kw_only=True)
+class PackingSettings(DecodingArguments):
+    """What decides the content of a store, together with the list of items."""
+
+    frames_per_second: float | None = setting(
+        None,
+        "frames kept of a second of video, where it has as many; 0 keeps all; default: 7.5, every 4th of 30",
+        minimum=0,
+    )
+    num_frames: int | None = setting(
+        None, "frames kept of a video, evenly spread; in place of frames_per_second", minimum=1
+    )
+    short_side: int = setting(
+        256, "pixels to which frames are made smaller; never enlarges; 0 keeps their size", minimum=0
+    )
+    format: Literal["jpeg", "webp"] = setting("jpeg", "how frames are encoded")
+    quality: int = setting(90, "of the encoder, 1 to 100", minimum=1, maximum=100)
+    videos_per_shard: int | None = setting(
+        None, "videos and images of a shard; default: 16 to 512 shards in all", minimum=1
+    )
+    seed: int = setting(0, "of the order in which items are stored", minimum=0)
+
+    def __post_init__(self):
+        if self.frames_per_second is not None and self.num_frames is not None:
+            raise InputError("--frames_per_second and --num_frames were both given: choose one.")
+        if self.frames_per_second is None and self.num_frames is None:
+            self.frames_per_second = DEFAULT_FRAMES_PER_SECOND
+        super().__post_init__()
+        check_backend(self.video_backend)
+
+
+@dataclass(frozen=True)
+class PackingInput:
+    """
+    The videos and images to pack.
+
+    Args:
+        name: as the user gave it.
+        items: anything that `open_source` returns.
+        item_names: path of each within the input.
+        item_sizes: bytes of each (frames, of a store's rows), which tell other files of the same names.
+        labels: class indices, int64, -1 for none; or None.
+        class_names: of the labels; or None.
+    """
+
+    name: str
+    items: Sequence[MediaItem]
+    item_names: list[str]
+    item_sizes: list[int]
+    labels: np.ndarray | None
+    class_names: list[str] | None
+
+    @classmethod
+    def open(
+        cls, name: str | os.PathLike, labelled: bool = False, class_names: Sequence[str] | None = None
+    ) -> "PackingInput":
+        """
+        Opens a source; if `labelled`, as a folder ROOT/CLASS_NAME/FILE whose classes have the order of `class_names`
+        (see `open_labelled`). A dataset with a column of labels brings them along in any case.
+        """
+        name = os.fspath(name)
+        if labelled:
+            source = open_labelled(name, class_names)
+            items = source.items
+            return cls(name, items, items.list_names(), items.list_sizes(), source.labels, source.class_names)
+        source = open_source(name)
+        return cls(name, source, source.list_names(), source.list_sizes(), source.labels, source.class_names)
+
+    def digest(self) -> str:
+        """SHA-256 of names, sizes, labels and classes in their order."""
+        labels = None if self.labels is None else self.labels.tolist()
+        content = [self.item_names, self.item_sizes, labels, self.class_names]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def features(self) -> datasets.Features:
+        """The columns of a store; `fps` is the source's own rate, an image has none."""
+        columns = {
+            "name": datasets.Value("string"),
+            "frames": datasets.List(datasets.Image(decode=False)),
+            "timestamps": datasets.List(datasets.Value("float64")),
+            "duration": datasets.Value("float64"),
+            "fps": datasets.Value("float64"),
+        }
+        if self.class_names is not None:
+            columns["label"] = datasets.ClassLabel(names=self.class_names)
+        return datasets.Features(columns)
+
+
+def encode_frame(frame: torch.Tensor, settings: PackingSettings) -> bytes:
+    """
+    A frame, uint8 `(3, H, W)`, made smaller (bicubic, antialiased) and encoded by Pillow.
+
+    Raises:
+        MediaDecodingError: if the format cannot hold it: WebP ends at 16,383 pixels, JPEG at 65,535.
+    """
+    height, width = frame.shape[-2:]
+    if 0 < settings.short_side < min(height, width):
+        scale = settings.short_side / min(height, width)
+        size = [round(height * scale), round(width * scale)]
+        frame = F.resize(frame, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    output = io.BytesIO()
+    try:
+        picture = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
+        picture.save(output, settings.format.upper(), quality=settings.quality)
+    except (OSError, ValueError) as error:
+        raise MediaDecodingError(f"a frame of {width}x{height} pixels cannot be encoded: {error}") from error
+    return output.getvalue()
+
+
+def pack_item(item: MediaItem, settings: PackingSettings) -> dict[str, Any]:
+    """The columns `frames`, `timestamps`, `duration` and `fps` of an item."""
+    with item.open(settings.video_backend) as reader:
+        indices = choose_stored_frames(
+            reader.timestamps, reader.duration, settings.frames_per_second, settings.num_frames
+        )
+        first = reader.get_frames(indices[:1])
+        frames = [encode_frame(first[0], settings)]
+        step = max(DECODED_BYTES // first.numel(), 1)
+        for start in range(1, len(indices), step):
+            decoded = reader.get_frames(indices[start : start + step])
+            frames += [encode_frame(frame, settings) for frame in decoded]
+    if sum(map(len, frames)) > MAX_ROW_BYTES:
+        raise MediaDecodingError(
+            f"its {len(frames)} encoded frames exceed the 2 GiB of a row; store fewer or smaller ones, or cut it"
+        )
+    return {
+        "frames": [{"bytes": frame, "path": None} for frame in frames],
+        "timestamps": reader.timestamps[indices],
+        "duration": reader.duration,
+        "fps": reader.num_frames / reader.duration if reader.duration > 0 else None,
+    }
