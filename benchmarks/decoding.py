@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
-from vicmae_hf.data.media.video import BACKENDS, VideoDecodingError, open_video
+from vicmae_hf.data.media.video import BACKENDS, VideoDecodingError, decoder_class, open_video
 
 
 NAIVE = "naive decord"
@@ -58,9 +58,9 @@ def read(path: str, indices: list[int] | None, backend: str) -> int:
 
 def usable_backends() -> list[str]:
     backends = [NAIVE]
-    for name, backend in BACKENDS.items():
+    for name in BACKENDS:
         try:
-            backend.import_library()
+            decoder_class(name)
         except (ImportError, OSError, RuntimeError) as error:
             print(f"{name} is left out: {error}")
         else:

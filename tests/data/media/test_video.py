@@ -12,7 +12,8 @@ import torch
 from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf.data.media import video as video_module
-from vicmae_hf.data.media.video import BACKENDS, VideoDecodingError, open_video
+from vicmae_hf.data.media.other_decoders import OTHER_DECODERS
+from vicmae_hf.data.media.video import BACKENDS, VideoDecodingError, decoder_class, open_video
 from vicmae_hf.errors import InputError
 
 
@@ -50,7 +51,7 @@ KINDS = {
 
 def usable(name: str) -> bool:
     try:
-        BACKENDS[name].import_library()
+        decoder_class(name)
     except (ImportError, OSError, RuntimeError):
         return False
     return True
@@ -362,7 +363,7 @@ def test_backend_that_is_not_installed(plain, monkeypatch):
     def import_library():
         raise ImportError("No module named 'torchcodec'")
 
-    monkeypatch.setattr(BACKENDS["torchcodec"], "import_library", import_library)
+    monkeypatch.setattr(OTHER_DECODERS["torchcodec"], "import_library", import_library)
     with pytest.raises(InputError, match=r"'torchcodec' cannot be used: No module named 'torchcodec'\. Install it"):
         open_video(plain, "torchcodec")
 

@@ -7,7 +7,6 @@ measurements, and the traps behind what is done here.
 """
 
 import contextlib
-import functools
 import io
 import itertools
 import logging
@@ -48,7 +47,7 @@ class VideoDecodingError(MediaDecodingError):
 
 
 class BackendError(Exception):
-    """One backend cannot decode a video rightly. Never leaves this module."""
+    """One backend cannot decode a video rightly. PyAV takes over; users never see it."""
 
 
 @contextlib.contextmanager
@@ -76,10 +75,6 @@ class PyAVDecoder:
     # Codecs in which a frame that is marked as no reference serves no other frame, so that it need not be decoded on
     # the way to another. (In HEVC such a frame may still serve the temporal layers above its own.)
     CODECS_WITH_SKIPPABLE_FRAMES = ("h264", "mpeg4")
-
-    @staticmethod
-    def import_library():
-        return av
 
     def __init__(self, source: str | bytes):
         with raised_as_backend_error(av.FFmpegError, OSError):
@@ -277,67 +272,18 @@ class PyAVDecoder:
         return np.rot90(picture, round(frame.rotation / 90))
 
 
-class DecordDecoder:
-    """decord counts frames from the keyframe before the wanted one, which is right in closed groups of pictures."""
-
-    @staticmethod
-    @functools.cache
-    def import_library():
-        import decord
-
-        decord.logging.set_level(decord.logging.QUIET)  # what matters arrives as exceptions
-        return decord
-
-    def __init__(self, source: str | bytes, index: PyAVDecoder):
-        if not index.groups_are_closed:
-            raise BackendError("seeking by count finds wrong frames here (open groups of pictures, or no frame times)")
-        if "matroska" in index.container_format and index.rotation():
-            raise BackendError("it does not know the rotation metadata of Matroska")
-        decord = self.import_library()
-        self._errors = (decord.DECORDError, RuntimeError, AssertionError)
-        with raised_as_backend_error(*self._errors):
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            self._reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
-        if len(self._reader) != len(index.timestamps):
-            raise BackendError(f"it counts {len(self._reader)} frames instead of {len(index.timestamps)}")
-
-    def decode(self, indices: list[int]) -> torch.Tensor:
-        """Frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
-        with raised_as_backend_error(*self._errors):
-            return torch.from_numpy(self._reader.get_batch(indices).asnumpy())
+BACKENDS = ("decord", "torchcodec", "pyav")
 
 
-class TorchCodecDecoder:
-    """torchcodec, with the FFmpeg libraries that are installed on the machine."""
+def decoder_class(backend: str) -> type:
+    """The class that decodes for a backend; raises an ImportError if what it needs is not installed."""
+    if backend == "pyav":
+        return PyAVDecoder
+    # Here, as each of them needs a library that others do without.
+    from .other_decoders import OTHER_DECODERS
 
-    @staticmethod
-    @functools.cache
-    def import_library():
-        import torchcodec
-
-        if torchcodec.ffmpeg_major_version is None:
-            raise ImportError("it finds no FFmpeg libraries on this machine")
-        return torchcodec
-
-    def __init__(self, source: str | bytes, index: PyAVDecoder):
-        if not index.has_times:
-            raise BackendError("it orders frames by their times, which are missing here")
-        if not index.keyframes_are_entries:
-            raise BackendError("it takes unfinished pictures after a recovery point for frames")
-        with raised_as_backend_error(RuntimeError, ValueError):
-            self._decoder = self.import_library().decoders.VideoDecoder(
-                source, stream_index=index.stream_index, dimension_order="NHWC", num_ffmpeg_threads=1
-            )
-        if len(self._decoder) != len(index.timestamps):
-            raise BackendError(f"it counts {len(self._decoder)} frames instead of {len(index.timestamps)}")
-
-    def decode(self, indices: list[int]) -> torch.Tensor:
-        """Frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
-        with raised_as_backend_error(RuntimeError, ValueError):
-            return self._decoder.get_frames_at(indices).data
-
-
-BACKENDS = {"decord": DecordDecoder, "torchcodec": TorchCodecDecoder, "pyav": PyAVDecoder}
+    OTHER_DECODERS[backend].import_library()
+    return OTHER_DECODERS[backend]
 
 
 class VideoReader:
@@ -397,7 +343,7 @@ class VideoReader:
     def _decode(self, indices: list[int]) -> torch.Tensor:
         try:
             if self._decoder is None:
-                self._decoder = BACKENDS[self._backend](self._source, self._index)
+                self._decoder = decoder_class(self._backend)(self._source, self._index)
             return self._decoder.decode(indices)
         except BackendError as error:
             if self._decoder is self._index:
@@ -414,7 +360,7 @@ def open_video(source: str | os.PathLike | bytes, backend: str = "pyav") -> Vide
 
     Args:
         source: the path of a file, or its bytes.
-        backend: what decodes the frames, a key of `BACKENDS`. What it cannot decode rightly, PyAV does.
+        backend: what decodes the frames, one of `BACKENDS`. What it cannot decode rightly, PyAV does.
 
     Raises:
         VideoDecodingError: if the file is no readable video.
@@ -429,7 +375,7 @@ def check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise InputError(f"Unknown video backend {backend!r}: choose one of {', '.join(BACKENDS)}.")
     try:
-        BACKENDS[backend].import_library()
+        decoder_class(backend)
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(
             f"The video backend {backend!r} cannot be used: {one_line(error)}. Install it (see docs/decoding.md), or "
