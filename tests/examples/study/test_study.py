@@ -271,7 +271,7 @@ def test_a_second_call_trains_and_probes_nothing(study, results, monkeypatch):
     def refuse(*args):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("study_runs.pretrain", refuse)
+    monkeypatch.setattr("study_runs.run_pretraining", refuse)
     monkeypatch.setattr("study_probes.read_labelled_frames", refuse)
     assert run_study(study) == results
 
@@ -351,7 +351,7 @@ def test_a_recipe_that_starts_from_a_checkpoint_is_refused(study, tmp_path):
 
 
 def test_other_probes_are_computed_anew_from_the_same_runs(study, results, monkeypatch):
-    monkeypatch.setattr("study_runs.pretrain", None)
+    monkeypatch.setattr("study_runs.run_pretraining", None)
     again = run_study(StudyArguments(**{**vars(study), "label_fractions": [1.0]}))
     assert [len(run["probe"]["cls"]["top1_by_fraction"]) for run in again["runs"]] == [1] * 5
     for before, after in zip(results["runs"], again["runs"], strict=True):
