@@ -1,6 +1,6 @@
 """Downstream tasks of a model pretrained on the demo data, several seeds each, side by side.
 
-    python benchmarks/downstream.py --pretrained outputs/demo --output_dir outputs/downstream
+    python examples/study/downstream.py --pretrained outputs/demo --output_dir outputs/downstream
 
 Finetunes it on the motion classes, evaluates 3x3 views and the temporal ablation; and finetunes it and encoders with
 random weights on 5 to 100 % of the labelled images. Runs the example scripts as a user would, `--jobs` at a time, each
@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from study_tables import deviation, mean_and_spread, table
 from transformers import set_seed
 
 from vicmae_hf import ViCMAEModel
 
 
-SCRIPTS = Path(__file__).parents[1] / "examples" / "pytorch"
+SCRIPTS = Path(__file__).parents[1] / "pytorch"
 FRACTIONS = [0.05, 0.1, 0.25, 0.5, 0.75, 1.0]  # Table 5
 FRAMES = ["standard", "shuffled", "repeated"]  # section C
 
@@ -99,29 +100,27 @@ def untrained(arguments: argparse.Namespace, seed: int) -> Path:
     return arguments.output_dir / f"untrained_{seed}"
 
 
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def cell(values: list[float]) -> str:
-    return "{:.1f} ± {:.1f}".format(*mean_and_spread(values))
-
-
 def write_tables(evaluations: list[dict], curve: dict[str, list[list[float]]], path: Path) -> None:
-    lines = ["| motion classes, top-1 % | mean ± std over seeds | by seed |", "|---|---|---|"]
-    rows = {
+    by_seed = {
         f"{protocol} views": [run["protocols"][protocol]["eval_top1"] for run in evaluations]
         for protocol in ["3x3", "1x1"]
     }
-    rows |= {f"1x1, frames {kind}": ablated(evaluations, kind) for kind in FRAMES[1:]}
-    lines += [
-        f"| {name} | {cell(values)} | {', '.join(f'{value:.1f}' for value in values)} |"
-        for name, values in rows.items()
-    ]
-    lines += ["", "| labels | " + " | ".join(curve) + " |", "|---" * (len(curve) + 1) + "|"]
-    for row, fraction in enumerate(FRACTIONS):
-        lines.append(f"| {100 * fraction:g} % | " + " | ".join(cell(points[row]) for points in curve.values()) + " |")
-    path.write_text("\n".join(lines) + "\n")
+    by_seed |= {f"1x1, frames {kind}": ablated(evaluations, kind) for kind in FRAMES[1:]}
+    motion = table(
+        ["motion classes, top-1 %", "mean ± std over seeds", "by seed"],
+        [
+            [name, mean_and_spread(values), ", ".join(f"{value:.1f}" for value in values)]
+            for name, values in by_seed.items()
+        ],
+    )
+    images = table(
+        ["labels", *curve],
+        [
+            [f"{100 * fraction:g} %", *map(mean_and_spread, points)]
+            for fraction, *points in zip(FRACTIONS, *curve.values(), strict=True)
+        ],
+    )
+    path.write_text(f"{motion}\n\n{images}\n")
 
 
 def ablated(evaluations: list[dict], kind: str) -> list[float]:
@@ -132,7 +131,8 @@ def plot_curve(curve: dict[str, list[list[float]]], path: Path) -> None:
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for start, points in curve.items():
-        means, spreads = zip(*map(mean_and_spread, points), strict=True)
+        means = [statistics.fmean(values) for values in points]
+        spreads = [deviation(values) for values in points]
         axes.errorbar([100 * fraction for fraction in FRACTIONS], means, spreads, marker=".", capsize=3, label=start)
     axes.set(xlabel="labelled images, %", ylabel="top-1, %", title="finetuned on a part of the labels")
     axes.legend()

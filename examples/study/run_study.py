@@ -2,7 +2,7 @@
 The study of the paper's baselines: pretrains MAE, MAE + SimSiam, MAE + VICReg and ViC-MAE under one budget, several
 times each, and ViC-MAE on other frame gaps; probes them with all labels and with parts of them; writes a report.
 
-    python examples/pytorch/run_study.py --recipe examples/pytorch/configs/study.yaml \
+    python examples/study/run_study.py --recipe examples/study/study.yaml \
         --train_data data/study/appearance/train data/study/motion/train data/study/images/train \
         --probe_train_data data/study/appearance/train --probe_eval_data data/study/appearance/eval \
         --output_dir outputs/study --report docs/study.md

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from study_results import GAPS, PAPER_FRACTIONS, PAPER_GAPS, POOLINGS, TITLES, accuracies, gap_accuracies
+from study_tables import deviation
 
 
 def plot_methods(results: dict[str, Any], path: Path) -> None:
@@ -32,8 +33,9 @@ def plot_fractions(results: dict[str, Any], path: Path) -> None:
     fractions = [100 * fraction for fraction in results["settings"]["label_fractions"]]
     for row, title in TITLES.items():
         columns = list(zip(*accuracies(results, row, results["pooling"], "top1_by_fraction"), strict=True))
-        spreads = [statistics.stdev(values) if len(values) > 1 else 0 for values in columns]
-        ours.errorbar(fractions, [statistics.fmean(values) for values in columns], spreads, marker=".", label=title)
+        means = [statistics.fmean(values) for values in columns]
+        spreads = [deviation(values) for values in columns]
+        ours.errorbar(fractions, means, spreads, marker=".", label=title)
     ours.set(title="here: frozen encoder", xlabel="labels, %", ylabel="top-1, %")
     for row, curve in PAPER_FRACTIONS.items():
         color = f"C{list(TITLES).index(row)}"
@@ -55,8 +57,8 @@ def plot_gaps(results: dict[str, Any], path: Path) -> None:
     for pooling, title in POOLINGS.items():
         gaps = gap_accuracies(results, pooling)
         positions = [list(GAPS).index(gap) for gap in gaps]
-        spreads = [statistics.stdev(values) if len(values) > 1 else 0 for values in gaps.values()]
         means = [statistics.fmean(values) for values in gaps.values()]
+        spreads = [deviation(values) for values in gaps.values()]
         axes.errorbar(positions, means, spreads, marker=".", capsize=3, label=f"here, {title}")
     axes.plot(
         [list(GAPS).index(gap) for gap in PAPER_GAPS], list(PAPER_GAPS.values()), "k.--", label="paper, ImageNet-1K"

@@ -2,8 +2,6 @@
 
 import math
 import os
-import statistics
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from study_results import (
     by_variant,
     gap_accuracies,
 )
+from study_tables import mean_and_spread, table
 
 from vicmae_hf.errors import InputError
 
@@ -90,16 +89,6 @@ def report_text(results: dict[str, Any], image_prefix: str) -> str:
         runs_section(results),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
-
-
-def mean_and_spread(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
-    mean = f"{statistics.fmean(values):{sign}.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def budget_section(results: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from study_plan import CANDIDATES, TUNED, Plan, Run, StudyArguments
 from study_probes import StudyProbes
 from transformers import set_seed
 
+from vicmae_hf.configuration_vicmae import ViCMAEConfig
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.files import write_json
 from vicmae_hf.modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
@@ -49,21 +50,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
         InputError: if data cannot be read.
         NonFiniteLossError: if the loss of a run becomes infinite or NaN that is more than a try.
     """
-    plan = Plan(study)
-    # What PartialState reads from here on; by itself it does not see several processes on a CPU. The others wait while
-    # the first one probes.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
-    accelerator = Accelerator(mixed_precision=plan.recipe.mixed_precision, kwargs_handlers=[patience])
-    plan.recipe = replace(plan.recipe, mixed_precision=accelerator.mixed_precision)
-    config = build_model(ViCMAEForPreTraining, plan.recipe).config
-    plan.check_mask_ratios(config)
-    claim_settings(
-        asdict(plan.recipe)
-        | {name: getattr(study, name) for name in [*CANDIDATES, "sweep_seed"]}
-        | {"num_processes": accelerator.num_processes},
-        plan.folder / "settings" / "study.json",
-        f"{plan.folder} was begun with {{}}. Choose another --output_dir.",
-    )
+    plan, config = open_study(study)
     probes = StudyProbes(
         study.probe_train_data,
         study.probe_eval_data,
@@ -73,15 +60,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
         label_fractions=study.label_fractions,
         num_subsets=study.num_subsets,
     )
-    references = {
-        "raw_pixels": [probes.cached(plan.folder / "raw_pixels.json", probes.probe_pixels)],
-        "untrained": [
-            probes.cached(
-                plan.folder / f"untrained-seed{seed}.json", lambda seed=seed: probes.probe(untrained(plan, seed))
-            )
-            for seed in range(study.num_seeds)
-        ],
-    }
+    references = probe_references(plan, probes)
     sweep, tuned = tune(plan, config.pooling, partial(train_and_probe, probes=probes, folder=plan.folder))
     runs = train_and_probe(plan.reported(tuned), probes, plan.folder)
     check_budgets(sweep + runs)
@@ -100,6 +79,44 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
     if PartialState().is_main_process:
         write_json(plan.folder / "all_results.json", results)
     return results
+
+
+def open_study(study: StudyArguments) -> tuple[Plan, ViCMAEConfig]:
+    """
+    The plan, checked against what `output_dir` was begun with, and the config of the recipe's model.
+
+    Raises:
+        ArgumentsError: if settings are wrong, or `output_dir` was begun with other ones.
+    """
+    plan = Plan(study)
+    # What PartialState reads from here on; by itself it does not see several processes on a CPU. The others wait while
+    # the first one probes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+    accelerator = Accelerator(mixed_precision=plan.recipe.mixed_precision, kwargs_handlers=[patience])
+    plan.recipe = replace(plan.recipe, mixed_precision=accelerator.mixed_precision)
+    config = build_model(ViCMAEForPreTraining, plan.recipe).config
+    plan.check_mask_ratios(config)
+    claim_settings(
+        asdict(plan.recipe)
+        | {name: getattr(study, name) for name in [*CANDIDATES, "sweep_seed"]}
+        | {"num_processes": accelerator.num_processes},
+        plan.folder / "settings" / "study.json",
+        f"{plan.folder} was begun with {{}}. Choose another --output_dir.",
+    )
+    return plan, config
+
+
+def probe_references(plan: Plan, probes: StudyProbes) -> dict[str, list[dict[str, Any]]]:
+    """Probes of what has learnt nothing: the pixels, and for every seed the encoder that its runs start from."""
+    return {
+        "raw_pixels": [probes.cached(plan.folder / "raw_pixels.json", probes.probe_pixels)],
+        "untrained": [
+            probes.cached(
+                plan.folder / f"untrained-seed{seed}.json", lambda seed=seed: probes.probe(untrained(plan, seed))
+            )
+            for seed in range(plan.study.num_seeds)
+        ],
+    }
 
 
 def tune(

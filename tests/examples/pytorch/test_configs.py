@@ -14,6 +14,7 @@ from vicmae_hf.training.session import build_model
 
 
 CONFIGS = EXAMPLES / "pytorch" / "configs"
+STUDY_RECIPE = EXAMPLES / "study" / "study.yaml"
 PATHS = ["--train_data", "data", "--output_dir", "out"]
 
 
@@ -35,7 +36,7 @@ def classification_recipe(name: str) -> ClassificationArguments:
 
 @pytest.mark.parametrize(
     "path",
-    sorted({*CONFIGS.glob("*.yaml")} - {*CLASSIFICATION_RECIPES, *DEMO_CLASSIFICATION_RECIPES}),
+    [*sorted({*CONFIGS.glob("*.yaml")} - {*CLASSIFICATION_RECIPES, *DEMO_CLASSIFICATION_RECIPES}), STUDY_RECIPE],
     ids=lambda path: path.stem,
 )
 def test_every_recipe_builds_its_model(path: Path):
@@ -43,6 +44,18 @@ def test_every_recipe_builds_its_model(path: Path):
     with torch.device("meta"):
         model = build_model(ViCMAEForPreTraining, arguments)
     assert model.config.hidden_size > 0
+
+
+def test_the_study_has_the_encoder_of_the_demo():
+    """But for what the study itself decides: the pooling, as Table 4, and the weight, which it tunes."""
+    study = parse_arguments(PretrainingArguments, [str(STUDY_RECIPE), *PATHS])
+    fields, of_demo = (
+        parse_config_overrides(ViCMAEConfig, arguments.config_overrides) for arguments in (study, recipe("demo"))
+    )
+    assert (fields.pop("pooling"), of_demo.pop("pooling")) == ("cls", "mean")
+    assert of_demo.pop("contrastive_weight") == 0.1
+    assert fields == of_demo
+    assert study.image_size == recipe("demo").image_size
 
 
 @pytest.mark.parametrize("path", DEMO_CLASSIFICATION_RECIPES, ids=lambda path: path.stem)
