@@ -8,6 +8,7 @@ import av
 import demo_data as demo
 import numpy as np
 import pytest
+from demo_scenes import APPEARANCES, CLIP_SECONDS, MOTIONS, Scene
 from PIL import Image
 
 
@@ -53,10 +54,10 @@ def measure(scene, seconds):
     return centre_x, orientation, mask.sum()
 
 
-@pytest.mark.parametrize("motion", demo.MOTIONS)
+@pytest.mark.parametrize("motion", MOTIONS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_objects_move_as_named(motion, seed):
-    scene = demo.Scene(np.random.default_rng(seed), "netted_bar", motion, width=128, height=128)
+    scene = Scene(np.random.default_rng(seed), "netted_bar", motion, width=128, height=128)
     centres, orientations, areas = np.array([measure(scene, index / 15) for index in range(33)]).T
     # Medians over the steps, because a size that has reached its end jumps back to the other one.
     steps = {
@@ -80,7 +81,7 @@ def test_objects_move_as_named(motion, seed):
 
 
 def test_one_frame_does_not_tell_the_motion():
-    scenes = [demo.Scene(np.random.default_rng(5), "plain_moon", motion, 96, 96) for motion in demo.MOTIONS]
+    scenes = [Scene(np.random.default_rng(5), "plain_moon", motion, 96, 96) for motion in MOTIONS]
     first_frames = [scene.draw(0.0) for scene in scenes]
     later_frames = [scene.draw(1.0) for scene in scenes]
     for i in range(1, len(scenes)):
@@ -89,7 +90,7 @@ def test_one_frame_does_not_tell_the_motion():
 
 
 def test_the_object_persists_while_the_backdrop_changes():
-    scene = demo.Scene(np.random.default_rng(0), "checked_disc", "turning_clockwise", 128, 96)
+    scene = Scene(np.random.default_rng(0), "checked_disc", "turning_clockwise", 128, 96)
     assert mean_error(scene.backdrop(0.2), scene.backdrop(1.3)) > 0.03
     first, second = measure(scene, 0.2), measure(scene, 1.3)
     assert abs(first[0] - second[0]) < 8
@@ -100,9 +101,9 @@ def test_files_are_balanced_and_show_what_their_folder_says(small_demo):
     paths = [path.relative_to(small_demo).as_posix() for path in all_files(small_demo)]
     counts = Counter(tuple(path.split("/")[:3]) for path in paths if path != "demo.json")
     expected = {}
-    for name in demo.MOTIONS:
+    for name in MOTIONS:
         expected |= {("motion", "train", name): 1, ("motion", "eval", name): 1}
-    for name in demo.APPEARANCES:
+    for name in APPEARANCES:
         expected |= {("images", "train", name): 3, ("images", "eval", name): 1}
     assert counts == expected
 
@@ -114,7 +115,7 @@ def test_files_are_balanced_and_show_what_their_folder_says(small_demo):
         scene, rate = file.scene()
         if path.endswith(".mp4"):
             frames, codec, average_rate = read_video(small_demo / path)
-            assert (codec, average_rate, len(frames)) == ("h264", rate, round(demo.CLIP_SECONDS * rate))
+            assert (codec, average_rate, len(frames)) == ("h264", rate, round(CLIP_SECONDS * rate))
             for index in (0, len(frames) // 2, len(frames) - 1):
                 assert mean_error(frames[index], scene.draw(index / rate)) < 8
         else:
@@ -124,12 +125,12 @@ def test_files_are_balanced_and_show_what_their_folder_says(small_demo):
 def test_appearance_videos_show_the_appearance_of_their_folder(tmp_path):
     demo.write_demo_data(tmp_path / "demo", appearance_videos=(0, 1), motion_videos=(0, 0), images=(0, 0))
     paths = all_files(tmp_path / "demo" / "appearance")
-    assert [path.parent.name for path in paths] == sorted(demo.APPEARANCES)
+    assert [path.parent.name for path in paths] == sorted(APPEARANCES)
     files = sorted(demo.list_files(0, (0, 1), (0, 0), (0, 0)), key=lambda file: file.path)
     for path, file in zip(paths, files, strict=True):
         assert file.appearance == path.parent.name
         scene, rate = file.scene()
-        assert mean_error(read_video(path)[0][-1], scene.draw((round(demo.CLIP_SECONDS * rate) - 1) / rate)) < 8
+        assert mean_error(read_video(path)[0][-1], scene.draw((round(CLIP_SECONDS * rate) - 1) / rate)) < 8
 
 
 def test_labels_that_do_not_name_the_folder_are_balanced_too():
@@ -142,7 +143,7 @@ def test_labels_that_do_not_name_the_folder_are_balanced_too():
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".avi", ".webm"])
 def test_every_container_keeps_frames_in_order(tmp_path, suffix):
-    scene = demo.Scene(np.random.default_rng(1), "striped_triangle", "moving_right", 96, 64)
+    scene = Scene(np.random.default_rng(1), "striped_triangle", "moving_right", 96, 64)
     demo.write_video(tmp_path / f"clip{suffix}", scene, frames_per_second=12)
     frames, codec, rate = read_video(tmp_path / f"clip{suffix}")
     assert codec == ("vp9" if suffix == ".webm" else "h264")
@@ -163,7 +164,7 @@ def test_same_seed_same_bytes_and_other_seed_other_bytes(small_demo, tmp_path):
 
 
 def test_train_and_eval_are_independent_draws(small_demo):
-    for name in demo.MOTIONS:
+    for name in MOTIONS:
         train, evaluation = (small_demo / "motion" / split / name / "000.mp4" for split in ("train", "eval"))
         assert train.read_bytes() != evaluation.read_bytes()
 
@@ -204,7 +205,7 @@ def test_interruption_leaves_nothing_under_the_final_name(tmp_path):
     # What the killed process left elsewhere doesn't disturb the next one.
     small = {"appearance_videos": (0, 0), "motion_videos": (0, 0), "images": (1, 0), "num_workers": 1}
     assert demo.write_demo_data(output, **small)
-    assert len(all_files(output)) == 1 + len(demo.APPEARANCES)
+    assert len(all_files(output)) == 1 + len(APPEARANCES)
 
 
 def test_failure_cleans_up(tmp_path, monkeypatch):
