@@ -11,12 +11,17 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ffcv.fields import RGBImageField
-from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
-from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
-from ffcv.writer import DatasetWriter
 from PIL import Image
+
+
+try:
+    from ffcv.fields import RGBImageField
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
+    from ffcv.writer import DatasetWriter
+except ImportError as error:
+    raise SystemExit(f"{sys.executable} has no ffcv ({error}): `make bench-ffcv` builds one that has.") from None
 
 
 FIELDS = ("first", "second")

@@ -181,6 +181,14 @@ def decord_turns(pairs: StoredPairs, num_workers: int, seed: int) -> Callable[[]
     return take_turn
 
 
+def what_ffcv_lacks(python: Path | None) -> str:
+    """Why this interpreter cannot measure ffcv, in one line; empty if it can."""
+    if python is None or not python.exists():
+        return f"no interpreter at --ffcv_python {python}"
+    outcome = subprocess.run([python, "-c", "import ffcv"], stderr=subprocess.PIPE, text=True)
+    return f"{python}: {outcome.stderr.splitlines()[-1]}" if outcome.returncode else ""
+
+
 def ffcv_turns(pairs: StoredPairs, python: Path, folder: Path) -> Contestants:
     folder.mkdir()
     for index, encoded in enumerate(pairs.encoded):
@@ -276,10 +284,10 @@ def main() -> None:
         for num_workers in (0, 2):
             contestants[STORE, num_workers] = store_turns(folder / "store", num_workers, arguments.seconds)
             contestants[NAIVE, num_workers] = decord_turns(pairs, num_workers, arguments.seed)
-        if arguments.ffcv_python and arguments.ffcv_python.exists():
-            contestants |= ffcv_turns(pairs, arguments.ffcv_python, folder / "ffcv")
+        if obstacle := what_ffcv_lacks(arguments.ffcv_python):
+            print(f"ffcv is left out: {obstacle}")
         else:
-            print(f"ffcv is left out: no interpreter at --ffcv_python {arguments.ffcv_python}")
+            contestants |= ffcv_turns(pairs, arguments.ffcv_python, folder / "ffcv")
         print_rates(measure(contestants, arguments.rounds))
         print_formats(measure_formats(pairs.rows, folder, np.random.default_rng(arguments.seed)))
 

@@ -1,9 +1,10 @@
-"""How much memory readers of a frame store take, by the number of its rows.
+"""How much memory readers of frame stores take: stores of a thousand to a million rows side by side.
 
     python benchmarks/store_memory.py --folder /tmp/store_memory
 
 Writes stores of tiny frames there (about 1.3 GB at a million rows; deleted at the end), and opens each in a process of
-its own that reads random pairs, alone and then with workers. RssAnon is the memory that a process has filled. RssFile
+its own that reads random pairs, alone and then with workers. A line of the table is a store; down a column only the
+number of rows changes, so that what grows is what rows cost. RssAnon is the memory that a process has filled. RssFile
 is what it has touched of mapped files, the store's and those of libraries: all processes share it, and the kernel
 takes it back when it needs memory. Private is what a worker has for itself. Linux only.
 """
@@ -49,7 +50,13 @@ def write_store(folder: Path, num_rows: int) -> None:
     """A store as `pack_frames` leaves it, of rows that share a few pictures."""
     names = [f"{index}.mp4" for index in range(num_rows)]
     source = PackingInput(
-        str(folder), names, names, np.arange(num_rows) % 10, [f"class_{index}" for index in range(10)]
+        name=str(folder),
+        # Their number alone counts: no file is read.
+        items=names,
+        item_names=names,
+        item_sizes=[FRAMES_PER_ROW] * num_rows,
+        labels=np.arange(num_rows) % 10,
+        class_names=[f"class_{index}" for index in range(10)],
     )
     num_shards = min(num_rows, 512)
     settings = PackingSettings(videos_per_shard=-(-num_rows // num_shards))

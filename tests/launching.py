@@ -1,4 +1,4 @@
-"""Runs the example scripts: as a user does, in processes of their own, or inside the tests' process."""
+"""Runs the examples and benchmarks: as a user does, in processes of their own, or inside the tests' process."""
 
 import contextlib
 import io
@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # One process that asks nothing, as in the Makefile.
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -25,8 +26,8 @@ def environment() -> dict[str, str]:
 
 
 def script_path(script: str) -> str:
-    """Of an example script, in whichever folder of examples/ it is."""
-    (path,) = EXAMPLES.glob(f"*/{script}")
+    """Of a script, in whichever folder of examples/ it is, or in benchmarks/."""
+    (path,) = [*EXAMPLES.glob(f"*/{script}"), *BENCHMARKS.glob(script)]
     return str(path)
 
 

@@ -172,6 +172,11 @@ def test_functions_are_short():
     assert find_long_functions(PACKAGE).keys() <= STILL_LONG
 
 
+@pytest.mark.parametrize("folder", ["examples", "benchmarks"])
+def test_functions_outside_the_package_are_short_too(folder):
+    assert find_long_functions(Path(__file__).parents[1] / folder) == {}
+
+
 def test_folders_are_small():
     assert find_full_folders(PACKAGE) == {}
 

@@ -1,0 +1,120 @@
+"""Every benchmark runs, at its smallest size, and prints its tables; what it measures there means nothing."""
+
+import importlib.util
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import loading
+import pytest
+import store_memory
+from demo_data import write_demo_data
+from launching import BENCHMARKS, run_here, script_path
+
+from vicmae_hf.data import load_frame_pairs
+
+
+needs_no_ffcv = pytest.mark.skipif(importlib.util.find_spec("ffcv") is not None, reason="ffcv is installed")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Eight clips, one of each appearance."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    write_demo_data(folder, appearance_videos=(0, 1), motion_videos=(0, 0), images=(0, 0), num_workers=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """The benchmarks silence the package's log."""
+    logger = logging.getLogger("vicmae_hf")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+def run_benchmark(script: str, *flags) -> dict[str, list[list[str]]]:
+    """Runs it, and returns the tables that it printed: title of the first column -> rows, the first of titles."""
+    process = run_here(script, *flags)
+    assert process.returncode == 0, process.stderr
+    tables = {}
+    for lines in re.findall(r"(?:^\|.*\|\n)+", process.stdout, re.MULTILINE):
+        rows = [line.strip("|").split("|") for line in lines.splitlines()]
+        rows = [[cell.strip() for cell in row] for row in rows]
+        assert {len(row) for row in rows} == {len(rows[0])}
+        tables[rows[0][0]] = [rows[0], *rows[2:]]
+    return tables
+
+
+def first_column(table: list[list[str]]) -> list[str]:
+    return [row[0] for row in table[1:]]
+
+
+def test_decoding(videos):
+    tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--repeats", 1)
+    assert {"naive decord", "decord", "pyav"} <= set(first_column(tables["backend"]))
+
+
+def test_decoding_over_many_opens(videos):
+    tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--opens", 10)
+    table = tables["opens by pyav"]
+    assert first_column(table) == ["0", "2", "4", "6", "8", "10"]
+    # As many open files as before.
+    assert len({row[2] for row in table[1:]}) == 1
+
+
+def test_image_steps(videos):
+    tables = run_benchmark("image_steps.py", "--videos", videos, "--num_frames", 16, "--rounds", 1)
+    decoding, resizing = tables.values()
+    # Of all ways the differences from Pillow are known but for rounding: docs/data.md has them.
+    differences = {row[0]: float(row[2].split(",")[0]) for row in decoding[1:] + resizing[1:]}
+    for way in ("simplejpeg", "torchvision decode_jpeg", "torch bicubic, channels last", "torchvision resized_crop"):
+        assert differences[way] < 0.1
+    assert differences["torch bilinear, channels last"] > 0.1
+
+
+def test_loading(videos):
+    flags = ["--videos", videos, "--max_files", 2, "--rounds", 1, "--seconds", 0.1]
+    tables = run_benchmark("loading.py", *flags)
+    rates, formats = tables["loader"], tables["format"]
+    assert [row[:2] for row in rates[1:]] == [[n, w] for w in "02" for n in ("frame store", "naive decord")]
+    assert all(float(row[2]) > 0 for row in rates[1:])
+    assert first_column(formats)[0] == "Arrow" and len(formats) == 1 + 4
+
+
+@needs_no_ffcv
+def test_an_interpreter_without_ffcv_is_left_out():
+    assert loading.what_ffcv_lacks(None) == "no interpreter at --ffcv_python None"
+    assert loading.what_ffcv_lacks(Path(sys.executable)).endswith("ModuleNotFoundError: No module named 'ffcv'")
+
+
+@needs_no_ffcv
+def test_without_ffcv_its_part_says_so_in_one_line():
+    process = subprocess.run([sys.executable, script_path("ffcv_pairs.py")], capture_output=True, text=True)
+    assert process.returncode == 1
+    expected = f"{sys.executable} has no ffcv (No module named 'ffcv'): `make bench-ffcv` builds one that has."
+    assert process.stderr == f"{expected}\n"
+
+
+def test_the_stores_whose_memory_is_measured(tmp_path):
+    store_memory.write_store(tmp_path / "store", 600)
+    pairs = load_frame_pairs(tmp_path / "store", 16)
+    assert len(pairs) == 600
+    assert pairs[599]["pixel_values"].shape == (2, 3, 16, 16)
+
+
+# Starts a process for each store.
+@pytest.mark.slow
+def test_store_memory(tmp_path):
+    flags = ["--folder", tmp_path / "stores", "--rows", 16, 600, "--reads", 100, "--num_workers", 1]
+    (table,) = run_benchmark("store_memory.py", *flags).values()
+    assert first_column(table) == ["16", "600"]
+    assert not list((tmp_path / "stores").iterdir())
+
+
+def test_no_benchmark_is_left_out():
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [path.name for path in sorted(BENCHMARKS.glob("*.py")) if f'"{path.name}"' not in text] == []
