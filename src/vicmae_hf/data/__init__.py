@@ -1,4 +1,7 @@
-"""From videos, images and datasets on disk to batches of views."""
+"""Takes videos, images and datasets on disk; gives batches of views.
+
+A frame passes `sources` (which files), `media` (decoding), `samples` (views) and `loading` (batches), in this order.
+"""
 
 from .samples.pairs import load_frame_pairs
 

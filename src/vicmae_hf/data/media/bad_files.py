@@ -34,8 +34,8 @@ class BadFilesError(InputError):
 
 def check_bad_files(errors: Sequence[str], num_files: int, max_share: float, remedy: str) -> None:
     """
-    Raises a BadFilesError that names the first of the errors if more than a share of the files are bad, or no good
-    file is left. One bad file is always allowed, unless the share is 0.
+    Raises a BadFilesError, which names the first errors, if more than a share of the files are bad or no good file is
+    left. One bad file is always allowed, unless the share is 0: small folders should not stop at one.
     """
     max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
     if len(errors) > max_files:
@@ -53,7 +53,7 @@ class BadFiles:
     Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
     Files that exceeded the time limit also have `"timed_out": true`.
 
-    Workers append to the file and read what others have found.
+    Workers append to the file and read what others have found. It is all that they share.
 
     Args:
         path: where to keep the record. An existing record is continued.
@@ -76,18 +76,18 @@ class BadFiles:
         return len(self.errors)
 
     def has_timed_out(self, name: str) -> bool:
-        """Whether a file exceeded the time limit, in any worker or process."""
+        """Whether a file exceeded the time limit, in any worker or process (so that no other waits as long)."""
         if self.path is not None and self.path.exists() and self.path.stat().st_size > self.num_bytes_read:
             self.update()
         return name in self.timed_out
 
     def read_first(self, source: str, candidates: Iterable[tuple[str, Callable[[], Sample]]]) -> Sample:
         """
-        What the first of `candidates` that can be read gives. Those before it are recorded; only a file that exceeded
-        the time limit before is not opened again.
+        Returns the sample of the first of `candidates` that can be read, and records those before it. Only a file that
+        exceeded the time limit before is not opened again.
 
-        The record does not decide what is read otherwise: of a file damaged in parts, one worker may know while
-        another does not, and both must give the same sample.
+        Otherwise the record does not decide what is read. One worker may know of a file damaged in parts while another
+        does not, and both must give the same sample.
 
         Args:
             source: where they come from, for messages.
@@ -117,7 +117,7 @@ class BadFiles:
         if name not in self.errors:
             self.update()
         if name not in self.errors:
-            # What is read from bytes does not know its name.
+            # A decoder that was given bytes does not know the name.
             self.errors[name] = error = error if name in error else f"{name}: {error}"
             if timed_out:
                 self.timed_out.add(name)
@@ -126,15 +126,15 @@ class BadFiles:
         self.check()
 
     def check(self) -> None:
-        """Raises a BadFilesError that names the first bad files if there are more than allowed."""
+        """Raises a BadFilesError, which names the first bad files, if there are more than allowed."""
         remedy = "Repair or remove them, or allow more."
         check_bad_files(list(self.errors.values()), self.num_files, self.max_share, remedy)
 
     @contextmanager
     def errors_of_workers(self) -> Iterator[None]:
         """
-        In its block a BadFilesError from a worker, which arrives with the worker's traceback, is raised anew from the
-        record, in one line.
+        A BadFilesError of a worker arrives with the worker's traceback in its message. In this block, one of a single
+        line replaces it, made from the record.
         """
         try:
             yield
@@ -144,7 +144,7 @@ class BadFiles:
             raise
 
     def rewrite(self) -> None:
-        """Leaves each bad file once in the record (two workers may have met one at the same time)."""
+        """Writes the record anew, each bad file once (two workers may have met one at the same time)."""
         self.update()
         if self.path is not None and self.errors:
             lines = "".join(map(self._line, self.errors))

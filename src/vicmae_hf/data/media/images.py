@@ -27,7 +27,7 @@ class ImageDecodingError(MediaDecodingError):
 
 
 class ImageReader:
-    """An image, as a video of one frame (see `MediaReader`)."""
+    """An image as a video of one frame (see `MediaReader`), so that both go the same way."""
 
     timestamps = np.zeros(1)
     duration = 0.0
@@ -46,13 +46,13 @@ class ImageReader:
         self.image = None
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """The image, uint8 `(len(indices), 3, H, W)`, as views of one memory."""
+        """Returns the image once for each index, uint8 `(len(indices), 3, H, W)`; all share one memory."""
         return self.image.expand(len(indices), -1, -1, -1)
 
 
 def read_image(source: str | bytes) -> torch.Tensor:
     """
-    An image file, or the bytes of one (see `decode_image`).
+    Reads an image file, or its bytes (see `decode_image`).
 
     Raises:
         ImageDecodingError: if it cannot be read.
@@ -67,15 +67,15 @@ def read_image(source: str | bytes) -> torch.Tensor:
 
 def decode_image(data: bytes) -> torch.Tensor:
     """
-    An encoded image as uint8 RGB `(3, H, W)`, turned upright as its EXIF orientation says. In memory the channels are
-    last, which is how the decoders write and how views are cut fastest.
+    Decodes an image to uint8 RGB `(3, H, W)`, turned upright as its EXIF orientation says. In memory the channels are
+    last: decoders write them so, and views are cut fastest from them.
 
     Raises:
         ImageDecodingError: if Pillow cannot read it.
     """
     try:
         if _plain_jpeg_size(data):
-            # What simplejpeg finds fault with Pillow may still read whole; if not, it says why.
+            # Pillow may still read what simplejpeg rejects. If it cannot, its error says why.
             with contextlib.suppress(ValueError):
                 return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
         with Image.open(io.BytesIO(data)) as image:
@@ -93,8 +93,8 @@ def decode_image(data: bytes) -> torch.Tensor:
 
 def decode_jpegs(encoded: Sequence[bytes]) -> torch.Tensor | None:
     """
-    JPEG images of one size as uint8 `(len(encoded), 3, H, W)`, decoded to where they stay, channels last. None if they
-    are something else, or damaged: `decode_image` reads each of them, or says what is wrong.
+    Decodes JPEG images of one size to uint8 `(len(encoded), 3, H, W)`, channels last in memory. Returns None if they
+    are anything else, or damaged; then `decode_image` reads them one by one, or says what is wrong.
     """
     sizes = {_plain_jpeg_size(data) for data in encoded}
     if len(sizes) != 1 or None in sizes:
@@ -102,7 +102,7 @@ def decode_jpegs(encoded: Sequence[bytes]) -> torch.Tensor | None:
     pixels = np.empty((len(encoded), *sizes.pop(), 3), dtype=np.uint8)
     try:
         for data, image in zip(encoded, pixels, strict=True):
-            simplejpeg.decode_jpeg(data, buffer=image)
+            simplejpeg.decode_jpeg(data, buffer=image)  # to where it stays: stacking would copy every frame
     except ValueError:
         return None
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -110,8 +110,8 @@ def decode_jpegs(encoded: Sequence[bytes]) -> torch.Tensor | None:
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """
-    Height and width of a JPEG of which simplejpeg, which is faster, gives what Pillow would: none that is CMYK, or has
-    to be turned. None for anything else.
+    Returns height and width of a JPEG for which simplejpeg, which is faster, gives the same pixels as Pillow. None for
+    anything else: CMYK, pictures that have to be turned, and sizes that Pillow takes for an attack.
     """
     if not data.startswith(JPEG_START):
         return None
@@ -125,7 +125,10 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _may_be_turned(data: bytes) -> bool:
-    """Whether a segment of metadata comes before a JPEG's image data, or something that is not understood here."""
+    """
+    Whether a JPEG has metadata before its image data, or anything that is not understood here. Only then do we open
+    it with Pillow to know its orientation, which takes longer than this look.
+    """
     position = len(JPEG_START)
     while position + 4 <= len(data):
         marker = data[position : position + 2]

@@ -1,4 +1,8 @@
-"""Decoders that may take PyAV's place where they return the same frames: decord and torchcodec."""
+"""decord and torchcodec: decoders that may take PyAV's place where they return the same frames.
+
+Both return wrong frames of some videos, without an error (docs/decoding.md, "Traps"). So each of them first looks at
+the index that PyAV has read. It refuses such a video with a `BackendError`, and PyAV decodes it.
+"""
 
 import functools
 import io
@@ -9,12 +13,15 @@ from .video import BackendError, PyAVDecoder, raised_as_backend_error
 
 
 class DecordDecoder:
-    """decord counts frames from the keyframe before the wanted one, which is right in closed groups of pictures."""
+    """
+    decord counts frames from the keyframe before the wanted one. It finds the right frame only in closed groups of
+    pictures (see `groups_are_closed` of `PyAVDecoder`).
+    """
 
     @staticmethod
     @functools.cache
     def import_library():
-        import decord
+        import decord  # here, because its wheel does not load on every machine
 
         decord.logging.set_level(decord.logging.QUIET)  # what matters arrives as exceptions
         return decord
@@ -25,15 +32,17 @@ class DecordDecoder:
         if "matroska" in index.container_format and index.rotation():
             raise BackendError("it does not know the rotation metadata of Matroska")
         decord = self.import_library()
+        # decord raises errors of its own from native code, and others from its Python code.
         self._errors = (decord.DECORDError, RuntimeError, AssertionError)
         with raised_as_backend_error(*self._errors):
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             self._reader = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
+        # Edit lists that hide frames confuse its count: every index behind them would be wrong.
         if len(self._reader) != len(index.timestamps):
             raise BackendError(f"it counts {len(self._reader)} frames instead of {len(index.timestamps)}")
 
     def decode(self, indices: list[int]) -> torch.Tensor:
-        """Frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
+        """Returns the frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
         with raised_as_backend_error(*self._errors):
             return torch.from_numpy(self._reader.get_batch(indices).asnumpy())
 
@@ -46,11 +55,13 @@ class TorchCodecDecoder:
     def import_library():
         import torchcodec
 
+        # Importing succeeds without FFmpeg. Only decoding would fail, and for every file.
         if torchcodec.ffmpeg_major_version is None:
             raise ImportError("it finds no FFmpeg libraries on this machine")
         return torchcodec
 
     def __init__(self, source: str | bytes, index: PyAVDecoder):
+        # Both would pass without an error, with frames in a wrong order or with half a picture in them.
         if not index.has_times:
             raise BackendError("it orders frames by their times, which are missing here")
         if not index.keyframes_are_entries:
@@ -63,7 +74,7 @@ class TorchCodecDecoder:
             raise BackendError(f"it counts {len(self._decoder)} frames instead of {len(index.timestamps)}")
 
     def decode(self, indices: list[int]) -> torch.Tensor:
-        """Frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
+        """Returns the frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
         with raised_as_backend_error(RuntimeError, ValueError):
             return self._decoder.get_frames_at(indices).data
 

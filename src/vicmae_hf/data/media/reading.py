@@ -44,12 +44,12 @@ class MediaReader(Protocol):
 
 
 class MediaItem(Protocol):
-    """One video or image of a source, not opened yet; `name` is what it is reported by."""
+    """One video or image of a source, not opened yet. Messages call it `name`."""
 
     name: str
 
     def open(self, video_backend: str) -> MediaReader:
-        """Raises a `MediaDecodingError` if it cannot be read."""
+        """Opens it. Raises a `MediaDecodingError` if it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class EncodedItem:
 
 @dataclass(kw_only=True)
 class DecodingArguments(Settings):
-    """What decodes videos."""
+    """The choice of a video decoder."""
 
     video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
 
@@ -87,8 +87,8 @@ class MediaLoader:
 
     Args:
         video_backend: what decodes videos (see `open_video`).
-        seconds_per_file: a file that takes longer is given up. Its decoder cannot be stopped; it is left behind in a
-            thread that ends with the process. 0 sets no limit.
+        seconds_per_file: a file that takes longer is given up. 0 sets no limit. A decoder that hangs cannot be
+            stopped. It is left behind in a thread, which ends with the process.
 
     Raises:
         InputError: if the backend is unknown or not installed, or the limit negative.
@@ -117,7 +117,7 @@ class MediaLoader:
             with item.open(self.video_backend) as reader:
                 return reader.get_frames(choose_frames(reader))
 
-        # What a store holds in memory-mapped files has no decoder that could hang.
+        # Frames of a store lie in memory-mapped files. No video decoder could hang there, and a thread costs time.
         if not isinstance(item, EncodedItem):
             return read()
         return call_within(self.seconds_per_file, read, item.name)
@@ -125,10 +125,11 @@ class MediaLoader:
 
 def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str) -> torch.Tensor:
     """
-    What `function` returns or raises, or a `TimeLimitError` that carries `name`. 0 seconds set no limit.
+    Calls `function` and returns its result, or raises its error. After so many seconds, raises a `TimeLimitError` that
+    names `name`. 0 seconds set no limit.
 
-    In a thread, because only that is left behind whatever it hangs in: decoders are native code, which no signal
-    interrupts.
+    The call runs in a thread, because decoders are native code, which no signal interrupts: a hanging thread can be
+    left behind, a hanging main thread cannot.
     """
     if seconds == 0:
         return function()
@@ -137,12 +138,12 @@ def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str)
     def run() -> None:
         try:
             outcome.put((function(), None))
-        except BaseException as error:
+        except BaseException as error:  # the caller raises it
             outcome.put((None, error))
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()  # daemon: the process may end although it hangs
     try:
-        result, error = outcome.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+        result, error = outcome.get(timeout=min(seconds, threading.TIMEOUT_MAX))  # seconds may be infinite
     except queue.Empty:
         raise TimeLimitError(f"{name}: not read within {seconds:g} s") from None
     if error is not None:

@@ -1,9 +1,10 @@
-"""The one place where videos are decoded: `open_video` hides which library does it.
+"""Decodes videos; in `data` no other module does. `open_video` hides which library is used.
 
-PyAV first reads the packets of every video, without decoding them. Their presentation times are the index: how many
-frames there are, when each is shown, from which keyframe each can be decoded. A backend then decodes the few frames
-that are asked for. Where it fails, or would return wrong frames, PyAV decodes them instead. docs/decoding.md has the
-measurements, and the traps behind what is done here.
+Most frames of a video are stored as differences from other frames. Only keyframes are whole, so decoding starts at the
+keyframe before a wanted frame. PyAV first reads the packets (encoded frames) of every video, without decoding them.
+Their presentation times are the index: how many frames there are, when each is shown, from which keyframe each can be
+decoded. A backend then decodes the few frames that are asked for. Where it fails, or would return wrong frames, PyAV
+decodes them instead. docs/decoding.md has the measurements, and the traps behind what is done here.
 """
 
 import contextlib
@@ -42,12 +43,12 @@ class VideoDecodingError(MediaDecodingError):
         self.reasons = reasons
         super().__init__(f"cannot decode {path}: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
 
-    def __reduce__(self):  # travels whole from one process to another
+    def __reduce__(self):  # pickle, by which workers send it, would call __init__ with the message alone
         return type(self), (self.path, self.reasons)
 
 
 class BackendError(Exception):
-    """One backend cannot decode a video rightly. PyAV takes over; users never see it."""
+    """One backend cannot decode a video correctly. PyAV takes over; users never see this error."""
 
 
 @contextlib.contextmanager
@@ -60,26 +61,26 @@ def raised_as_backend_error(*errors: type[Exception]) -> Iterator[None]:
 
 class PyAVDecoder:
     """
-    Decodes from the keyframe before a frame up to that frame, told by its presentation time.
+    Decodes from the keyframe before a frame up to that frame, and recognises the frame by its presentation time.
 
-    Every `VideoReader` has one, for it is the index of the video too. Every method may raise `BackendError`.
+    Every `VideoReader` has one, because it is also the index of the video. Every method may raise `BackendError`.
 
     Attributes:
         timestamps: float64 array (T,), seconds.
         duration: seconds.
-        has_times: whether the file says when frames are shown. If not, they can only be counted off from the start.
+        has_times: whether the file says when frames are shown. If not, frames can only be counted from the start.
         keyframes_are_entries: whether every frame from a keyframe on is complete when decoding starts there.
-        groups_are_closed: whether, after seeking to a keyframe, counting frames arrives at the right one.
+        groups_are_closed: whether one can seek to a keyframe and count frames from there to the right one.
     """
 
-    # Codecs in which a frame that is marked as no reference serves no other frame, so that it need not be decoded on
-    # the way to another. (In HEVC such a frame may still serve the temporal layers above its own.)
+    # In these codecs no other frame needs a frame that is marked as "no reference". It can be skipped on the way to a
+    # wanted frame, which makes PyAV fastest. (In HEVC the temporal layers above such a frame may still need it.)
     CODECS_WITH_SKIPPABLE_FRAMES = ("h264", "mpeg4")
 
     def __init__(self, source: str | bytes):
         with raised_as_backend_error(av.FFmpegError, OSError):
             file = io.BytesIO(source) if isinstance(source, bytes) else source
-            self._container = av.open(file, metadata_errors="ignore")
+            self._container = av.open(file, metadata_errors="ignore")  # titles may be wrongly encoded
         try:
             self._stream = self._container.streams.best("video")
             if self._stream is None or self._stream.disposition & Disposition.attached_pic:
@@ -87,8 +88,8 @@ class PyAVDecoder:
             self._codec = self._stream.codec_context
             if self._codec is None:
                 raise BackendError("its codec is unknown")
-            self._codec.thread_count = 1
-            self._size = (self._stream.width, self._stream.height)
+            self._codec.thread_count = 1  # workers already use all cores
+            self._size = (self._stream.width, self._stream.height)  # of all frames, even if it changes on the way
             self._reformatter = VideoReformatter()
             with raised_as_backend_error(av.FFmpegError):
                 self._read_index()
@@ -128,7 +129,9 @@ class PyAVDecoder:
 
     def _read_index(self) -> None:
         # A packet's place in decoding order is called its position, a frame's place in presentation order its index.
+        # They differ where a frame is a difference from a later one (a B-frame): the later one is stored first.
         durations, shown = self._read_packets()
+        # Reading a truncated MP4 ends without an error, but the index at its beginning still lists all frames.
         promised = sum(entry.size > 0 for entry in self._stream.index_entries)
         if promised > len(self._times):
             raise BackendError(f"truncated: its index lists {promised} frames, {len(self._times)} are there")
@@ -147,7 +150,7 @@ class PyAVDecoder:
             last_duration = float(durations[self._order[-1]] * self._stream.time_base) or frame_duration
             self.duration = float(self.timestamps[-1]) + last_duration
         else:
-            # Only decoding tells how many frames there are; they are taken to follow each other evenly.
+            # Only decoding tells how many frames there are. We assume that they follow each other evenly.
             num_frames = sum(1 for _ in self._decode_packets(self._packets_from(0)))
             if not num_frames:
                 raise BackendError("its video stream has no frames")
@@ -156,17 +159,18 @@ class PyAVDecoder:
             self.groups_are_closed = False
 
     def _read_packets(self) -> tuple[list[int], list[int]]:
-        """Reads times and keyframes; returns the duration of every packet, and the positions of frames to be shown."""
+        """Reads times and keyframes. Returns the duration of every packet and the positions of frames to be shown."""
         self._times, self._seek_times, self._keyframes, durations, shown = [], [], [], [], []
         self.keyframes_are_entries = True
         for position, packet in enumerate(self._packets()):
             self._times.append(packet.pts)
+            # Containers seek by presentation or by decoding time. The smaller one never leads behind the packet.
             self._seek_times.append(min((time for time in (packet.pts, packet.dts) if time is not None), default=0))
             durations.append(packet.duration or 0)
             if packet.is_keyframe:
                 self._keyframes.append(position)
                 self.keyframes_are_entries &= self._codec.name != "h264" or self._is_instant_refresh(packet)
-            if not packet.is_discard:  # an edit list hides frames that others may still refer to
+            if not packet.is_discard:  # an edit list hides frames, but others may refer to them
                 shown.append(position)
         return durations, shown
 
@@ -175,7 +179,9 @@ class PyAVDecoder:
         ticks = np.array([self._times[position] for position in self._order], dtype=np.int64)
         time_base = self._stream.time_base
         self.timestamps = (ticks - ticks[0]) * time_base.numerator / time_base.denominator
-        # Nothing is hidden, the video begins with a keyframe, and what is shown before one is stored before it.
+        # In an open group of pictures, frames stored after a keyframe are shown before it, and need frames from before
+        # it. Whoever counts frames from there arrives at the wrong one. In closed groups nothing is hidden, the video
+        # begins with a keyframe, and all that is shown before a keyframe is stored before it.
         self.groups_are_closed = (
             self.keyframes_are_entries
             and len(shown) == len(self._times)
@@ -185,8 +191,8 @@ class PyAVDecoder:
 
     def _is_instant_refresh(self, packet: av.Packet) -> bool:
         """
-        Whether an H.264 keyframe is an IDR picture, at which decoding can start. Others are mere recovery points: what
-        follows may become complete only some frames later. (ITU-T H.264, table 7-1: NAL unit type 5.)
+        Whether an H.264 keyframe is an IDR picture, at which decoding can start. Other keyframes are only recovery
+        points: the frames after them may be incomplete at first. (ITU-T H.264, table 7-1: NAL unit type 5.)
         """
         data, header = bytes(packet), self._codec.extradata or b""
         if len(header) < 5 or header[0] != 1:  # start codes (Annex B)
@@ -199,10 +205,11 @@ class PyAVDecoder:
         return False
 
     def _packets(self) -> Iterator[av.Packet]:
-        return (packet for packet in self._container.demux(self._stream) if packet.size)
+        return (packet for packet in self._container.demux(self._stream) if packet.size)  # it ends with an empty one
 
     def _packets_from(self, position: int) -> Iterator[av.Packet]:
-        # Seeking may arrive early, at another keyframe, and in containers without an index anywhere.
+        # Seeking may arrive too early, and anywhere in containers without an index. So we look for the packet from
+        # there, and if it lies behind us, once more from the start.
         for time in (self._seek_times[position], min(self._seek_times)):
             self._container.seek(time, stream=self._stream)  # also empties the decoder
             packets = self._packets()
@@ -216,7 +223,7 @@ class PyAVDecoder:
         raise BackendError(f"seeking to packet {position} failed")
 
     def _decode_packets(self, packets: Iterable[av.Packet], wanted: set[int] | None = None) -> Iterator[av.VideoFrame]:
-        """All frames of `packets`; or, if `wanted` has presentation times, at least those."""
+        """Yields all frames of `packets`; with `wanted` (presentation times) at least the frames of these times."""
         can_skip = wanted is not None and self._codec.name in self.CODECS_WITH_SKIPPABLE_FRAMES
         first_time = None
         for packet in itertools.chain(packets, [None]):  # None asks for the frames that the decoder holds back
@@ -224,7 +231,7 @@ class PyAVDecoder:
                 first_time = packet.pts if first_time is None else first_time
                 self._codec.skip_frame = "NONREF" if can_skip and packet.pts not in wanted else "DEFAULT"
             for frame in self._codec.decode(packet):
-                # Frames shown before the keyframe, but stored after it, lack their references here: not damage.
+                # Frames shown before the keyframe, but stored after it, lack their references here. That is no damage.
                 if frame.is_corrupt and not (self.has_times and frame.pts < first_time):
                     place = "" if frame.pts is None else f" near {float(frame.pts * self._stream.time_base):.2f} s"
                     raise BackendError(f"damaged data{place}")
@@ -241,7 +248,7 @@ class PyAVDecoder:
     def _decode_by_time(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         rows = {self._times[self._order[index]]: row for row, index in enumerate(indices)}
         for first, last, times in self._runs(indices):
-            # Some keyframes are mere recovery points, after which the first frames are missing: then from the start.
+            # After a keyframe that is only a recovery point, frames may be missing. They are decoded from the start.
             for start in dict.fromkeys([first, 0]):
                 packets = itertools.islice(self._packets_from(start), last - start + 1)
                 for frame in self._decode_packets(packets, times):
@@ -252,14 +259,16 @@ class PyAVDecoder:
                     break
 
     def _runs(self, indices: list[int]) -> list[tuple[int, int, set[int]]]:
-        """What to decode for `indices`: first and last position, and the presentation times of the frames wanted."""
+        """
+        Returns what to decode for `indices`: first and last position, and presentation times of the wanted frames.
+        """
         runs = []
         for position in (self._order[index] for index in indices):
             keyframe = bisect_right(self._keyframes, position) - 1
             while keyframe >= 0 and self._times[self._keyframes[keyframe]] > self._times[position]:
                 keyframe -= 1  # shown before this keyframe: it may refer to frames stored before it
             start = self._keyframes[keyframe] if keyframe >= 0 else 0
-            if runs and start <= runs[-1][1] + 1:
+            if runs and start <= runs[-1][1] + 1:  # one run for both: frames between are decoded once
                 start, last, times = runs.pop()
                 runs.append((start, max(last, position), times | {self._times[position]}))
             else:
@@ -269,17 +278,17 @@ class PyAVDecoder:
     def _to_array(self, frame: av.VideoFrame) -> np.ndarray:
         width, height = self._size
         picture = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
-        return np.rot90(picture, round(frame.rotation / 90))
+        return np.rot90(picture, round(frame.rotation / 90))  # phones store pictures as the sensor lies
 
 
 BACKENDS = ("decord", "torchcodec", "pyav")
 
 
 def decoder_class(backend: str) -> type:
-    """The class that decodes for a backend; raises an ImportError if what it needs is not installed."""
+    """Returns the class that decodes for a backend. Raises an ImportError if what it needs is not installed."""
     if backend == "pyav":
         return PyAVDecoder
-    # Here, as each of them needs a library that others do without.
+    # Imported here: decord's wheel does not load on every machine, and torchcodec is an extra.
     from .other_decoders import OTHER_DECODERS
 
     OTHER_DECODERS[backend].import_library()
@@ -323,8 +332,8 @@ class VideoReader:
 
     def get_frames(self, indices: Iterable[int]) -> torch.Tensor:
         """
-        Frames (T, 3, H, W), uint8, upright, at `indices`, which may be in any order and repeat themselves. In memory
-        the channels are last.
+        Returns the frames at `indices`, (T, 3, H, W), uint8, upright. The indices may be in any order and repeat
+        themselves. In memory the channels are last.
 
         Raises:
             VideoDecodingError: if one of them cannot be decoded.
@@ -338,7 +347,7 @@ class VideoReader:
         if indices != distinct:
             rows = {index: row for row, index in enumerate(distinct)}
             frames = frames[[rows[index] for index in indices]]
-        return frames.permute(0, 3, 1, 2)
+        return frames.permute(0, 3, 1, 2)  # (T, 3, H, W)
 
     def _decode(self, indices: list[int]) -> torch.Tensor:
         try:
@@ -350,7 +359,7 @@ class VideoReader:
                 raise VideoDecodingError(self.path, {**self._reasons, "pyav": str(error)}) from error
             self._reasons[self._backend] = str(error)
             log_fallback_once(self._backend, self)
-            self._decoder = self._index
+            self._decoder = self._index  # PyAV, for the rest of this video
             return self._decode(indices)
 
 
@@ -360,7 +369,7 @@ def open_video(source: str | os.PathLike | bytes, backend: str = "pyav") -> Vide
 
     Args:
         source: the path of a file, or its bytes.
-        backend: what decodes the frames, one of `BACKENDS`. What it cannot decode rightly, PyAV does.
+        backend: what decodes the frames, one of `BACKENDS`. PyAV decodes what the backend cannot decode correctly.
 
     Raises:
         VideoDecodingError: if the file is no readable video.
@@ -387,7 +396,7 @@ _logged_fallbacks = set()
 
 
 def log_fallback_once(backend: str, reader: VideoReader) -> None:
-    """Says that PyAV stands in for `backend`: once per process, not for every file."""
+    """Warns that PyAV decodes in place of `backend`, once per process and not for every file."""
     if backend not in _logged_fallbacks:
         _logged_fallbacks.add(backend)
         logger.warning(
@@ -399,7 +408,7 @@ def log_fallback_once(backend: str, reader: VideoReader) -> None:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's message, without the places in decord's code and its stack trace."""
+    """Returns the first line of an error's message, without decord's source locations and stack trace."""
     message = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error))
     line = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= limit else line[: limit - 1] + "…"
