@@ -23,7 +23,7 @@ WITH_PATHS = [
 FILE_NAME = re.compile(r"(?<![\w./-])(?:examples|benchmarks|tests|docs|src|vicmae_hf)/[\w/.-]+\.(?:py|yaml|md|png)\b")
 DOTTED_NAME = re.compile(r"(?<![\w./-])vicmae_hf(?:\.[A-Za-z_]\w*)+")
 # A target that is an address has a colon.
-LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)")
+LINK = re.compile(r"""(?:\]\(|src=")([^)"#:\s]*)(?:#([^)"\s]+))?[)"]""")
 
 
 def relative(path: Path) -> str:
@@ -77,7 +77,7 @@ def test_what_is_missing_is_found(tmp_path):
     document.write_text(
         "# One heading: (of 2)\n`tests/test_docs.py` `docs/lost.md` vicmae_hf.data.load_frame_pairs, vicmae_hf.lost. "
         "`vicmae_hf/modeling_vicmae.py` [a](document.md#one-heading-of-2) [b](lost.md) [c](#lost) "
-        "[d](https://example.org/lost.md)\n"
+        '[d](https://example.org/lost.md) <img src="lost.png">\n'
     )
     assert missing_names(document) == ["docs/lost.md", "vicmae_hf.lost"]
-    assert broken_links(document) == ["lost.md", "#lost"]
+    assert broken_links(document) == ["lost.md", "#lost", "lost.png"]
