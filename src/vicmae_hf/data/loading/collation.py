@@ -1,4 +1,4 @@
-"""Batches on their way from the workers that make them to the process that trains."""
+"""Brings batches from the workers that make them to the process that trains."""
 
 import os
 from collections.abc import Sequence
@@ -8,29 +8,31 @@ import torch
 from torch.utils.data import default_collate, get_worker_info
 
 
-# Bytes before the pixels of a batch. The first is 1 until they have been received; 64 keep the pixels aligned.
+# Bytes before the pixels of a batch. The first one is 1 while the batch is under way: the worker sees without a
+# message when the memory is free. 64 bytes, so that the pixels stay aligned.
 HEADER_BYTES = 64
 
 
 class BatchCollator:
     """
-    Stacks samples `{"pixel_values": tensor, ...}` as torch's `default_collate` does, in the memory layout that
-    they have. Workers send the pixels through shared memory that they use again: the pages of new memory, which torch
-    takes for every batch, may cost half as much as the decoding of what is written there (docs/data.md).
+    Stacks samples `{"pixel_values": tensor, ...}` as torch's `default_collate` does, and keeps their memory layout.
+
+    Workers send the pixels through shared memory that they use again. torch takes new memory for every batch, and its
+    pages may cost half as much time as decoding what is written there (docs/data.md).
     """
 
     def __init__(self):
         self.memories: list[torch.Tensor] = []  # of this worker
 
     def __call__(self, samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, "torch.Tensor | SharedPixels"]:
-        if get_worker_info() is None:
+        if get_worker_info() is None:  # no worker: nothing has to be sent
             return default_collate(samples)
         others = [{name: value for name, value in sample.items() if name != "pixel_values"} for sample in samples]
         pixels = self.share([sample["pixel_values"] for sample in samples])
         return {"pixel_values": pixels, **default_collate(others)}
 
     def share(self, pixel_values: Sequence[torch.Tensor]) -> "SharedPixels":
-        first = torch.empty_like(pixel_values[0])  # as dense as a copy would be
+        first = torch.empty_like(pixel_values[0])  # strides without gaps, channels last if the views are
         num_bytes = HEADER_BYTES + len(pixel_values) * first.nbytes
         number = self.find_free_memory(num_bytes)
         is_new = number is None
@@ -40,11 +42,14 @@ class BatchCollator:
         memory = self.memories[number]
         layout = Layout(first.dtype, (len(pixel_values), *first.shape), (first.numel(), *first.stride()))
         memory[0] = 1
-        torch.stack(list(pixel_values), out=layout.view(memory))
+        torch.stack(list(pixel_values), out=layout.view(memory))  # (B, ...), straight to where it is sent from
         return SharedPixels((os.getpid(), number), memory if is_new else None, layout)
 
     def find_free_memory(self, num_bytes: int) -> int | None:
-        """Number of a memory of this size whose last batch was received. Soon there are as many as are under way."""
+        """
+        Finds the number of a memory of this size whose last batch was received. There are never more memories than
+        batches were under way at once.
+        """
         for number, memory in enumerate(self.memories):
             if len(memory) == num_bytes and memory[0] == 0:
                 return number
@@ -53,7 +58,7 @@ class BatchCollator:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a batch lies in a memory."""
+    """Type, size and strides of a batch in a memory."""
 
     dtype: torch.dtype
     size: Sequence[int]
@@ -66,11 +71,11 @@ class Layout:
 @dataclass(frozen=True)
 class SharedPixels:
     """
-    A batch in shared memory. The process that unpickles it gets a tensor of its own, and the memory is free.
+    A batch in shared memory. The process that unpickles it gets a tensor of its own, which frees the memory.
 
     Args:
-        key: of the memory: the worker's process and a number.
-        memory: only the first time: the receiver has to wait for the worker to hand it over.
+        key: names the memory: the worker's process and a number.
+        memory: sent only the first time, because the receiver has to wait for the worker to hand it over.
         layout: of the batch.
     """
 
@@ -87,19 +92,20 @@ received_memories: dict[tuple[int, int], torch.Tensor] = {}
 
 def receive_pixels(key: tuple[int, int], memory: torch.Tensor | None, layout: Layout) -> torch.Tensor:
     if memory is not None:
+        # Another run in this process starts new workers, and the memories of dead ones would stay.
         for process, number in list(received_memories):
             if not is_running(process):
                 del received_memories[process, number]
         received_memories[key] = memory
     memory = received_memories[key]
-    pixel_values = layout.view(memory).clone()
+    pixel_values = layout.view(memory).clone()  # (B, ...); training may hold it while the worker writes the next batch
     memory[0] = 0
     return pixel_values
 
 
 def is_running(process: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(process, 0)  # signal 0 only asks
     except ProcessLookupError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""The order of samples over a run, and the loader that fetches them."""
+"""Decides the order of samples over a run, and makes the loader that fetches them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,22 +10,24 @@ from ...errors import InputError
 from .collation import BatchCollator
 
 
-# (epoch, position in the epoch's order, index of the sample). What is drawn for a sample depends on the first two and
-# on the seed alone, so that it is the same for any number of workers and processes, and after resuming.
+# (epoch, position in the epoch's order, index of the sample). A sample's random numbers depend on the first two and on
+# the seed alone. So they are the same for any number of workers and processes, and after resuming.
 SampleKey = tuple[int, int, int]
 
-# Tries of items drawn at random, in place of one that cannot be read, before all items are tried in turn.
+# An unreadable item is replaced by items drawn at random, so that no neighbour is seen twice as often. After so many
+# tries nearly all must be unreadable, and all items are tried in turn.
 RANDOM_REPLACEMENTS = 100
 
 
 def draw_items(key: SampleKey, num_items: int, seed: int) -> Iterator[tuple[int, np.random.Generator]]:
     """
-    The item of a sample with the generator of its random numbers; then the items that may replace it if it cannot be
-    read, each with a generator of its own. It ends when every item was given.
+    Yields the item of a sample with the generator of its random numbers. Then yields items that may replace it if it
+    cannot be read, each with a generator of its own. It ends when every item was given.
     """
     epoch, position, index = key
     for attempt in range(RANDOM_REPLACEMENTS + num_items):
-        # 1 + attempt: numpy takes [seed, epoch] and [seed, epoch, 0, 0] for the same seed.
+        # 1 + attempt, because numpy fills seeds up to four numbers with zeros: [seed, epoch, 0, 0] would be the seed
+        # [seed, epoch], which orders the epoch.
         generator = np.random.default_rng([seed, epoch, position, 1 + attempt])
         if attempt >= RANDOM_REPLACEMENTS:
             index = (index + 1) % num_items
@@ -38,7 +40,7 @@ def epoch_order(
     lengths: Sequence[int], weights: Sequence[float] | None, num_samples: int, generator: np.random.Generator
 ) -> np.ndarray:
     """
-    An order of the files of sources laid end to end, `(num_samples,)` indices.
+    Draws an order of the files of all sources, counted through: `(num_samples,)` indices.
 
     Without weights every file comes once before any comes again. With weights each source fills its share of the
     places, and within a source every file comes once before any comes again.
@@ -48,7 +50,7 @@ def epoch_order(
         lengths, offsets, weights = [sum(lengths)], [0], [1.0]
     ends = np.rint(np.cumsum(weights) / np.sum(weights) * num_samples).astype(int)
     counts = np.diff(ends, prepend=0)
-    # Shuffled is whose place it is; the files of a source keep their order.
+    # The places are shuffled among the sources. Then each source fills its places, round after round of its files.
     source_of_place = generator.permutation(np.repeat(np.arange(len(lengths)), counts))
     order = np.empty(num_samples, dtype=int)
     for source, (length, offset, count) in enumerate(zip(lengths, offsets, counts, strict=True)):
@@ -78,7 +80,7 @@ class EpochBatchSampler(torch.utils.data.Sampler):
         InputError: if the weights do not fit the sources.
     """
 
-    # Accelerate reads it from batch samplers that it divides between processes.
+    # Accelerate expects this attribute of a batch sampler that it divides between processes.
     drop_last = True
 
     def __init__(
@@ -108,7 +110,7 @@ class EpochBatchSampler(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         first_epoch, first_batch = divmod(self.start_batch, self.batches_per_epoch)
         for epoch in range(first_epoch, self.num_epochs):
-            generator = np.random.default_rng([self.seed, epoch])
+            generator = np.random.default_rng([self.seed, epoch])  # anew: a run can resume in any epoch
             order = epoch_order(self.lengths, self.weights, self.batches_per_epoch * self.batch_size, generator)
             for batch in range(first_batch, self.batches_per_epoch):
                 positions = range(batch * self.batch_size, (batch + 1) * self.batch_size)
@@ -117,13 +119,13 @@ class EpochBatchSampler(torch.utils.data.Sampler):
 
 
 def loader_settings(num_workers: int, pin_memory: bool) -> dict[str, Any]:
-    """What all loaders of training samples have in common."""
+    """Returns the settings that all loaders of training samples share."""
     return {
         "num_workers": num_workers,
         "pin_memory": pin_memory,
-        "prefetch_factor": 4 if num_workers else None,
+        "prefetch_factor": 4 if num_workers else None,  # batches ahead; they bridge a slow file
         "collate_fn": BatchCollator(),
-        # Of its own, so that starting the loader leaves the global random state alone.
+        # A generator of its own: the loader draws a number at its start, and the global random state stays as it is.
         "generator": torch.Generator().manual_seed(0),
     }
 
@@ -131,7 +133,7 @@ def loader_settings(num_workers: int, pin_memory: bool) -> dict[str, Any]:
 def build_dataloader(
     dataset: torch.utils.data.Dataset, batch_sampler: EpochBatchSampler, num_workers: int, pin_memory: bool
 ) -> torch.utils.data.DataLoader:
-    """A loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}`; workers live as long as the run."""
+    """Makes a loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}`. Its workers live as long as the run."""
     return torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batch_sampler,

@@ -1,4 +1,4 @@
-"""Random views of frames."""
+"""Cuts random views out of frames."""
 
 import math
 import random
@@ -12,13 +12,14 @@ from ...errors import InputError
 
 def normalize_pixels(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 `(..., 3, H, W)` -> float32 of the same shape, `(pixel / 255 - mean) / std`, on the device it is on."""
+    # mean and std are multiplied instead of dividing the pixels: one pass over the batch less.
     mean = torch.tensor(mean, device=pixel_values.device).view(-1, 1, 1) * 255
     std = torch.tensor(std, device=pixel_values.device).view(-1, 1, 1) * 255
     return (pixel_values.float() - mean) / std
 
 
 def color_steps(is_first: bool) -> list[v2.Transform]:
-    """The colour augmentation of the authors' released code: blur for the first view, solarisation for others."""
+    """Colour augmentation of the authors' released code: the first view is blurred, the others solarised."""
     jitter = v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8)
     last = v2.GaussianBlur(kernel_size=(5, 9), sigma=(0.1, 2)) if is_first else v2.RandomSolarize(128, p=0.2)
     return [jitter, v2.RandomGrayscale(0.2), last]
@@ -28,9 +29,9 @@ def draw_box(
     height: int, width: int, scale: tuple[float, float], generator: random.Random
 ) -> tuple[int, int, int, int]:
     """
-    Top, left, height and width of a random box in a frame, drawn as torchvision's RandomResizedCrop draws them, in a
-    tenth of its time: the share of the area is uniform in `scale`, the aspect ratio log-uniform in [3/4, 4/3]; what
-    doesn't fit is drawn again, and after ten times the largest centred box of a possible ratio is taken.
+    Draws top, left, height and width of a random box in a frame, by the rule of torchvision's RandomResizedCrop in a
+    tenth of its time. The share of the area is uniform in `scale`, the aspect ratio log-uniform in [3/4, 4/3]. A box
+    that doesn't fit is drawn again; after ten tries the largest centred box of a possible ratio is taken.
     """
     smallest, largest = 3 / 4, 4 / 3
     for _ in range(10):
@@ -78,7 +79,7 @@ class RandomView:
         Frames `(3, H, W)` of any sizes, uint8 -> views `(len(frames), 3, height, width)`, uint8, in memory with the
         channels last. The same seed gives the same views; the global random state stays as it is.
         """
-        generator = random.Random(seed)
+        generator = random.Random(seed)  # Python's: torch takes several times as long for so few numbers
         views = [self.cut_view(frame, generator) for frame in frames]
         if self.first_colors is not None:
             views = self.change_colors(views, seed)
@@ -86,19 +87,19 @@ class RandomView:
 
     def cut_view(self, frame: torch.Tensor, generator: random.Random) -> torch.Tensor:
         """
-        What torchvision's RandomResizedCrop and RandomHorizontalFlip return, in less time: `(3, H, W)` ->
+        Does what torchvision's RandomResizedCrop and RandomHorizontalFlip do, in less time: `(3, H, W)` ->
         `(1, 3, height, width)`.
         """
         top, left, height, width = draw_box(*frame.shape[1:], self.crop_scale, generator)
         region = frame.narrow(1, top, height).narrow(2, left, width).unsqueeze(0)
-        # Whole in memory with the channels last: resizing anything else begins and ends with slow copies.
+        # Whole in memory and channels last: resizing anything else begins and ends with slow copies (docs/data.md).
         region = region.contiguous(memory_format=torch.channels_last)
         view = torch.nn.functional.interpolate(region, self.size, mode="bicubic", antialias=True)
         return view.flip(-1) if self.horizontal_flip and generator.random() < 0.5 else view
 
     def change_colors(self, views: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which seeds the devices too.
+            # The transforms use the global state. torch.manual_seed would seed GPUs too, which are not forked here.
             torch.default_generator.manual_seed(seed)
             first, *others = views
             return [self.first_colors(first), *(self.other_colors(view) for view in others)]

@@ -1,4 +1,4 @@
-"""Random views of clips and images, and mixtures of them, for training classifiers (Table 2)."""
+"""Cuts random views out of clips and images, and mixes them, to train classifiers (Table 2)."""
 
 from collections.abc import Sequence
 
@@ -11,25 +11,25 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 from ...errors import InputError
 
 
-# What is outside a shifted picture, and what is erased, becomes 0 after normalisation.
+# The colour of what lies outside a shifted picture, and of what is erased: it becomes 0 after normalisation.
 MEAN_COLOR = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]
 RAND_AUGMENT_OPERATIONS = 2
 LARGEST_MAGNITUDE = 10
-BINS_PER_MAGNITUDE = 100
+BINS_PER_MAGNITUDE = 100  # torchvision takes whole magnitudes only; in hundredths the deviation is kept
 
 
 class RandAugmentOperation(v2.RandAugment):
     """
     One random operation of torchvision's RandAugment, at a magnitude drawn around `magnitude` with deviation `std`.
 
-    The scale goes from 0 to 10, as that of RandAugment's authors and of timm, to whose `rand-m9-mstd0.5` the MAE
-    family's "RandAug (9, 0.5)" refers: 9 is nearly the strongest. (On torchvision's own scale of 31 steps, which knows
-    no deviation, 9 would be a third of it.) The operations and their ranges are torchvision's.
+    The scale goes from 0 to 10, as RandAugment's authors and timm have it. The MAE family's "RandAug (9, 0.5)" means
+    timm's `rand-m9-mstd0.5`, so 9 is nearly the strongest. (torchvision's own scale has 31 steps and no deviation; 9
+    would be a third of it.) The operations and their ranges are torchvision's.
     """
 
     def __init__(self, magnitude: float, std: float):
         super().__init__(
-            num_ops=1,
+            num_ops=1,  # each operation draws its own magnitude, so two of them are two transforms
             num_magnitude_bins=LARGEST_MAGNITUDE * BINS_PER_MAGNITUDE + 1,
             interpolation=InterpolationMode.BILINEAR,
             fill=MEAN_COLOR,
@@ -45,9 +45,9 @@ class RandAugmentOperation(v2.RandAugment):
 
 class RandomClip:
     """
-    A random view of a clip, the same for all its frames: random resized crop, and where they are wanted a horizontal
-    flip, RandAugment and random erasing. (Operations that look at the histogram, as equalisation, do so frame by
-    frame.)
+    Cuts a random view out of a clip, the same for all its frames: random resized crop and, where they are wanted,
+    horizontal flip, RandAugment and random erasing. (Operations that look at the histogram, such as equalisation, look
+    at it frame by frame.)
 
     Args:
         image_size: height and width of the view in pixels.
@@ -100,14 +100,14 @@ class RandomClip:
         random state stays as it is.
         """
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which seeds the devices too.
+            # The transforms use the global state. torch.manual_seed would seed GPUs too, which are not forked here.
             torch.default_generator.manual_seed(seed)
             return self.transform(frames)
 
 
 class BatchMixing:
     """
-    Targets with label smoothing, and mixtures of the samples of a batch: mixup, cutmix, or one of both, drawn batch by
+    Smooths labels and mixes the samples of a batch by mixup, by cutmix, or by one of both, which is drawn for each
     batch. Random numbers come from the global state, which the training loop seeds.
 
     Args:
@@ -137,10 +137,11 @@ class BatchMixing:
         Normalised `(B, 3, H, W)` or `(B, T, 3, H, W)` and class indices `(B,)` -> the mixture, and probabilities
         `(B, C)`.
         """
-        targets = F.one_hot(labels, self.num_classes).to(torch.float32)
+        targets = F.one_hot(labels, self.num_classes).to(torch.float32)  # (B, C)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         if self.mix is None:
             return pixel_values, targets
+        # torchvision mixes tensors of a known kind only, and mixes the targets by the same proportion.
         kind = tv_tensors.Video if pixel_values.ndim == 5 else tv_tensors.Image
         mixed, targets = self.mix(kind(pixel_values), targets)
         return mixed.as_subclass(torch.Tensor), targets

@@ -1,4 +1,4 @@
-"""Labelled clips and images as training samples."""
+"""Makes training samples of labelled clips and images."""
 
 from functools import partial
 
@@ -17,11 +17,11 @@ class ClipDataset(torch.utils.data.Dataset):
     """
     Map-style dataset of `{"pixel_values": uint8 (T, 3, H, W), "labels": class index}`, of images `(3, H, W)`.
 
-    Samples are addressed by `SampleKey`s, and what is drawn for one comes from (seed, epoch, position) alone: the same
-    for any number of workers and processes, and after resuming.
+    Samples are addressed by `SampleKey`s. Random numbers of a sample come from (seed, epoch, position) alone, so they
+    are the same for any number of workers and processes, and after resuming.
 
-    A file that cannot be read is recorded in `bad_files`; another one, drawn from the same numbers, takes its place
-    and brings its own label.
+    A file that cannot be read is recorded in `bad_files`. Another one, drawn by the same numbers, takes its place and
+    brings its own label.
 
     Args:
         source: what is drawn from.
@@ -59,14 +59,15 @@ class ClipDataset(torch.utils.data.Dataset):
         )
 
     def read_sample(self, index: int, generator: np.random.Generator) -> dict[str, torch.Tensor | int]:
-        """A random clip `(T, 3, H, W)` or image `(3, H, W)` of a file, uint8, with its label."""
+        """Makes a random clip `(T, 3, H, W)` or image `(3, H, W)` of a file, uint8, with its label."""
 
         def choose_frames(reader: MediaReader) -> list[int]:
             if self.clip_sampling is None:
                 return [0]
             return self.clip_sampling.sample(reader.timestamps, reader.duration, generator).tolist()
 
-        frames = self.loader.read_frames(self.source[index], choose_frames)
+        frames = self.loader.read_frames(self.source[index], choose_frames)  # (T, 3, H, W); T = 1 for an image
+        # The view is seeded by the sample's generator, so it follows from the sample's key too.
         views = self.view(frames, seed=int(generator.integers(2**63)))
         pixel_values = views if self.clip_sampling is not None else views[0]
         return {"pixel_values": pixel_values, "labels": int(self.labels[index])}

@@ -1,6 +1,6 @@
 """
-Which frames of a video are looked at, by time, for every purpose: pairs for pretraining, random clips for training,
-test views, frames to store.
+Chooses frames of a video for every purpose: pairs for pretraining, random clips for training, test views, frames to
+store. All choose by time and not by number, because frame rates differ between videos and vary within them.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class FrameSampling(Settings):
             The default is the paper's stored clip: 16 frames, every 4th at 30 frames/s.
         num_segments: segments of the window.
         gap_seconds: gap for `"fixed_gap"` and `"max_gap"`. A video shorter than a fixed gap gives its first and last
-            frame; where frames are further apart than the largest gap, neighbours are taken.
+            frame. Where frames are further apart than the largest gap, two neighbours are taken.
 
-    A video of one frame gives that frame twice; of a longer one only `"same"` does.
+    A video of one frame gives that frame twice. A longer video gives a frame twice only with `"same"`.
 
     Raises:
         ArgumentsError: if a setting is out of range.
@@ -72,19 +72,21 @@ class FrameSampling(Settings):
     def _distant(self, timestamps, duration, generator):
         window = min(self.window_seconds or duration, duration)
         start = generator.uniform(0, duration - window)
-        # Two different ones. (numpy's choice without replacement costs 4 % of the way from a store to a pair.)
+        # Two different segments: the second number skips the first one. (numpy's choice without replacement would take
+        # 4 % of the time from a store to a pair.)
         segment, other = int(generator.integers(self.num_segments)), int(generator.integers(self.num_segments - 1))
         segments = sorted((segment, other + (other >= segment)))
+        # A random time in each, then the frame that is on the screen at that time: the last one that starts before it.
         times = [start + (segment + generator.random()) * window / self.num_segments for segment in segments]
         first, second = timestamps.searchsorted(times, side="right") - 1
         if first == second:
-            # Both times fall into one long frame, as in a slide show.
+            # One frame is shown at both times, as in a slide show. A neighbour makes the pair differ.
             return (first, second + 1) if second + 1 < len(timestamps) else (first - 1, second)
         return first, second
 
     def _fixed_gap(self, timestamps, duration, generator):
         latest_start = timestamps[-1] - self.gap_seconds
-        starts = np.searchsorted(timestamps, latest_start + 1e-6, side="right")
+        starts = np.searchsorted(timestamps, latest_start + 1e-6, side="right")  # 1e-6 s: times are rounded
         if starts == 0:
             return 0, len(timestamps) - 1
         first = generator.integers(starts)
@@ -116,8 +118,8 @@ class ClipSampling:
     Args:
         num_frames: frames of a clip.
         frames_per_second: of the clip, which starts at a random frame (the paper: 16 frames, every 4th at 30 frames/s,
-            that is 7.5); a clip that is longer than the video repeats the last frame. 0 spreads the frames over the
-            whole video instead, one at a random time in each of `num_frames` equal segments, as on
+            that is 7.5). A clip that is longer than the video repeats the last frame. 0 spreads the frames over the
+            whole video instead: one at a random time in each of `num_frames` equal segments, as on
             Something-Something.
 
     Raises:
@@ -151,7 +153,7 @@ class ClipSampling:
             return np.searchsorted(timestamps, times, side="right") - 1
         offsets = steps / self.frames_per_second
         num_starts = np.searchsorted(timestamps, timestamps[-1] - offsets[-1] + CONTAINER_ROUNDING, side="right")
-        start = generator.integers(max(num_starts, 1))
+        start = generator.integers(max(num_starts, 1))  # a video shorter than the clip: from its first frame
         return nearest_frames(timestamps, timestamps[start] + offsets)
 
 
@@ -159,8 +161,8 @@ def choose_view_clips(
     timestamps: np.ndarray, duration: float, num_frames: int, frames_per_second: float | None, num_clips: int
 ) -> np.ndarray:
     """
-    The frames of test views, without chance: the rule of the video processor (see `choose_clips` there), by the times
-    of the file.
+    Chooses the frames of test views, without chance, by the rule of the video processor (see `choose_clips` there)
+    and the times of the file.
 
     Args:
         timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
@@ -179,12 +181,12 @@ def choose_stored_frames(
     timestamps: np.ndarray, duration: float, frames_per_second: float | None = None, num_frames: int | None = None
 ) -> np.ndarray:
     """
-    Which frames of a video a frame store keeps, ascending indices that begin with 0.
+    Chooses the frames of a video that a frame store keeps: ascending indices that begin with 0.
 
     Args:
         timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
         duration: end of the last frame in seconds.
-        frames_per_second: takes the frames nearest to times so far apart, each once; 0 takes all.
+        frames_per_second: takes the frames nearest to even times at this rate, each once; 0 takes all.
         num_frames: takes the frame at the start of each of `num_frames` equal parts; all if there are no more.
     """
     if num_frames is not None:
@@ -192,16 +194,16 @@ def choose_stored_frames(
         return np.unique(frames_shown(exact_times(timestamps, duration), starts))
     if frames_per_second == 0:
         return np.arange(len(timestamps))
-    # A frame is nearest to the times from halfway after the one before to halfway before the next, and is kept if one
-    # of the even times is among them. 1e-6 s: times in files are rounded.
+    # A frame is the nearest from halfway after the frame before to halfway before the next frame. It is kept if one of
+    # the even times lies there. 1e-6 s: times in files are rounded.
     ends = np.append((timestamps[1:] + timestamps[:-1]) / 2 - 1e-6, timestamps[-1] + 1e-6)
     return np.flatnonzero(np.diff(np.floor(ends * frames_per_second), prepend=-1) > 0)
 
 
 def exact_times(timestamps: np.ndarray, duration: float) -> np.ndarray:
     """
-    `timestamps`, without the rounding of containers where the frame rate is constant. Else a frame that starts at the
-    very time asked for would be taken from one container and missed in another.
+    Returns `timestamps` without the rounding of containers, if the frame rate is constant. Otherwise a frame that
+    starts exactly at the time asked for would be taken from one container and missed in another.
     """
     even = np.arange(len(timestamps)) * duration / len(timestamps)
     return even if np.abs(timestamps - even).max() <= CONTAINER_ROUNDING else timestamps

@@ -1,4 +1,4 @@
-"""Pairs of views: two frames of a video, or two crops of an image."""
+"""Makes pairs of views: of two frames of a video, or of two crops of an image."""
 
 import operator
 import os
@@ -22,7 +22,7 @@ from .augmentation import RandomView
 from .frame_choice import FrameSampling
 
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # only for annotations: most people never load it
     from .streaming import FramePairStream
 
 
@@ -30,10 +30,10 @@ class FramePairDataset(torch.utils.data.Dataset):
     """
     Map-style dataset of `{"pixel_values": uint8 (2, 3, H, W)}`.
 
-    A sample is addressed by its index, or by a `SampleKey` in training, whose epoch and position give it other random
-    numbers each time.
+    A sample is addressed by its index or, in training, by a `SampleKey`. Epoch and position of the key give the sample
+    other random numbers each time.
 
-    A file that cannot be read is recorded in `bad_files`; another one, drawn from the same numbers, takes its place.
+    A file that cannot be read is recorded in `bad_files`. Another one, drawn by the same numbers, takes its place.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FramePairDataset(torch.utils.data.Dataset):
         self.samples_per_file = samples_per_file
         self.seed = seed
         self.lengths = [len(source) for source in self.sources]
-        self.ends = list(accumulate(self.lengths))
+        self.ends = list(accumulate(self.lengths))  # of the sources, laid end to end
         self.num_files = self.ends[-1]
         self.num_samples = self.num_files * samples_per_file
 
@@ -66,9 +66,10 @@ class FramePairDataset(torch.utils.data.Dataset):
             key = operator.index(key)
             if not -len(self) <= key < len(self):
                 raise IndexError(f"index {key} is out of range for {len(self)} samples.")
+            # As in epoch 0, at the place of its index: the same index gives the same sample.
             key = (0, key % len(self), key % len(self))
         items = (
-            (self.item(index % self.num_files), generator)
+            (self.item(index % self.num_files), generator)  # sample n + num_files is of the same file again
             for index, generator in draw_items(key, self.num_files, self.seed)
         )
         return self.bad_files.read_first(
@@ -77,30 +78,31 @@ class FramePairDataset(torch.utils.data.Dataset):
         )
 
     def examples(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
-        """At most `count` samples, of files spread over the dataset, always the same."""
+        """Yields at most `count` samples, of files spread over the dataset; always the same ones."""
         count = min(count, self.num_samples)
         step = max(self.num_files // count, 1)
         return (self[index * step] for index in range(count))
 
     def item(self, file_index: int) -> MediaItem:
-        """The file with this index, counted through all sources."""
+        """Returns the file with this index, counted through all sources."""
         source = bisect_right(self.ends, file_index)
         start = self.ends[source] - len(self.sources[source])
         return self.sources[source][file_index - start]
 
     def read_pair(self, item: MediaItem, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Two views of a file."""
+        """Makes two views of a file: `{"pixel_values": uint8 (2, 3, H, W)}`."""
 
         def choose_frames(reader: MediaReader) -> tuple[int, int]:
             return self.frame_sampling.sample(reader.timestamps, reader.duration, generator)
 
-        frames = self.loader.read_frames(item, choose_frames)
+        frames = self.loader.read_frames(item, choose_frames)  # (2, 3, H, W); an image twice
+        # The view has a generator of its own, seeded by this one: so it follows from the sample's key too.
         return {"pixel_values": self.view(frames, seed=int(generator.integers(2**63)))}
 
 
 @dataclass(kw_only=True)
 class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments):
-    """How pairs are drawn from data. The options of `load_frame_pairs`, and flags of `run_pretraining.py`."""
+    """Settings of how pairs are drawn: options of `load_frame_pairs` and flags of `run_pretraining.py`."""
 
     crop_scale: list[float] = setting([0.5, 1.0], "smallest and largest share of a frame's area in a random crop")
     horizontal_flip: bool = setting(True, "flip every second view")
@@ -147,7 +149,7 @@ def load_frame_pairs(
     view = RandomView(image_size, settings.crop_scale, settings.horizontal_flip, settings.color_augmentation)
     sampling = part_of(settings, FrameSampling)
     if settings.streaming:
-        # Here, as few need it: who reads how pretraining works may leave the module out.
+        # Imported here, because few need it. You may leave it out when you read how pretraining works.
         from .streaming import open_pair_stream
 
         if len(names) > 1 or settings.samples_per_file > 1:

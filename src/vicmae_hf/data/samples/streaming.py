@@ -1,4 +1,4 @@
-"""Pairs of views from rows that arrive in a stream: shard by shard, and in each shard one row after the other."""
+"""Makes pairs of views from rows that arrive in a stream: shard by shard, and in each shard row by row."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ from .augmentation import RandomView
 from .frame_choice import FrameSampling
 
 
-READ_ROWS = 32  # taken from a stream at a time
+READ_ROWS = 32  # taken from a stream at a time; few, because their frames stay in memory
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RowStream:
     Args:
         name: as the user gave it.
         rows: the dataset.
-        counted: the same rows with as few columns as can be read by themselves.
+        counted: the same rows with as few columns as possible, because counting needs no frames.
     """
 
     name: str
@@ -54,14 +54,14 @@ class RowStream:
         return sum(table.num_rows for table in self._tables(self.counted, shard))
 
     def count_all_rows(self) -> int:
-        """From the description of the dataset, or else by counting."""
+        """Takes the number from the dataset's description, or else counts."""
         split = (self.rows.info.splits or {}).get("train")
         if split is not None and split.num_examples:
             return split.num_examples
         return sum(self.count_rows(shard) for shard in range(self.num_shards))
 
     def read(self, shard: int, start: int) -> Iterator[StoredItem]:
-        """The rows of a shard from row `start` on. Those before are not decoded."""
+        """Yields the rows of a shard from row `start` on. Rows before are not decoded."""
         first = 0
         for table in self._tables(self.rows, shard):
             for row in range(max(start - first, 0), table.num_rows):
@@ -71,7 +71,7 @@ class RowStream:
             first += table.num_rows
 
     def _tables(self, dataset: datasets.IterableDataset, shard: int) -> Iterator:
-        # `iter`, because a plain loop would divide the shard among the workers of a PyTorch loader once more.
+        # `iter`, because a plain loop would divide the shard once more among the workers of a PyTorch loader.
         return dataset.shard(self.num_shards, shard).with_format("arrow").iter(READ_ROWS)
 
 
@@ -89,6 +89,7 @@ def open_stream(name: str | os.PathLike) -> RowStream:
     if path.is_dir() and not is_saved_dataset(path):
         _, parquet = list_media(name, path)
     if not path.exists():
+        # Only Parquet can give one column without the others. `duration` is the smallest one that every store has.
         rows = load_hub_dataset(name, "train", streaming=True)
         if rows.info.builder_name == "parquet":
             counted = load_hub_dataset(name, "train", streaming=True, columns=["duration"])
@@ -103,7 +104,7 @@ def open_stream(name: str | os.PathLike) -> RowStream:
             )
     else:
         source = open_source(name)
-        # Mapped into memory: counting touches no frames.
+        # Mapped into memory, so counting touches no frames.
         is_store = isinstance(source, FrameStoreSource)
         rows = counted = source.table.to_iterable_dataset(len(source.table.cache_files)) if is_store else None
     columns = rows.features if rows is not None and rows.features is not None else {}
@@ -120,12 +121,11 @@ class FramePairStream(torch.utils.data.IterableDataset):
     """
     Endless `{"pixel_values": uint8 (2, 3, H, W)}` from a stream of rows, for its `dataloader`.
 
-    Each shard belongs to one worker of one process. A worker goes round its shards for ever; in each round, here
-    called an epoch, it takes them in another order, and the rows of a shard as they lie. Random numbers depend on
-    (seed, epoch, worker, position in the epoch) alone, so that a stream that begins later gives what it would have
-    given.
+    Each shard belongs to one worker of one process. A worker goes round its shards for ever. In each round, here
+    called an epoch, it takes the shards in another order, and the rows of a shard as they lie. Random numbers depend
+    on (seed, epoch, worker, position in the epoch) alone. So a stream that begins later gives the same samples.
 
-    In place of a row that cannot be read, which is recorded in `bad_files`, stands the next one that can.
+    A row that cannot be read is recorded in `bad_files`, and the next one that can be read takes its place.
 
     Args:
         stream: the rows.
@@ -133,7 +133,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
         view, frame_sampling, bad_files, seed: see `FramePairDataset`.
         process_index, num_processes: which share of the shards is read.
         batch_size: samples that the loader takes from one worker before it goes to the next.
-        start_batch: batches of this process to leave out. Shards before that are not read, rows not decoded.
+        start_batch: batches of this process to leave out. Their shards are not read, and their rows not decoded.
     """
 
     stream: RowStream
@@ -147,7 +147,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
     batch_size: int = 1
     start_batch: int = 0
 
-    samples_per_file = 1
+    samples_per_file = 1  # as `FramePairDataset` has it, for the settings of a checkpoint
 
     @property
     def lengths(self) -> list[int]:
@@ -158,49 +158,52 @@ class FramePairStream(torch.utils.data.IterableDataset):
         return self.num_files
 
     def examples(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
-        """The first samples, at most `count`."""
+        """Yields the first samples, at most `count`."""
         return itertools.islice(self, min(count, self.num_samples))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker_info = torch.utils.data.get_worker_info()
         num_workers, worker_id = (worker_info.num_workers, worker_info.id) if worker_info else (1, 0)
-        # A loader takes batches from its workers in turn, and always begins with the first one.
+        # A loader takes batches from its workers in turn, and always begins with worker 0. When start_batch batches
+        # are left out, worker 0 has to do the work of the worker whose turn it would be, and so on.
         place = (worker_id + self.start_batch) % num_workers
         batches_before = len(range(place, self.start_batch, num_workers))
         worker = self.process_index * num_workers + place
         return self.samples(worker, self.num_processes * num_workers, batches_before * self.batch_size)
 
     def samples(self, worker: int, num_workers: int, start: int) -> Iterator[dict[str, torch.Tensor]]:
-        """What worker `worker` of all `num_workers` gives, without its first `start` samples."""
+        """Yields the samples of worker `worker` of all `num_workers`, without its first `start` samples."""
         rows = self.rows(worker, range(worker, self.stream.num_shards, num_workers), start)
         ahead = deque()  # rows read, whose turn is still to come
         while True:
             yield self.bad_files.read_first(self.stream.name, self.candidates(worker, rows, ahead))
+            # Whether it could be read or not: a row that stood in for another one has its own turn, too.
             ahead.popleft()
 
     def candidates(
         self, worker: int, rows: Iterator[tuple[int, int, StoredItem]], ahead: deque
     ) -> Iterator[tuple[str, Callable[[], dict[str, torch.Tensor]]]]:
-        """The row whose turn it is, then those that follow in the stream and may replace it."""
+        """Yields the row whose turn it is, then the rows that follow in the stream and may replace it."""
         for attempt in itertools.count():
             if attempt == len(ahead):
                 ahead.append(next(rows))
             epoch, position, _ = ahead[0]
             item_epoch, _, item = ahead[attempt]
-            if item_epoch > epoch + 1:
+            if item_epoch > epoch + 1:  # a whole round and more was tried
                 raise BadFilesError(f"{self.stream.name}: the shards of worker {worker} have no readable row.")
-            # 1 + attempt: numpy takes [seed, epoch, worker] and [seed, epoch, worker, 0, 0] for the same seed.
+            # 1 + attempt as in `draw_items`, where numpy fills short seeds up with zeros.
             generator = np.random.default_rng([self.seed, epoch, worker, position, 1 + attempt])
             yield item.name, partial(self.read_pair, item, generator)
 
     def rows(self, worker: int, shards: Sequence[int], start: int) -> Iterator[tuple[int, int, StoredItem]]:
-        """The rows of shards, round after round, from the one at `start` on: epoch, place in the epoch, row."""
+        """Yields rows of shards, round after round, from the row `start` on: epoch, place in the epoch, row."""
+        # Counting takes time, and only a resumed run needs it.
         sizes = {shard: self.stream.count_rows(shard) for shard in shards} if start else {}
         first_epoch, skip = divmod(start, sum(sizes.values())) if start else (0, 0)
         for epoch in itertools.count(first_epoch):
             position = 0
             for shard in np.random.default_rng([self.seed, epoch, worker]).permutation(shards).tolist():
-                if skip and skip >= sizes[shard]:
+                if skip and skip >= sizes[shard]:  # this shard was consumed: it is not even opened
                     position += sizes[shard]
                     skip -= sizes[shard]
                     continue
@@ -209,12 +212,12 @@ class FramePairStream(torch.utils.data.IterableDataset):
                     yield epoch, position, item
                     position += 1
                 skip = 0
-            if position == 0:
+            if position == 0:  # else the loop would turn for ever without a row
                 raise InputError(f"{self.stream.name}: shards {', '.join(map(str, shards))} have no rows.")
 
     def read_pair(self, item: StoredItem, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Two views of a row."""
-        with item.open("") as reader:
+        """Makes two views of a row: `{"pixel_values": uint8 (2, 3, H, W)}`."""
+        with item.open("") as reader:  # no decoder, so no name of one
             frames = reader.get_frames(self.frame_sampling.sample(reader.timestamps, reader.duration, generator))
         return {"pixel_values": self.view(frames, seed=int(generator.integers(2**63)))}
 
@@ -228,8 +231,8 @@ class FramePairStream(torch.utils.data.IterableDataset):
         start_batch: int = 0,
     ) -> torch.utils.data.DataLoader:
         """
-        An endless loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}` for one of several processes. It is already
-        theirs: Accelerate must not divide it again.
+        Makes an endless loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}` for one of several processes. The shards
+        are already divided between the processes: Accelerate must not divide them again.
 
         Args:
             start_batch: batches to leave out, counted from the beginning of the run, as when it is resumed.
@@ -237,6 +240,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
         Raises:
             InputError: if there are fewer shards than workers of all processes.
         """
+        # A worker without a shard would have no rows, so there must be a shard for each.
         num_shards, num_readers = self.stream.num_shards, num_processes * max(num_workers, 1)
         if num_shards < num_readers:
             raise InputError(
@@ -262,7 +266,7 @@ def open_pair_stream(
     max_bad_files: float,
     seed: int,
 ) -> FramePairStream:
-    """Pairs from the rows of one frame store (see `load_frame_pairs`)."""
+    """Opens one frame store as a stream of pairs (see `load_frame_pairs`)."""
     stream = open_stream(name)
     num_files = stream.count_all_rows()
     return FramePairStream(

@@ -1,4 +1,4 @@
-"""Test views: clips of a video and crops of its frames, preprocessed as the model wants them."""
+"""Makes test views: clips of a video and crops of its frames, preprocessed as the model expects them."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .frame_choice import choose_view_clips
 @dataclass(frozen=True)
 class ViewProtocol:
     """
-    How many views of a video are averaged: `num_clips` temporal ones, of each `num_crops` spatial ones.
+    How many views of a video are averaged: `num_clips` clips (temporal), and of each `num_crops` crops (spatial).
 
     Raises:
         InputError: if there is less than one of either.
@@ -47,8 +47,8 @@ class ViewDataset(torch.utils.data.Dataset):
     """
     The views of every item of a source, for one or several protocols.
 
-    The frames of an item are decoded once, and views that protocols share (the same frames and the same crop) are
-    made once. So are the clips of a video too short for different ones.
+    The frames of an item are decoded once. Views that protocols share (the same frames and the same crop) are made
+    once and seen by the model once. So are equal clips of a video that is too short for different ones.
 
     Item `i` is `{"index": i, "label", "pixel_values", "weights"}`:
         label: class index, -1 if the source has none.
@@ -83,6 +83,7 @@ class ViewDataset(torch.utils.data.Dataset):
         self.preprocess = preprocess
         self.loader = loader
         self.task = task
+        # An image model sees single frames: a "clip" is one frame, and a rate means nothing.
         self.num_frames = num_frames if task == "video" else 1
         self.frames_per_second = frames_per_second if task == "video" else None
         self.protocols = list(protocols)
@@ -93,12 +94,13 @@ class ViewDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = {"index": index, "label": -1 if self.labels is None else int(self.labels[index])}
         item = self.source[index]
-        clips = {}
+        clips = {}  # number of clips -> their frame indices (num_clips, T); filled while the video is open
 
         def choose_frames(reader: MediaReader) -> np.ndarray:
             clips.update({num_clips: self.choose_clips(reader, num_clips) for num_clips in self.clip_counts})
             return distinct_frames(clips)
 
+        # No replacement, as training has it: another item in its place would change what is measured.
         try:
             frames = self.loader.read_frames(item, choose_frames)
         except MediaDecodingError as error:
@@ -113,26 +115,30 @@ class ViewDataset(torch.utils.data.Dataset):
 
     @property
     def max_views(self) -> int:
-        """Most views that an item can have."""
+        """The largest number of views that an item can have."""
         return sum(protocol.num_views for protocol in self.protocols)
 
     def choose_clips(self, reader: MediaReader, num_clips: int) -> np.ndarray:
-        """Frame indices of the clips of an open video or image, `(num_clips, num_frames)`."""
+        """Chooses frame indices of the clips of an open video or image, `(num_clips, num_frames)`."""
         return choose_view_clips(
             reader.timestamps, reader.duration, self.num_frames, self.frames_per_second, num_clips
         )
 
     def make_views(self, frames: torch.Tensor, clips: dict[int, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct frames `(F, 3, H, W)` and clips by their number -> views `(V, T, 3, H, W)`, weights `(P, V)`."""
+        """
+        Distinct frames `(F, 3, H, W)` and, by their number, clips of frame indices -> views `(V, T, 3, H, W)` and
+        weights `(P, V)`.
+        """
         decoded = distinct_frames(clips)
         views: dict[Hashable, torch.Tensor] = {}
         members = {protocol: [] for protocol in self.protocols}
-        # Most crops first: they often hold those of protocols with fewer.
+        # Most crops first: they often include the crops of protocols with fewer (the middle of three).
         for protocol in sorted(members, key=lambda protocol: -protocol.num_crops):
             positions = self.preprocess.positions(protocol.num_crops)
             for clip in clips[protocol.num_clips]:
-                keys = [(tuple(clip), position) for position in positions]
+                keys = [(tuple(clip), position) for position in positions]  # equal keys are equal views
                 if not views.keys() >= set(keys):
+                    # searchsorted: from the index in the video to the row among the decoded frames.
                     crops = self.preprocess(frames[np.searchsorted(decoded, clip)], protocol.num_crops)
                     for key, crop in zip(keys, crops, strict=True):
                         views.setdefault(key, crop)
@@ -141,8 +147,8 @@ class ViewDataset(torch.utils.data.Dataset):
         weights = torch.zeros(len(self.protocols), len(views))
         for row, protocol in enumerate(self.protocols):
             for key in members[protocol]:
-                weights[row, rows[key]] += 1 / protocol.num_views
-        return torch.stack(list(views.values())), weights
+                weights[row, rows[key]] += 1 / protocol.num_views  # a view that occurs twice counts twice
+        return torch.stack(list(views.values())), weights  # (V, T, 3, H, W), (P, V)
 
 
 def distinct_frames(clips: dict[int, np.ndarray]) -> np.ndarray:
@@ -151,12 +157,15 @@ def distinct_frames(clips: dict[int, np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CropsOfProcessor:
-    """The crops that `ViCMAEVideoProcessor` cuts itself: after resizing, from edge to edge of the longer side."""
+    """
+    Makes crops with `ViCMAEVideoProcessor`, which cuts several crops itself: after resizing, from edge to edge of the
+    longer side.
+    """
 
     processor: ViCMAEVideoProcessor
 
     def positions(self, num_crops: int) -> list[Hashable]:
-        """Crops that are equal have equal positions: the middle one of three is the only one of one."""
+        """Names the crops by their places. Equal crops have equal places: a single crop is the middle one of three."""
         return evenly_spaced(num_crops)
 
     def __call__(self, frames: torch.Tensor, num_crops: int) -> torch.Tensor:
@@ -170,14 +179,14 @@ class CropsOfProcessor:
 @dataclass(frozen=True)
 class SquaresBeforeProcessor:
     """
-    Any image or video processor of Transformers. Several crops are squares along the longer side, cut before the
-    processor sees them; a single one is the processor's own, of the whole frame.
+    Makes crops with any image or video processor of Transformers. These know no several crops, so squares along the
+    longer side are cut before the processor sees them. A single crop is the processor's own, of the whole frame.
     """
 
     processor: Any
 
     def positions(self, num_crops: int) -> list[Hashable]:
-        """As above; but the middle square is not the whole frame."""
+        """As above, but a single crop is of its own: the middle square is not the whole frame."""
         return ["whole frame"] if num_crops == 1 else evenly_spaced(num_crops)
 
     def __call__(self, frames: torch.Tensor, num_crops: int) -> torch.Tensor:
@@ -187,15 +196,17 @@ class SquaresBeforeProcessor:
 
     def process(self, frames: torch.Tensor) -> torch.Tensor:
         options = {"do_sample_frames": False} if isinstance(self.processor, BaseVideoProcessor) else {}
-        # A list of arrays is what processors of images and of videos all take for a video.
+        # All processors, of images and of videos, take a list of arrays (H, W, 3) for a video.
         arrays = list(frames.permute(0, 2, 3, 1).contiguous().numpy())
         outputs = self.processor(arrays, return_tensors="pt", input_data_format="channels_last", **options)
+        # Some call it `pixel_values_videos`.
         (pixel_values,) = (value for name, value in outputs.items() if name.startswith("pixel_values"))
-        return pixel_values.flatten(0, -4)
+        return pixel_values.flatten(0, -4)  # (T, 3, h, w), with or without a batch of one before
 
 
 def evenly_spaced(num_crops: int) -> list[Fraction]:
-    """Places of crops along the longer side, from 0 to 1; one lies in the middle."""
+    """Places of crops along the longer side, from 0 to 1. A single crop lies in the middle."""
+    # Fractions, because they are dictionary keys: 1/2 of two protocols must be equal.
     return [Fraction(1, 2)] if num_crops == 1 else [Fraction(crop, num_crops - 1) for crop in range(num_crops)]
 
 
@@ -207,7 +218,7 @@ def squares_along_longer_side(frames: torch.Tensor, num_crops: int) -> list[torc
 
 
 def choose_preprocessing(processor: Any) -> CropsOfProcessor | SquaresBeforeProcessor:
-    """How a model's image or video processor makes the crops of a view."""
+    """Chooses how a model's image or video processor makes the crops of a view."""
     is_own = isinstance(processor, ViCMAEVideoProcessor)
     return CropsOfProcessor(processor) if is_own else SquaresBeforeProcessor(processor)
 
@@ -223,7 +234,7 @@ def build_test_views(
     num_clips: int = 1,
     num_crops: int = 1,
 ) -> ViewDataset:
-    """The views of one protocol, for a model's image or video processor (see `ViewDataset`)."""
+    """Makes the views of one protocol, for a model's image or video processor (see `ViewDataset`)."""
     return ViewDataset(
         source,
         choose_preprocessing(processor),

@@ -1,4 +1,4 @@
-"""Reading of frame stores: tables whose rows are lists of encoded frames."""
+"""Reads frame stores: tables whose rows are lists of encoded frames."""
 
 import operator
 from collections.abc import Sequence
@@ -29,13 +29,14 @@ class FrameStoreSource:
     """
     Rows of stored frames, with the interface of `MediaSource`.
 
-    The columns are read where `datasets` has mapped them into memory: a frame costs its own bytes, and workers share
-    them.
+    `datasets` has mapped the file into memory, and the columns are read there: reading a frame touches only its own
+    bytes, and workers share them.
 
     Args:
         name: as the user gave it.
         table: has the columns `frames` (`List(Image)`), `timestamps` (seconds, one per frame, ascending from 0) and
-            `duration` (seconds); `name` is shown in messages if there is one. Without an indices mapping.
+            `duration` (seconds); `name` is shown in messages if there is one. It has no indices mapping (as after
+            `shuffle`), because rows are read by their place in the file.
         labels, class_names: see `MediaSource`.
     """
 
@@ -48,7 +49,7 @@ class FrameStoreSource:
         self.row_names = table.data.column("name") if "name" in table.column_names else None
 
     def __reduce__(self):
-        # `datasets` sends the paths of its files; pyarrow's own columns would travel with all their bytes.
+        # Workers get a copy. `datasets` sends the paths of its files; pyarrow's columns would be sent with all bytes.
         return type(self), (self.name, self.table, self.labels, self.class_names)
 
     def __len__(self) -> int:
@@ -63,12 +64,12 @@ class FrameStoreSource:
         return StoredItem(name, *(self.columns[column][index] for column in ROW_COLUMNS))
 
     def list_names(self) -> list[str]:
-        """The source names of the rows, or their numbers."""
+        """Names the rows by their source, or by their number."""
         names = [None] * len(self) if self.row_names is None else self.row_names.to_pylist()
         return [name or f"[{index}]" for index, name in enumerate(names)]
 
     def list_sizes(self) -> list[int]:
-        """Frames of each row."""
+        """Counts the frames of each row."""
         return pc.fill_null(pc.list_value_length(self.columns["frames"]), 0).to_pylist()
 
 
@@ -78,7 +79,7 @@ class StoredItem:
     A row of a frame store, still in Arrow's memory.
 
     Args:
-        name: what it is reported by.
+        name: messages call it so.
         frames, timestamps, duration: its values of these columns.
     """
 
@@ -117,12 +118,12 @@ class StoredFrames:
         self.close()
 
     def close(self) -> None:
-        self._frames = None
+        self._frames = None  # lets go of the mapped file
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
         """
-        Frames (T, 3, H, W), uint8, at `indices`, which may be in any order and repeat themselves. In memory the
-        channels are last. Other frames of the row are not touched.
+        Returns the frames at `indices`, (T, 3, H, W), uint8. The indices may be in any order and repeat themselves. In
+        memory the channels are last. Other frames of the row are not touched.
 
         Raises:
             MediaDecodingError: if one of them is damaged, or they differ in size.
@@ -138,11 +139,12 @@ class StoredFrames:
             frames = torch.stack(self._decode_each(distinct, encoded)).permute(0, 3, 1, 2)
         if distinct != indices:
             rows = [distinct.index(index) for index in indices]
+            # Indexed as (T, H, W, 3), because indexing would write (T, 3, H, W) with the channels first in memory.
             frames = frames.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
         return frames
 
     def _decode_each(self, indices: list[int], encoded: list[bytes]) -> list[torch.Tensor]:
-        """Frames (H, W, 3)."""
+        """Decodes frames one by one, each (H, W, 3)."""
         images = []
         for index, data in zip(indices, encoded, strict=True):
             try:

@@ -1,4 +1,4 @@
-"""Parts of the labels: the semi-supervised study of Table 5."""
+"""Selects a share of the labels, for the semi-supervised study of Table 5."""
 
 import zlib
 
@@ -10,8 +10,8 @@ from .labelled import LabelledSource
 
 def select_label_fraction(source: LabelledSource, fraction: float, seed: int) -> LabelledSource:
     """
-    The same share of every class, drawn by `seed` and the items' names alone: the same of a folder and of a store that
-    was packed from it. Nested: what belongs to 5 % belongs to 10 % as well.
+    Selects the same share of every class. Only `seed` and the items' names decide, so a folder and a store packed from
+    it give the same part. Parts are nested: what belongs to 5 % belongs to 10 % as well.
 
     Raises:
         InputError: if the share is not in (0, 1], or is less than one sample of some class.
@@ -23,15 +23,17 @@ def select_label_fraction(source: LabelledSource, fraction: float, seed: int) ->
     all_names = source.items.list_names()
     names = [all_names[index] for index in source.indices]
     for label in np.unique(labels):
+        # Sorted, because a store has its rows in another order than the folder.
         members = sorted(np.flatnonzero(labels == label), key=names.__getitem__)
-        # Fractions such as 0.1 are not exact: 0.1 of 30 shall be 3.
+        # Floats such as 0.1 are not exact: 0.1 of 30 must be 3.
         if fraction * len(members) < 1 - 1e-9:
             raise InputError(
                 f"{source.name}: label_fraction {fraction} is less than one sample of class "
                 f"{source.class_names[label]!r}, which has {len(members)}. Take at least {1 / len(members):.4g}."
             )
-        # By the name of the class, whose index differs from source to source.
+        # The seed depends on the class's name and not on its index, because the same class may have another index in
+        # another source. crc32, because Python's hash of a string differs from process to process.
         class_seed = zlib.crc32(source.class_names[label].encode())
         order = np.random.default_rng([seed, class_seed]).permutation(members)
-        chosen.append(order[: int(fraction * len(members) + 0.5)])
+        chosen.append(order[: int(fraction * len(members) + 0.5)])  # a longer beginning: that nests the parts
     return source.select(np.sort(np.concatenate(chosen)))

@@ -56,7 +56,7 @@ class LabelledSource:
         return self.items[int(self.indices[index])]
 
     def select(self, indices: Sequence[int]) -> "LabelledSource":
-        """The part of this part at `indices`."""
+        """Returns the part of this part at `indices`."""
         return replace(self, indices=self.indices[np.asarray(indices, dtype=np.int64)])
 
 
@@ -70,7 +70,7 @@ def open_labelled(
         name: see `open_source`.
         class_names: the classes in the order of their indices, as a model has them. Default: sorted names of a
             folder's classes, the order of the ClassLabel of a dataset.
-        known_from: whose classes these are, for messages.
+        known_from: the owner of these classes, as messages call it.
 
     Raises:
         InputError: if the source does not exist, is empty or has no labels, or has classes that `class_names` lacks.
@@ -79,10 +79,11 @@ def open_labelled(
     folder = Path(name).expanduser()
     is_folder = folder.is_dir() and not is_saved_dataset(folder)
     source = open_labelled_folder(name, folder) if is_folder else None
-    if source is None:
+    if source is None:  # also a folder that holds only Parquet files
         source = open_source(name)
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected ROOT/CLASS_NAME/FILE or a column of type ClassLabel.")
+    # Training would take -1 for the last class or fail late, so we refuse here.
     without = np.flatnonzero(source.labels < 0)
     if len(without):
         raise InputError(
@@ -96,11 +97,12 @@ def open_labelled(
 
 def open_labelled_folder(name: str, folder: Path) -> MediaSource | None:
     """
-    Videos and images of `folder/CLASS_NAME/FILE`; class indices follow sorted names. A class whose files are missing
-    keeps its index. Files elsewhere have no class, and are reported; None if there are no others.
+    Opens videos and images of `folder/CLASS_NAME/FILE`. Class indices follow sorted names. A class without files keeps
+    its index. Files elsewhere have no class, and a warning counts them. Returns None if no file has a class.
     """
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     media = [path for path in list_files(folder) if os.path.splitext(path)[1].lower() in extensions]
+    # Names of folders, not of files found: else a class that lacks files would shift the indices of all others.
     class_names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     places = [path.removeprefix(str(folder) + os.sep).split(os.sep) for path in media]
@@ -121,7 +123,8 @@ def open_labelled_folder(name: str, folder: Path) -> MediaSource | None:
 
 
 def relabel(source: MediaSource, class_names: Sequence[str], known_from: str) -> np.ndarray:
-    """The labels of a source as indices into `class_names`; `known_from` says in an error whose they are."""
+    """Returns the labels of a source as indices into `class_names`. `known_from` names their owner in an error."""
+    # Only classes that occur: a dataset's list of names may be longer than what its files use.
     used = [source.class_names[label] for label in np.unique(source.labels)]
     unknown = [class_name for class_name in used if class_name not in class_names]
     if unknown:
@@ -130,6 +133,7 @@ def relabel(source: MediaSource, class_names: Sequence[str], known_from: str) ->
             f"{source.name}: {len(unknown)} classes are unknown to {known_from}: {shown}. Expected some of its "
             f"{len(class_names)}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
         )
+    # -1 stands for classes that do not occur, so no label becomes -1.
     positions = {class_name: index for index, class_name in enumerate(class_names)}
     mapping = np.array([positions.get(class_name, -1) for class_name in source.class_names], dtype=np.int64)
     return mapping[source.labels]
@@ -137,7 +141,7 @@ def relabel(source: MediaSource, class_names: Sequence[str], known_from: str) ->
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
     """
-    Class names of a text file, one a line, in the order of their indices.
+    Reads class names from a text file, one a line, in the order of their indices.
 
     Raises:
         InputError: if it cannot be read, is empty, or names a class twice.
@@ -154,14 +158,14 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
 
 def format_list(names: Iterable[str], class_names: Iterable[str]) -> str:
     """
-    The lines `name<TAB>class name` of labelled files, sorted by code points. Their SHA-256 is the same for two groups
-    exactly if they have the same files under the same classes, wherever these are and in whatever order.
+    Lists labelled files as lines `name<TAB>class name`, sorted by code points. Two groups of files have the same
+    SHA-256 of this list exactly if they have the same files under the same classes. Neither place nor order matters.
     """
     return "".join(sorted(f"{name}\t{class_name}\n" for name, class_name in zip(names, class_names, strict=True)))
 
 
 def spread_frames(num_frames: int):
-    """The middle frames of `num_frames` equal parts of a video, for `MediaLoader.read_frames`."""
+    """Chooses the middle frames of `num_frames` equal parts of a video, for `MediaLoader.read_frames`."""
 
     def choose_frames(reader: MediaReader) -> list[int]:
         middles = (np.arange(num_frames) + 0.5) / num_frames

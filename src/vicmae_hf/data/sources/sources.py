@@ -1,4 +1,4 @@
-"""From what a user names (folders, Parquet files, datasets) to tables of videos and images."""
+"""Opens what a user names (folders, Parquet files, datasets) as tables of videos and images."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class DataSourceError(InputError):
 
 class MediaSource:
     """
-    A table of videos and images, memory-mapped by `datasets` where it can be.
+    A table of videos and images. `datasets` maps it into memory from its file, where there is one.
 
     Args:
         name: as the user gave it.
@@ -43,7 +43,7 @@ class MediaSource:
 
     def __init__(self, name: str, table: datasets.Dataset, column: str, is_video: bool | None = None):
         self.name = name
-        self.table = table.select_columns([column])
+        self.table = table.select_columns([column])  # reading a row leaves the others alone
         self.official_names = table["name"] if table.features.get("name") == datasets.Value("string") else None
         self.column = column
         self.is_video = is_video
@@ -57,7 +57,7 @@ class MediaSource:
         if isinstance(value, str):
             value = {"path": value, "bytes": None}
         elif value is None:
-            # A row without media is an unreadable file.
+            # A row without media counts as an unreadable file, and is reported like one.
             value = {"path": None, "bytes": b""}
         path = value["path"]
         has_file = value["bytes"] is None
@@ -67,8 +67,8 @@ class MediaSource:
 
     def list_names(self) -> list[str]:
         """
-        What each item is called within the source: as the column `name` says (that of prepared tables holds the names
-        in the official list), else its path below the folder, or its number.
+        Names the items within the source: by the column `name` (in prepared tables it holds the names of the official
+        list), else by the path below the folder, else by the number.
         """
         if self.official_names is not None:
             return list(self.official_names)
@@ -81,7 +81,7 @@ class MediaSource:
         ]
 
     def list_sizes(self) -> list[int]:
-        """Bytes of each item, encoded; 0 where there is nothing."""
+        """Counts the bytes of each encoded item; 0 where there is nothing."""
         values = self.table.data.column(self.column)
         if isinstance(self.table.features[self.column], datasets.Value):
             paths, sizes = values.to_pylist(), [None] * len(values)
@@ -99,9 +99,10 @@ def file_size(path: str | None) -> int:
 
 
 def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] | None]:
-    """Class indices `(N,)` and class names of a table's first column of type ClassLabel; None and None without one."""
+    """Returns class indices `(N,)` and names of a table's first column of type ClassLabel; None, None without one."""
     for column, feature in table.features.items():
         if isinstance(feature, datasets.ClassLabel):
+            # As Arrow, not as Python numbers: tables may have millions of rows.
             labels = table.with_format("arrow").select_columns([column])[:].column(column)
             return labels.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
     return None, None
@@ -110,8 +111,8 @@ def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] |
 def open_source(name: str | os.PathLike) -> MediaSource | FrameStoreSource:
     """
     Opens a folder of videos and images (any nesting), a frame store, a Parquet file or a folder of them, a folder
-    written by `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train"). The folders' names are no
-    labels here (`open_labelled` reads them).
+    written by `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train"). Names of folders are no
+    labels here; `open_labelled` reads them.
 
     Raises:
         DataSourceError: if it does not exist, holds no videos or images, or is a frame store that is not finished.
@@ -131,7 +132,7 @@ def open_source(name: str | os.PathLike) -> MediaSource | FrameStoreSource:
         with as_source_error(name, "the saved dataset could not be read"):
             dataset = datasets.load_from_disk(str(path))
         return _from_dataset(name, dataset)
-    if (path / STORE_FILE).is_file():
+    if (path / STORE_FILE).is_file():  # a finished one was opened above
         raise _unfinished_store_error(name, path)
     media, parquet = list_media(name, path)
     if parquet:
@@ -146,7 +147,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
     """
-    The paths of the media files or the Parquet files below a folder; one of the two lists is empty.
+    Lists the paths of the media files and the Parquet files below a folder; one of the two lists is empty.
 
     Raises:
         DataSourceError: if there are neither, or media files beside a dataset.
@@ -170,7 +171,7 @@ def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
 
 def table_of_paths(name: str, paths: list[str], labels: list[int] | None = None, **features) -> datasets.Dataset:
     """
-    A table with the columns `path` and, if there are labels, `label`, of type `features["label"]`.
+    Makes a table with the columns `path` and, if there are labels, `label`, of type `features["label"]`.
 
     Raises:
         DataSourceError: if a path is no valid UTF-8.
@@ -188,26 +189,26 @@ def table_of_paths(name: str, paths: list[str], labels: list[int] | None = None,
 def as_source_error(name: str, what: str) -> Iterator[None]:
     try:
         yield
-    # The libraries under `datasets` raise errors of their own: pyarrow's, the HTTP client's, RuntimeErrors.
+    # Any exception: the libraries under `datasets` raise pyarrow's errors, the HTTP client's, RuntimeErrors.
     except Exception as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise DataSourceError(f"{name}: {what} ({reason}).") from error
 
 
 def list_files(folder: Path) -> list[str]:
-    # Strings: a million Path objects would take a minute to make and sort.
+    # Strings, because a million Path objects would take a minute to make and sort.
     files = []
     seen = {os.path.realpath(folder)}
 
     def is_new(path: str) -> bool:
-        # Links may lead back to where they stand.
+        # A link may lead back to a folder that it is in, and the walk would never end.
         return (target := os.path.realpath(path)) not in seen and not seen.add(target)
 
     def fail(error: OSError) -> None:
         raise DataSourceError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
 
     for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        folders[:] = sorted(
+        folders[:] = sorted(  # in place: os.walk goes down into what is left
             entry for entry in folders if not entry.startswith(".") and is_new(os.path.join(root, entry))
         )
         files += [os.path.join(root, entry) for entry in sorted(names) if not entry.startswith(".")]
@@ -231,8 +232,8 @@ def _open_parquet(name: str, files: list[str]) -> MediaSource | FrameStoreSource
 
 def load_hub_dataset(name: str, split: str, **options) -> datasets.Dataset | datasets.IterableDataset:
     """
-    A split of a dataset on the Hub, with options of `load_dataset`; raises a DataSourceError if there is none of that
-    name, or no network.
+    Loads a split of a dataset on the Hub, with options of `load_dataset`. Raises a DataSourceError if there is none of
+    that name, or no network.
     """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise DataSourceError(f"{name}: no such file or folder.")
@@ -250,6 +251,7 @@ def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource | FrameSt
             what = f"the column {missing[0]}" if missing else "rows"
             raise DataSourceError(f"{name}: its column `frames` makes it a frame store, but it lacks {what}.")
         return FrameStoreSource(name, dataset, *read_labels(dataset))
+    # decode=False: a row then gives the path or the bytes, and data/media decodes.
     for kind, is_video in [(datasets.Video, True), (datasets.Image, False)]:
         for column, feature in dataset.features.items():
             if isinstance(feature, kind):
