@@ -196,7 +196,7 @@ def pretraining(pixel_values: np.ndarray, noise: np.ndarray, weights: dict, conf
     """The training forward of Algorithm 1, sample by sample and view by view: (B, 2, C, H, W), noise (B, 2, L)."""
     batch_size, _, _, height, width = pixel_values.shape
     grid = (height // config.patch_size, width // config.patch_size)
-    num_visible = int(math.prod(grid) * (1 - config.mask_ratio))
+    num_visible = round(math.prod(grid) * (1 - config.mask_ratio))
     num_views = 2 if config.reconstruct == "both" else 1
     encoded, logits, errors, masks = {}, {}, [], np.ones(noise.shape)
     for sample in range(batch_size):

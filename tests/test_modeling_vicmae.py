@@ -177,7 +177,7 @@ def test_the_smallest_noise_is_kept():
     noise = random_tensor(3, 2, 16, seed=1)
     with torch.no_grad():
         output = model(views(), noise=noise)
-    num_visible = int(16 * (1 - 0.7))
+    num_visible = 5  # of 4.8
     ranks = noise.argsort(-1).argsort(-1)
     assert torch.equal(output.ids_restore, ranks)
     assert torch.equal(output.mask, (ranks >= num_visible).float())
@@ -771,13 +771,28 @@ def test_pixel_values_are_required(model_class):
         ((2, 3, 3, 16, 16), r"two views.*got \(2, 3, 3, 16, 16\)"),
         ((2, 2, 1, 16, 16), "Expected 3 channels, got 1"),
         ((2, 2, 3, 16, 10), "multiples of patch_size=4, got 16 x 10"),
-        ((1, 2, 3, 16, 16), "at least 2 samples.*got 1"),
         ((2, 2, 3, 4, 4), "mask_ratio=0.75 leaves 0 of 1 patches visible"),
     ],
 )
 def test_pretraining_refuses_shapes_that_do_not_fit(shape, message):
     with pytest.raises(ValueError, match=message):
         ViCMAEForPreTraining(tiny_config()).train()(torch.zeros(shape))
+
+
+def test_the_number_of_visible_patches_is_rounded():
+    """100 * (1 - 0.9) is 9.99... in floating point."""
+    model = ViCMAEForPreTraining(tiny_config(mask_ratio=0.9, image_size=40)).eval()
+    assert (model(random_tensor(2, 2, 3, 40, 40)).mask == 0).sum(-1).tolist() == [[10, 10]] * 2
+
+
+def test_a_batch_of_one_sample_trains_the_reconstruction_alone():
+    model = shake(ViCMAEForPreTraining(tiny_config())).train()
+    output = model(views(1), noise=random_tensor(1, 2, 16))
+    assert output.contrastive_loss is None and output.projections is None
+    assert output.loss is output.reconstruction_loss
+    output.loss.backward()
+    assert model.decoder.prediction.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.contrastive_parameters())
 
 
 def test_one_sample_is_enough_where_no_batch_statistics_are_taken():

@@ -152,7 +152,7 @@ def test_limits_of_a_setting(changes, message):
 
 
 def test_values_at_their_limits_and_unset_ones_pass():
-    Limits(least=2, share=0, decay=1.0, inside=[], free=math.inf)
+    Limits(least=2, share=0, decay=1.0, inside=[], free=-1e30)
     Limits(least=None, share=1)
 
 
@@ -197,3 +197,42 @@ def test_small_numbers_of_the_config_are_numbers():
         "pooling": "mean",
         "hidden_size": 32,
     }
+
+
+def test_config_overrides_may_be_lists():
+    changes = parse_config_overrides(ViCMAEConfig, "image_size=[64,96],mask_ratio=0.5")
+    assert changes == {"image_size": [64, 96], "mask_ratio": 0.5}
+    assert parse_config_overrides(ViCMAEConfig, "image_size=(64, 96)") == {"image_size": "(64, 96)"}
+    with pytest.raises(ArgumentsError, match=r"cannot read the value of 'image_size=\[64'"):
+        parse_config_overrides(ViCMAEConfig, "image_size=[64")
+
+
+def test_no_is_no_in_a_yaml_file(tmp_path):
+    (tmp_path / "settings.yaml").write_text("mixed_precision: no\n")
+    assert parse(str(tmp_path / "settings.yaml"), *REQUIRED).mixed_precision == "no"
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "settings.json").write_bytes(b"\xef\xbb\xbf" + b'{"seed": 3}')
+    assert parse(str(tmp_path / "settings.json"), *REQUIRED).seed == 3
+
+
+def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "settings.yaml").write_text("train_data: [~/a, b/~c]\noutput_dir: ~/runs/x\nprobe_data: ~/p\n")
+    arguments = parse(str(tmp_path / "settings.yaml"))
+    assert arguments.train_data == [f"{tmp_path}/a", "b/~c"]
+    assert (arguments.output_dir, arguments.probe_data) == (f"{tmp_path}/runs/x", f"{tmp_path}/p")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["contrastive_start_epoch", "base_learning_rate", "window_seconds"])
+def test_numbers_are_finite(name, value):
+    with pytest.raises(ArgumentsError, match=f"--{name} must be finite"):
+        parse(*REQUIRED, f"--{name}={value}")
+
+
+def test_a_seed_that_numpy_cannot_take():
+    assert parse(*REQUIRED, "--seed", "4294967295").seed == 2**32 - 1
+    with pytest.raises(ArgumentsError, match="--seed must be between 0 and 4294967295, got 4294967296"):
+        parse(*REQUIRED, "--seed", "4294967296")

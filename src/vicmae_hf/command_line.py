@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
@@ -64,9 +65,10 @@ def _has_default(entry: Field) -> bool:
 def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
     """Settings of a file as flags, so that they pass through the same checks."""
     try:
-        text = Path(path).read_text()
+        # Some editors begin a file with a byte order mark.
+        text = Path(path).read_text(encoding="utf-8-sig")
         settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
         raise ArgumentsError(f"{path}: cannot be read as settings ({error}).") from error
     if not isinstance(settings, dict):
         raise ArgumentsError(f"{path}: expected settings as `name: value`, got {type(settings).__name__}.")
@@ -80,6 +82,8 @@ def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
             )
         if value is None:
             continue
+        if value is False and "no" in get_args(known[name]):
+            value = "no"  # which is false in YAML
         if known[name] is bool:
             if not isinstance(value, bool):
                 raise ArgumentsError(f"{path}: {name} must be true or false, got {value!r}.")
@@ -102,7 +106,8 @@ def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str 
     """
     known = [entry.name for entry in fields(config_class)]
     changes = {}
-    for pair in filter(None, (overrides or "").split(",")):
+    # Commas inside brackets, as in image_size=[64,96], belong to a value.
+    for pair in filter(None, re.split(r",(?![^\[(]*[\])])", overrides or "")):
         name, separator, value = (part.strip() for part in pair.partition("="))
         if not separator:
             raise ArgumentsError(f"--config_overrides: expected name=value, got {pair!r}.")
@@ -110,7 +115,10 @@ def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str 
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ArgumentsError(f"--config_overrides: the config has no field {name!r}.{hint}")
-        changes[name] = read_value(value)
+        try:
+            changes[name] = read_value(value)
+        except yaml.YAMLError as error:
+            raise ArgumentsError(f"--config_overrides: cannot read the value of {pair!r}.") from error
     return changes
 
 

@@ -19,11 +19,14 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_vicmae import ViCMAEConfig
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -34,7 +37,7 @@ class ViCMAEForPreTrainingOutput(ModelOutput):
     reconstruction_loss (`torch.Tensor` of shape `()`):
         Mean squared error over the masked patches of the reconstructed views.
     contrastive_loss (`torch.Tensor` of shape `()`, *optional*):
-        The contrastive part before weighting; `None` for plain MAE.
+        The contrastive part before weighting; `None` for plain MAE, and for one sample in training.
     logits (`torch.Tensor` of shape `(B, V, L, p * p * C)`):
         Reconstructed patches; pixels are ordered row, column, channel.
     mask (`torch.Tensor` of shape `(B, 2, L)`):
@@ -44,7 +47,7 @@ class ViCMAEForPreTrainingOutput(ModelOutput):
     features (`torch.Tensor` of shape `(B, 2, D)`):
         The views' pooled features, by `config.pooling`, of their visible patches: what a probe reads.
     projections (`torch.Tensor` of shape `(B, 2, P)`, *optional*):
-        What the contrastive part compares, not yet normalised; `None` for plain MAE.
+        What the contrastive part compares, not yet normalised; `None` where `contrastive_loss` is.
     hidden_states, attentions (`tuple` of `torch.Tensor`, *optional*):
         Of the encoder, a sample's views one after the other: `(2 * B, 1 + K, D)`, `(2 * B, heads, 1 + K, 1 + K)`.
     """
@@ -793,6 +796,11 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vicmae.get_input_embeddings()
 
+    def contrastive_parameters(self) -> list[nn.Parameter]:
+        """What only the contrastive loss trains: projector and learnable temperature."""
+        projector = [] if self.projector is None else list(self.projector.parameters())
+        return projector if self.logit_scale is None else [*projector, self.logit_scale]
+
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -804,14 +812,14 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
             noise: `(B, 2, L)`, ranks the patches of a view: the smallest are kept. Random by default.
 
         Raises:
-            ValueError: if a shape does not fit, or fewer than two samples reach the batch norm of the projector.
+            ValueError: if a shape does not fit.
         """
         hidden_states, mask, ids_restore = self.encode_views(pixel_values, noise, **kwargs)
         logits = self.reconstruct(hidden_states, ids_restore, pixel_values.shape[-2:], **kwargs)
         loss = reconstruction_loss = self.reconstruction_loss(pixel_values, logits, mask)
         features = self.vicmae.pool(hidden_states.flatten(0, 1)).unflatten(0, (-1, 2))
         projections = contrastive_loss = None
-        if self.projector is not None:
+        if self.projector is not None and self.can_contrast(len(pixel_values)):
             projections = self.project(hidden_states)
             contrastive_loss = self.contrastive_loss(projections, hidden_states)
             loss = reconstruction_loss + self.contrastive_weight * contrastive_loss
@@ -842,7 +850,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         self.get_input_embeddings().check_pixel_values(frames)
         patch_size = self.config.patch_size
         num_patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
-        num_visible = int(num_patches * (1 - self.config.mask_ratio))
+        num_visible = round(num_patches * (1 - self.config.mask_ratio))
         if not 0 < num_visible < num_patches:
             raise ValueError(
                 f"mask_ratio={self.config.mask_ratio} leaves {num_visible} of {num_patches} patches visible; at least "
@@ -890,17 +898,22 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         mask = mask[:, :num_views]
         return (patch_loss * mask).sum() / mask.sum()
 
+    def can_contrast(self, batch_size: int) -> bool:
+        """
+        Whether a batch has a contrastive part. One sample has no negatives, and no statistics for the batch norm: it
+        trains the reconstruction alone, as the last batch of an epoch may be such a one.
+        """
+        if not self.training or batch_size * world_size() > 1:
+            return True
+        logger.warning_once("A batch of one sample trains the reconstruction alone: it has nothing to contrast with.")
+        return False
+
     def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
         Pools the visible tokens `(B, 2, 1 + K, D)` and projects each view by itself, so that batch statistics are
         taken per view -> `(B, 2, P)`. ViC-MAE pools the patch tokens; section B's baselines read the class token.
         """
         pooled = self.pool_views(hidden_states)
-        if self.training and pooled.shape[0] * world_size() < 2:
-            raise ValueError(
-                "The projector's batch norm and the negatives of a contrastive loss need at least 2 samples in the "
-                f"batch, got {pooled.shape[0]}."
-            )
         return torch.stack([self.projector(view) for view in pooled.unbind(1)], dim=1)
 
     def pool_views(self, hidden_states: torch.Tensor) -> torch.Tensor:

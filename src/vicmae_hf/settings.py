@@ -2,6 +2,7 @@
 
 import math
 import operator
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -11,6 +12,8 @@ from .errors import InputError
 Part = TypeVar("Part")
 
 REQUIRED = MISSING
+# NumPy takes no larger seed.
+MAX_SEED = 2**32 - 1
 
 
 class ArgumentsError(InputError):
@@ -70,13 +73,22 @@ class Settings:
             value = getattr(self, entry.name)
             if value is None:
                 continue
+            value = expand_home(value)
+            setattr(self, entry.name, value)
             value_type = without_none(entry.type)
             if get_origin(value_type) is Literal and value not in get_args(value_type):
                 choices = ", ".join(get_args(value_type))
                 raise ArgumentsError(f"--{entry.name} must be one of {choices}, got {value!r}.")
-            if entry.metadata["limits"]:
+            if entry.metadata["limits"] or value_type in (float, list[float]):
                 for number in value if isinstance(value, list) else [value]:
                     check_limits(entry.name, number, entry.metadata["limits"])
+
+
+def expand_home(value: Any) -> Any:
+    """A text, or a list of them, with ~ as the home folder; the shell does so on a command line, not in a file."""
+    if isinstance(value, list):
+        return [expand_home(entry) for entry in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def part_of(settings: Settings, part: type[Part]) -> Part:

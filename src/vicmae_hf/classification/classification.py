@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def train_classifier(
     view = build_view(model.config, arguments)
     start_step = checkpoints.start(arguments.resume_from_checkpoint)
     samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
-    schedule = plan_run(arguments, accelerator.num_processes, len(samples.train), start_step)
+    schedule = replace(plan_run(arguments, accelerator.num_processes, len(samples.train)), start_step=start_step)
     if is_finished(output_dir, schedule):
         return read_results(output_dir)
     batch_sampler = order_batches(arguments, schedule, [len(samples.train)], len(samples.train))

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from ..configuration_vicmae import ViCMAEConfig
 from ..data.samples.pairs import PairSettings
-from ..settings import setting
+from ..settings import ArgumentsError, setting
 from ..training.arguments import TrainingArguments
+from ..training.optimization import Schedule, report_unused
 
 
 @dataclass(kw_only=True)
@@ -15,3 +17,26 @@ class PretrainingArguments(TrainingArguments, PairSettings):
     contrastive_start_epoch: float = setting(200.0, "the contrastive weight is 0 before (Table 1: 200)")
     probe_data: str | None = setting(None, "labelled folder or dataset on which features are probed during training")
     probe_steps: int = setting(1000, "updates between probes; the last update is always probed", minimum=1)
+
+
+def check_contrast(arguments: PretrainingArguments, config: ViCMAEConfig, schedule: Schedule) -> None:
+    """
+    Raises an ArgumentsError if the contrastive loss would have no part in a run, or no batch that it could compare. A
+    run that `--max_train_steps` cuts short on purpose gets a warning.
+    """
+    if config.contrastive_loss == "none":
+        return
+    samples = arguments.per_device_train_batch_size * schedule.num_processes
+    if samples < 2:
+        raise ArgumentsError(
+            "--per_device_train_batch_size 1 leaves the contrastive loss nothing to compare. Take at least 2, or "
+            '--config_overrides "contrastive_loss=none" for plain MAE.'
+        )
+    num_epochs = schedule.num_steps / schedule.steps_per_epoch
+    if arguments.contrastive_start_epoch >= num_epochs:
+        report_unused(
+            arguments,
+            f"--contrastive_start_epoch {arguments.contrastive_start_epoch:g} is not reached in {num_epochs:g} "
+            "epochs: this would be plain MAE. Start the contrastive loss earlier, train longer, or say "
+            '--config_overrides "contrastive_loss=none".',
+        )

@@ -1,6 +1,7 @@
 """Pretraining: Algorithm 1 with the recipe of Table 1."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from ..training.loop import train
 from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
 from ..training.reporting import MetricsLog, is_finished, peak_memory_mib, settings_of_run
 from ..video_processing_vicmae import ViCMAEVideoProcessor
-from .arguments import PretrainingArguments
+from .arguments import PretrainingArguments, check_contrast
 
 
 class Measure(Protocol):
@@ -83,16 +84,18 @@ def pretrain(
         CheckpointError: if the checkpoint to resume from does not fit.
         NonFiniteLossError: if the loss becomes infinite or NaN.
     """
+    schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples)
+    check_contrast(arguments, model.config, schedule)
     checkpoints = open_checkpoints(accelerator, dataset, arguments)
     groups = parameter_groups(model, arguments.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)  # Table 1
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    start_step = checkpoints.start(arguments.resume_from_checkpoint)
-    schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples, start_step)
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)  # Table 1
+    prepared, optimizer = accelerator.prepare(model, adamw)
+    schedule = replace(schedule, start_step=checkpoints.start(arguments.resume_from_checkpoint))
     if is_finished(arguments.output_dir, schedule):
         return None
     batches = load_batches(accelerator, dataset, arguments, schedule)
     objective = Objective(prepared, unwrap(accelerator, prepared), processors[0], arguments.contrastive_start_epoch)
+    adamw.register_step_pre_hook(objective.hold_projector)
     if accelerator.is_main_process:
         write_json(Path(arguments.output_dir) / "arguments.json", settings_of_run(arguments, model.config, schedule))
         for processor in processors:
@@ -104,7 +107,7 @@ def pretrain(
 
     with (
         dataset.bad_files.errors_of_workers(),
-        MetricsLog(accelerator, arguments.output_dir, "pairs", schedule.num_steps, start_step) as log,
+        MetricsLog(accelerator, arguments.output_dir, "pairs", schedule.num_steps, schedule.start_step) as log,
     ):
         results = train(
             accelerator, prepared, optimizer, batches, objective, schedule, log, checkpoints, arguments, measure
@@ -142,6 +145,15 @@ class Objective:
 
     def set_contrastive(self, is_contrastive: bool) -> None:
         self.model.contrastive_weight = self.model.config.contrastive_weight if is_contrastive else 0.0
+
+    def hold_projector(self, optimizer: torch.optim.Optimizer, *arguments) -> None:
+        """
+        Leaves the projector as it is while its weight is 0. Its gradients are zero then, but AdamW would still decay
+        its weights, to nothing over the 200 epochs of Table 1. It passes over what has no gradient.
+        """
+        if self.model.contrastive_weight == 0:
+            for parameter in self.model.contrastive_parameters():
+                parameter.grad = None
 
     def __call__(self, batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
         self.set_contrastive(epoch >= self.contrastive_start_epoch)

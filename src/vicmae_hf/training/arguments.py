@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..data.media.bad_files import BadFilesArguments
 from ..data.media.reading import ReadingArguments
-from ..settings import REQUIRED, ArgumentsError, setting
+from ..settings import MAX_SEED, REQUIRED, ArgumentsError, setting
 
 
 @dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     warmup_epochs: float = setting(40.0, "epochs of linear warmup (Table 1: 40)", minimum=0)
     weight_decay: float = setting(0.05, "on matrices only (Table 1: 0.05)", minimum=0)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    seed: int = setting(0, "of weights, data order, views and masks", minimum=0)
+    seed: int = setting(0, "of weights, data order, views and masks", minimum=0, maximum=MAX_SEED)
     logging_steps: int = setting(10, "updates between two lines of metrics.jsonl", minimum=1)
     checkpointing_steps: int = setting(1000, "updates between checkpoints; 0 writes none", minimum=0)
     save_total_limit: int | None = setting(3, "newest checkpoints kept", minimum=1)

@@ -10,6 +10,7 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from ..data.loading.loader import EpochBatchSampler
+from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 
 
@@ -116,8 +117,13 @@ class Schedule:
         return self.peak_learning_rate * factor
 
 
-def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int, start_step: int = 0) -> Schedule:
-    """The schedule of a run with `num_samples` samples in an epoch, of which `start_step` updates are done."""
+def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int) -> Schedule:
+    """
+    The schedule of a run with `num_samples` samples in an epoch.
+
+    Raises:
+        ArgumentsError: if the warmup is as long as the run.
+    """
     batches_per_step = arguments.gradient_accumulation_steps * num_processes
     batch_size = arguments.per_device_train_batch_size * batches_per_step
     if num_samples < batch_size:
@@ -127,9 +133,16 @@ def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int,
             batch_size,
         )
     steps_per_epoch = max(num_samples // batch_size, 1)
+    num_steps = arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch
+    if arguments.warmup_epochs * steps_per_epoch >= num_steps:
+        report_unused(
+            arguments,
+            f"--warmup_epochs {arguments.warmup_epochs:g} is no shorter than the run of "
+            f"{num_steps / steps_per_epoch:g} epochs: the learning rate would never reach its peak. Warm up for fewer "
+            "epochs, or train longer.",
+        )
     return Schedule(
-        num_steps=arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch,
-        start_step=start_step,
+        num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         num_warmup_steps=arguments.warmup_epochs * steps_per_epoch,
         peak_learning_rate=scaled_learning_rate(arguments.base_learning_rate, batch_size),
@@ -137,6 +150,13 @@ def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int,
         total_batch_size=batch_size,
         num_processes=num_processes,
     )
+
+
+def report_unused(arguments: TrainingArguments, message: str) -> None:
+    """Raises an ArgumentsError; only warns of a run that `--max_train_steps` cuts short, as trials are."""
+    if arguments.max_train_steps is None:
+        raise ArgumentsError(message)
+    logger.warning(message)
 
 
 def order_batches(

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -61,6 +62,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
     Raises:
         ArgumentsError: if the output folder holds a run that this one would replace, or the Hub refuses.
     """
+    check_trackers(arguments.report_to)
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         mixed_precision=arguments.mixed_precision,
@@ -71,6 +73,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     arguments.mixed_precision = accelerator.mixed_precision
+    adopt_accumulation(arguments, accelerator.gradient_accumulation_steps)
     if accelerator.is_main_process:
         check_output_dir(arguments)
         if arguments.push_to_hub:
@@ -84,6 +87,31 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         accelerator.init_trackers("vicmae", config=settings)
     set_seed(arguments.seed)
     return accelerator
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises an ArgumentsError if a tracker is unknown or not installed; Accelerate would go on without it."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS and name != "all":
+            raise ArgumentsError(f"--report_to {name}: expected one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+        if name not in installed and name != "all":
+            raise ArgumentsError(f"--report_to {name}: it is not installed. Install it: pip install {name}")
+
+
+def adopt_accumulation(arguments: TrainingArguments, launched: int) -> None:
+    """
+    Takes the accumulation steps that the launcher set, if the script was given none.
+
+    Raises:
+        ArgumentsError: if both were set, and differ.
+    """
+    if arguments.gradient_accumulation_steps not in (1, launched):
+        raise ArgumentsError(
+            f"--gradient_accumulation_steps is {arguments.gradient_accumulation_steps}, but accelerate's "
+            f"configuration (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) has {launched}. Set one of them."
+        )
+    arguments.gradient_accumulation_steps = launched
 
 
 def check_output_dir(arguments: TrainingArguments) -> None:
@@ -146,7 +174,7 @@ def build_model(
             model, loaded = load_model(model_class, arguments.model_name_or_path, changes)
             check_shapes(loaded["mismatched_keys"], replaced)
             check_encoder(loaded["missing_keys"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         source = arguments.model_name_or_path or "--image_size and --config_overrides"
         raise ArgumentsError(f"The model cannot be built from {source}: {error}") from error
     if arguments.gradient_checkpointing:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ...errors import InputError
-from ...settings import part_of, setting
+from ...settings import MAX_SEED, part_of, setting
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles, BadFilesArguments
 from ..media.reading import MediaItem, MediaLoader, MediaReader, ReadingArguments
@@ -115,7 +115,7 @@ class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments):
         "read one frame store shard by shard, from the Hub without a copy on disk; there is nothing to decode, and no "
         "limit of --seconds_per_file",
     )
-    seed: int = setting(0, "pairs are a function of it, of the epoch and of the sample", minimum=0)
+    seed: int = setting(0, "pairs are a function of it, of the epoch and of the sample", minimum=0, maximum=MAX_SEED)
 
 
 def load_frame_pairs(

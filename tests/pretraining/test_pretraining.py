@@ -1,0 +1,88 @@
+"""What a run of pretraining does with its weights: the projector before and after the contrastive loss starts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from launching import TORCHRUN, run, run_here
+from PIL import Image
+from safetensors.torch import load_file
+
+
+MODEL = (
+    "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,patch_size=8,decoder_hidden_size=8,"
+    "decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16,learnable_temperature=true"
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(8):
+        pixels = np.random.default_rng(index).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((48, 48)).save(folder / f"{index}.png")
+    return folder
+
+
+def flags(images, output_dir, *others):
+    return [
+        *("--train_data", images, "--output_dir", output_dir, "--image_size", 32, "--config_overrides", MODEL),
+        *("--warmup_epochs", 0, "--dataloader_num_workers", 0, "--logging_steps", 1, *others),
+    ]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("launch", "batch_size"), [(run_here, 4), (lambda *a: run(*a, launcher=TORCHRUN), 2)])
+def test_the_projector_is_left_alone_until_the_contrastive_loss_starts(images, tmp_path, launch, batch_size):
+    """Two updates an epoch; the contrastive loss counts from the fifth on."""
+    process = launch(
+        "run_pretraining.py",
+        *flags(images, tmp_path, "--per_device_train_batch_size", batch_size, "--num_train_epochs", 3),
+        *("--contrastive_start_epoch", 2, "--weight_decay", 10, "--base_learning_rate", 0.5),
+        *("--checkpointing_steps", 1, "--save_total_limit", 9),
+    )
+    assert process.returncode == 0, process.stderr
+    weights = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in range(1, 7)]
+    only_contrastive = [name for name in weights[0] if name.startswith("projector.") and "running" not in name]
+    only_contrastive = [name for name in only_contrastive if "num_batches" not in name] + ["logit_scale"]
+    assert len(only_contrastive) > 6
+    for name in only_contrastive:
+        for later in weights[1:4]:
+            assert torch.equal(later[name], weights[0][name]), name
+    moved = [name for name in only_contrastive if not torch.equal(weights[4][name], weights[0][name])]
+    # A linear layer before a batch norm has no use for its bias.
+    assert len(moved) >= len(only_contrastive) - 2
+    # What else there is was trained and decayed all the while.
+    assert not torch.equal(weights[1]["decoder.embed.weight"], weights[0]["decoder.embed.weight"])
+    assert [line["loss"] == line["reconstruction_loss"] for line in lines(tmp_path)] == [True] * 4 + [False] * 2
+
+
+def test_a_schedule_that_never_takes_effect_is_refused(images, tmp_path):
+    def refused(*others):
+        process = run_here(
+            "run_pretraining.py", *flags(images, tmp_path / "out", "--per_device_train_batch_size", 4, *others)
+        )
+        assert process.returncode == 1
+        assert not (tmp_path / "out" / "model.safetensors").exists()
+        return process.stderr
+
+    message = refused("--num_train_epochs", 100)
+    assert "error: --contrastive_start_epoch 200 is not reached in 100 epochs" in message
+    message = refused("--num_train_epochs", 30, "--contrastive_start_epoch", 0, "--warmup_epochs", 40)
+    assert "error: --warmup_epochs 40 is no shorter than the run of 30 epochs" in message
+    message = refused("--per_device_train_batch_size", 1, "--max_train_steps", 2)
+    assert "error: --per_device_train_batch_size 1 leaves the contrastive loss nothing to compare" in message
+
+
+def test_a_trial_of_a_few_updates_runs_and_says_what_it_leaves_out(images, tmp_path):
+    process = run_here(
+        "run_pretraining.py",
+        *flags(images, tmp_path, "--per_device_train_batch_size", 4, "--max_train_steps", 2, "--warmup_epochs", 40),
+    )
+    assert process.returncode == 0, process.stderr
+    assert "--contrastive_start_epoch 200 is not reached in 1 epochs" in process.stderr
+    assert "--warmup_epochs 40 is no shorter than the run of 1 epochs" in process.stderr

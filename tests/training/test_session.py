@@ -1,0 +1,40 @@
+"""What is refused before any data is read."""
+
+import pytest
+
+from vicmae_hf import ViCMAEForPreTraining
+from vicmae_hf.settings import ArgumentsError
+from vicmae_hf.training.arguments import TrainingArguments
+from vicmae_hf.training.session import adopt_accumulation, build_model, check_trackers
+
+
+def arguments(**changes):
+    return TrainingArguments(**{"train_data": ["data"], "output_dir": "out"} | changes)
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_package():
+    check_trackers(["tensorboard"])
+    with pytest.raises(ArgumentsError, match=r"--report_to wandb: it is not installed.*pip install wandb"):
+        check_trackers(["tensorboard", "wandb"])
+    with pytest.raises(ArgumentsError, match=r"--report_to foo: expected one of .*tensorboard"):
+        check_trackers(["foo"])
+
+
+@pytest.mark.parametrize(("given", "launched", "taken"), [(1, 4, 4), (4, 4, 4), (1, 1, 1)])
+def test_accumulation_may_be_set_by_the_launcher(given, launched, taken):
+    settings = arguments(gradient_accumulation_steps=given)
+    adopt_accumulation(settings, launched)
+    assert settings.gradient_accumulation_steps == taken
+
+
+def test_accumulation_set_twice_is_refused_if_it_differs():
+    with pytest.raises(ArgumentsError, match=r"is 2, but accelerate's configuration .* has 4"):
+        adopt_accumulation(arguments(gradient_accumulation_steps=2), 4)
+
+
+@pytest.mark.parametrize(
+    "overrides", ["image_size=[64,96,3]", "hidden_size=abc", "mask_ratio=[1]", "hidden_size=0", "patch_size=-1"]
+)
+def test_a_config_that_cannot_be_is_one_line(overrides):
+    with pytest.raises(ArgumentsError, match="The model cannot be built from --image_size and --config_overrides"):
+        build_model(ViCMAEForPreTraining, arguments(config_overrides=overrides))
