@@ -45,11 +45,11 @@ class ViCMAEForPreTrainingOutput(ModelOutput):
     ids_restore (`torch.LongTensor` of shape `(B, 2, L)`):
         Rank of every patch in its view's noise: patch l was kept if `ids_restore[..., l] < K`.
     features (`torch.Tensor` of shape `(B, 2, D)`):
-        The views' pooled features, by `config.pooling`, of their visible patches: what a probe reads.
+        The visible patches of each view, pooled by `config.pooling`: features for a probe.
     projections (`torch.Tensor` of shape `(B, 2, P)`, *optional*):
-        What the contrastive part compares, not yet normalised; `None` where `contrastive_loss` is.
+        The projector's output, which the contrastive part normalises and compares; `None` where `contrastive_loss` is.
     hidden_states, attentions (`tuple` of `torch.Tensor`, *optional*):
-        Of the encoder, a sample's views one after the other: `(2 * B, 1 + K, D)`, `(2 * B, heads, 1 + K, 1 + K)`.
+        The encoder's, a sample's views one after the other: `(2 * B, 1 + K, D)`, `(2 * B, heads, 1 + K, 1 + K)`.
     """
 
     loss: torch.Tensor | None = None
@@ -87,13 +87,13 @@ def sincos_positions(height: int, width: int, hidden_size: int) -> torch.Tensor:
         angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
-    columns = encode(width)[None, :, :].expand(height, width, -1)
-    rows = encode(height)[:, None, :].expand(height, width, -1)
-    return torch.cat([columns, rows], dim=-1).unsqueeze(0).to(torch.get_default_dtype())
+    columns = encode(width)[None, :, :].expand(height, width, -1)  # (h, w, D / 2)
+    rows = encode(height)[:, None, :].expand(height, width, -1)  # (h, w, D / 2)
+    return torch.cat([columns, rows], dim=-1).unsqueeze(0).to(torch.get_default_dtype())  # (1, h, w, D)
 
 
 def resample_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Positions `(1, h, w, D)` resampled in two dimensions (bicubic) to `(1, height, width, D)`."""
+    """Resamples positions `(1, h, w, D)` in two dimensions (bicubic) to `(1, height, width, D)`."""
     if positions.shape[1:3] == (height, width):
         return positions
     resampled = F.interpolate(at_least_float32(positions.permute(0, 3, 1, 2)), size=(height, width), mode="bicubic")
@@ -101,7 +101,7 @@ def resample_positions(positions: torch.Tensor, height: int, width: int) -> torc
 
 
 def resample_temporal_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
-    """Temporal positions `(1, t, D)` resampled linearly to `(1, length, D)`."""
+    """Resamples temporal positions `(1, t, D)` linearly to `(1, length, D)`."""
     if positions.shape[1] == length:
         return positions
     resampled = F.interpolate(at_least_float32(positions.transpose(1, 2)), size=length, mode="linear")
@@ -109,17 +109,17 @@ def resample_temporal_positions(positions: torch.Tensor, length: int) -> torch.T
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32, for statistics and losses; float64 stays."""
+    """Turns half precision into float32, for statistics and losses; float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Frames `(..., C, H, W)` as patches `(..., L, C, p, p)`, row by row."""
+    """Cuts frames `(..., C, H, W)` into patches `(..., L, C, p, p)`, row by row."""
     *batch, channels, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
-    patches = pixel_values.reshape(*batch, channels, rows, patch_size, columns, patch_size)
+    patches = pixel_values.reshape(*batch, channels, rows, patch_size, columns, patch_size)  # (..., C, h, p, w, p)
     order = [patches.ndim + axis for axis in (-4, -2, -5, -3, -1)]
-    patches = patches.permute(*range(len(batch)), *order)
+    patches = patches.permute(*range(len(batch)), *order)  # (..., h, w, C, p, p)
     return patches.reshape(*batch, rows * columns, channels, patch_size, patch_size)
 
 
@@ -128,13 +128,16 @@ def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int
     *batch, _, size = patches.shape
     patch_size = math.isqrt(size // num_channels)
     rows, columns = height // patch_size, width // patch_size
-    patches = patches.reshape(*batch, rows, columns, patch_size, patch_size, num_channels)
+    patches = patches.reshape(*batch, rows, columns, patch_size, patch_size, num_channels)  # (..., h, w, p, p, C)
     order = [patches.ndim + axis for axis in (-1, -5, -3, -4, -2)]
     return patches.permute(*range(len(batch)), *order).reshape(*batch, num_channels, height, width)
 
 
 class ViCMAEFrameProjection(nn.Conv2d):
-    """A convolution over patches, in the layout of ViT checkpoints, applied to patches that are already cut."""
+    """
+    A convolution over patches, applied to patches that are already cut: pretraining cuts first, to embed visible
+    patches only. It is a convolution so that its weights have the layout of ViT checkpoints.
+    """
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches `(..., C * p * p)` -> `(..., D)`."""
@@ -147,16 +150,18 @@ class ViCMAETubeletProjection(nn.Conv3d):
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Tubelets `(..., C * tubelet_size * p * p)` or patches `(..., C * p * p)` -> `(..., D)`."""
         is_still = patches.shape[-1] != self.weight[0].numel()
+        # Equal frames: summing the weights over time gives the same result as repeating the frame.
         weight = self.weight.sum(2) if is_still else self.weight
         return F.linear(patches, weight.flatten(1), self.bias)
 
 
 class ViCMAEPatchEmbeddings(nn.Module):
     """
-    Linear embedding of patches, of single frames (`video=False`) or of tubelets of `tubelet_size` frames.
+    Linear embedding of patches: of single frames (`video=False`), or of tubelets of `tubelet_size` frames.
 
-    Either kind takes images and clips alike: an image is a still clip of one tubelet, and a frame embedding sees the
-    mean of a tubelet, which is what its weights replicated along time and divided by `tubelet_size` would compute.
+    Either kind takes images and clips. For a tubelet embedding an image is a still clip of one tubelet. A frame
+    embedding sees the mean of a tubelet: its weights, replicated along time and divided by `tubelet_size`, would give
+    the same.
     """
 
     def __init__(self, config: ViCMAEConfig, video: bool):
@@ -179,18 +184,19 @@ class ViCMAEPatchEmbeddings(nn.Module):
             ValueError: if the shape does not fit the channels, the patches or the tubelets.
         """
         self.check_pixel_values(pixel_values)
-        patches = patchify(pixel_values.to(self.projection.weight.dtype), self.patch_size)
+        patches = patchify(pixel_values.to(self.projection.weight.dtype), self.patch_size)  # (B, [T,] L, C, p, p)
         if pixel_values.ndim == 4:
-            patches = patches.unsqueeze(1)
+            patches = patches.unsqueeze(1)  # (B, 1, L, C, p, p)
         else:
-            patches = patches.unflatten(1, (-1, self.tubelet_size))
+            patches = patches.unflatten(1, (-1, self.tubelet_size))  # (B, t, tubelet_size, L, C, p, p)
             is_video = isinstance(self.projection, nn.Conv3d)
+            # Time next to channels, where the weights have it: (B, t, L, C, tubelet_size, p, p) or (B, t, L, C, p, p).
             patches = patches.movedim(2, 4) if is_video else patches.mean(2)
-        patches = patches.flatten(3)
+        patches = patches.flatten(3)  # (B, t, L, pixels of a patch or tubelet)
         if ids_keep is not None:
             index = ids_keep[:, None, :, None].expand(-1, patches.shape[1], -1, patches.shape[3])
-            patches = patches.gather(2, index)
-        return self.projection(patches)
+            patches = patches.gather(2, index)  # (B, t, K, pixels): hidden patches cost nothing from here on
+        return self.projection(patches)  # (B, t, L or K, D)
 
     def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)
@@ -211,8 +217,8 @@ class ViCMAEPatchEmbeddings(nn.Module):
             raise ValueError(
                 f"The number of frames must be a multiple of tubelet_size={self.tubelet_size}, got {shape[1]}."
             )
-        # One NaN pixel makes every feature of its sample, and every loss of its batch, NaN. On an accelerator the
-        # check would wait for the device at every step; there the training loop reads the loss.
+        # One NaN pixel makes every feature of its sample, and every loss of its batch, NaN. On an accelerator this
+        # check would wait for the device at every step; there the training loop checks the loss.
         if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
             num_bad = pixel_values.numel() - int(pixel_values.isfinite().sum())
             if num_bad:
@@ -229,7 +235,7 @@ class ViCMAEEmbeddings(nn.Module):
         self.patch_embeddings = ViCMAEPatchEmbeddings(config, video)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.patch_grid = config.patch_grid
-        # Saved with the weights: converted checkpoints may bring positions of their own.
+        # Buffers, because they are not trained; saved, because converted checkpoints may bring positions of their own.
         self.register_buffer("position_embeddings", sincos_positions(*self.patch_grid, config.hidden_size))
         self.register_buffer("cls_position_embedding", torch.zeros(1, 1, config.hidden_size))
         self.temporal_position_embeddings = None
@@ -240,20 +246,20 @@ class ViCMAEEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
         """Images or clips -> `(B, 1 + t * L, D)`; with `ids_keep` `(B, K)` -> `(B, 1 + t * K, D)`."""
-        embeddings = self.patch_embeddings(pixel_values, ids_keep)
+        embeddings = self.patch_embeddings(pixel_values, ids_keep)  # (B, t, L or K, D)
         batch_size, length, _, hidden_size = embeddings.shape
         patch_size = self.patch_embeddings.patch_size
         height, width = (size // patch_size for size in pixel_values.shape[-2:])
-        positions = resample_positions(self.position_embeddings, height, width).flatten(1, 2)
+        positions = resample_positions(self.position_embeddings, height, width).flatten(1, 2)  # (1, L, D)
         if ids_keep is not None:
             index = ids_keep.unsqueeze(-1).expand(-1, -1, hidden_size)
-            positions = positions.expand(batch_size, -1, -1).gather(1, index)
-        embeddings = embeddings + positions.unsqueeze(1)
+            positions = positions.expand(batch_size, -1, -1).gather(1, index)  # (B, K, D)
+        embeddings = embeddings + positions.unsqueeze(1)  # the same position at all times t
         if self.temporal_position_embeddings is not None:
             embeddings = embeddings + resample_temporal_positions(self.temporal_position_embeddings, length).unsqueeze(
                 2
             )
-        cls_token = (self.cls_token + self.cls_position_embedding).expand(batch_size, -1, -1)
+        cls_token = (self.cls_token + self.cls_position_embedding).expand(batch_size, -1, -1)  # (B, 1, D)
         return self.dropout(torch.cat([cls_token, embeddings.flatten(1, 2)], dim=1))
 
 
@@ -272,12 +278,13 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    attention_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    attention_weights = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, heads, N, N)
     if attention_mask is not None:
         attention_weights = attention_weights + attention_mask
+    # In float32, because exponentials lose much in half precision.
     attention_weights = F.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
     attention_weights = F.dropout(attention_weights, p=dropout, training=module.training)
-    attention_output = torch.matmul(attention_weights, value).transpose(1, 2).contiguous()
+    attention_output = torch.matmul(attention_weights, value).transpose(1, 2).contiguous()  # (B, N, heads, D / heads)
     return attention_output, attention_weights
 
 
@@ -293,7 +300,7 @@ class ViCMAEAttention(nn.Module):
         self.head_dim = hidden_size // num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
+        self.is_causal = False  # read by the attention functions of Transformers: every token sees every other
         self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
@@ -302,7 +309,7 @@ class ViCMAEAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, length, hidden_size = hidden_states.shape
         heads_shape = (batch_size, length, -1, self.head_dim)
-        query_states = self.q_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        query_states = self.q_proj(hidden_states).view(heads_shape).transpose(1, 2)  # (B, heads, N, D / heads)
         key_states = self.k_proj(hidden_states).view(heads_shape).transpose(1, 2)
         value_states = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -345,7 +352,7 @@ class ViCMAEDropPath(nn.Module):
             return hidden_states
         keep_rate = 1 - self.drop_path_rate
         keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_rate)
-        return hidden_states * keep / keep_rate
+        return hidden_states * keep / keep_rate  # divided, so that the expected value stays the same
 
 
 class ViCMAELayer(GradientCheckpointingLayer):
@@ -396,25 +403,29 @@ class ViCMAEDecoder(nn.Module):
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int], **kwargs
     ) -> torch.Tensor:
         """Encoded frames `(N, 1 + K, D)`, `ids_restore` `(N, L)` -> predicted patches `(N, L, p * p * C)`."""
-        hidden_states = self.embed(hidden_states)
+        hidden_states = self.embed(hidden_states)  # (N, 1 + K, decoder width)
         cls_token, visible_tokens = hidden_states[:, :1], hidden_states[:, 1:]
         batch_size, num_visible, hidden_size = visible_tokens.shape
         mask_tokens = self.mask_token.to(visible_tokens.dtype)
         mask_tokens = mask_tokens.expand(batch_size, ids_restore.shape[1] - num_visible, -1)
-        tokens = torch.cat([visible_tokens, mask_tokens], dim=1)
-        tokens = tokens.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, hidden_size))
-        positions = resample_positions(self.position_embeddings, *grid).flatten(1, 2)
+        # By rank: the K visible ones first. A patch's rank says where its token is, so gathering puts all in place.
+        tokens = torch.cat([visible_tokens, mask_tokens], dim=1)  # (N, L, decoder width), by rank
+        tokens = tokens.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, hidden_size))  # in the order of the frame
+        # Without positions all mask tokens would be the same, and so would all predictions.
+        positions = resample_positions(self.position_embeddings, *grid).flatten(1, 2)  # (1, L, decoder width)
         hidden_states = torch.cat([cls_token + self.cls_position_embedding, tokens + positions], dim=1)
         for layer in self.decoder_layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.prediction(self.layernorm(hidden_states)[:, 1:])
+        return self.prediction(self.layernorm(hidden_states)[:, 1:])  # without the class token: (N, L, p * p * C)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Communication between processes
 #
-# DistributedDataParallel averages gradients over W processes. With these two functions, whose backward passes sum over
-# the processes, the mean over processes of their losses has exactly the gradients of one process on the joined batch.
+# DistributedDataParallel averages gradients over W processes. A loss that compares samples of all processes gives
+# gradients to samples of other processes, which a plain all_gather would drop. The backward passes of these two
+# functions sum them over the processes. Then the mean of the processes' losses has exactly the gradients of one
+# process on the joined batch.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -423,7 +434,7 @@ def world_size() -> int:
 
 
 class AllGather(torch.autograd.Function):
-    """`(B, ...)` of each process -> `(W * B, ...)` of all, in order of rank."""
+    """`(B, ...)` of each process -> `(W * B, ...)` of all processes, in order of rank."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -433,13 +444,13 @@ class AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous().clone()
+        gradient = gradient.contiguous().clone()  # a copy: all_reduce writes into it, and autograd may still need it
         dist.all_reduce(gradient)
-        return gradient.chunk(world_size())[dist.get_rank()]
+        return gradient.chunk(world_size())[dist.get_rank()]  # (B, ...), the rows that came from here
 
 
 class AllReduceSum(torch.autograd.Function):
-    """Sum of a tensor over the processes."""
+    """Sums a tensor over the processes."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -461,23 +472,24 @@ def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
 
 class ViCMAEBatchNorm(nn.BatchNorm1d):
     """
-    Batch norm over the batches of all processes, on any device (`nn.SyncBatchNorm` refuses the CPU), in float32.
+    Batch norm over the batches of all processes, in float32: the result must not depend on how many processes share a
+    batch. `nn.SyncBatchNorm` would do the same, but refuses the CPU.
 
     Every process must bring the same number of samples, as the training loops here do.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.training or world_size() == 1:
-            # In the parameters' type, which under autocast is float32: statistics of half-precision sums are poor.
+            # In the parameters' type, which under autocast is float32: sums in half precision make poor statistics.
             return super().forward(hidden_states.to(self.weight.dtype)).to(hidden_states.dtype)
         values = hidden_states.to(torch.promote_types(self.weight.dtype, torch.float32))
         count = values.shape[0] * world_size()
-        mean = AllReduceSum.apply(values.sum(0)) / count
+        mean = AllReduceSum.apply(values.sum(0)) / count  # (P,), of all processes
         variance = AllReduceSum.apply((values - mean).square().sum(0)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = variance * count / (count - 1)
+            unbiased = variance * count / (count - 1)  # as nn.BatchNorm1d keeps it
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         values = (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
         return values.to(hidden_states.dtype)
@@ -489,7 +501,7 @@ class ViCMAEBatchNorm(nn.BatchNorm1d):
 
 
 class ViCMAEProjector(nn.Sequential):
-    """Projection and target network in one (they share their weights), after Bardes et al.; supplement, section A."""
+    """Projection and target network, which share weights, so are one; after Bardes et al. (supplement, section A)."""
 
     def __init__(self, config: ViCMAEConfig):
         width = config.projector_hidden_size
@@ -506,41 +518,43 @@ class ViCMAEProjector(nn.Sequential):
 
 def info_nce_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.Tensor | float) -> torch.Tensor:
     """
-    `ctr(p_i, z_j) + ctr(z_j, p_i)` of Algorithm 1 for projections `(B, P)` of the two views, negatives from all
-    processes. `logit_scale` is exp(tau).
+    Computes `ctr(p_i, z_j) + ctr(z_j, p_i)` of Algorithm 1 for projections `(B, P)` of the two views. Negatives come
+    from all processes. `logit_scale` is exp(tau).
     """
     first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
     labels = torch.arange(first.shape[0], device=first.device)
+    # Row i is compared with the W * B rows of all processes, where those of rank r begin at r * B. Without this offset
+    # all ranks but the first would take a stranger for the positive.
     if world_size() > 1:
         labels = labels + dist.get_rank() * first.shape[0]
-    first_to_second = F.cross_entropy(first @ gather_batch(second).T * logit_scale, labels)
+    first_to_second = F.cross_entropy(first @ gather_batch(second).T * logit_scale, labels)  # of (B, W * B)
     second_to_first = F.cross_entropy(second @ gather_batch(first).T * logit_scale, labels)
     return 2 * first_to_second + 2 * second_to_first
 
 
 def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.Tensor | float) -> torch.Tensor:
     """
-    NT-Xent over the 2 W B projections of all processes: each is compared with all others, the positive being the other
-    view of its sample. The objective of the authors' released code on one process.
+    Computes NT-Xent over the 2 W B projections of all processes. Each is compared with all others; the positive is the
+    other view of its sample. On one process this is the objective of the authors' released code.
     """
     first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
     batch_size = first.shape[0]
-    anchors = torch.cat([first, second])
-    others = torch.cat([gather_batch(first), gather_batch(second)])
+    anchors = torch.cat([first, second])  # (2 * B, P)
+    others = torch.cat([gather_batch(first), gather_batch(second)])  # (2 * W * B, P)
     total = others.shape[0] // 2
     own = torch.arange(batch_size, device=first.device)
     if world_size() > 1:
-        own = own + dist.get_rank() * batch_size
+        own = own + dist.get_rank() * batch_size  # where the rows of this rank begin, as above
     own, positives = torch.cat([own, own + total]), torch.cat([own + total, own])
-    similarities = (anchors @ others.T) * logit_scale
-    similarities = similarities.scatter(1, own.unsqueeze(1), float("-inf"))
+    similarities = (anchors @ others.T) * logit_scale  # (2 * B, 2 * W * B)
+    similarities = similarities.scatter(1, own.unsqueeze(1), float("-inf"))  # nothing is its own negative
     return F.cross_entropy(similarities, positives)
 
 
 def simsiam_loss(projection: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
-    Supplement, equation (1), for one direction: projections `(B, D)` of one view against class tokens `(B, D)` of the
-    other, which are neither projected nor differentiated.
+    Computes equation (1) of the supplement in one direction: projections `(B, D)` of one view against class tokens
+    `(B, D)` of the other. These are not projected, and not differentiated: else all views could move to one point.
     """
     projection, target = F.normalize(projection, dim=-1), F.normalize(target.detach(), dim=-1)
     return 2 * (1 - (projection * target).sum(-1)).mean()
@@ -553,19 +567,19 @@ VICREG_EPSILON = 1e-4
 
 def vicreg_loss(first: torch.Tensor, second: torch.Tensor, config: ViCMAEConfig) -> torch.Tensor:
     """
-    Supplement, equations (2) to (4), for projections `(B, P)`, over the batch of all processes, whose size is n and N.
-    They are l2-normalised, as the supplement has it and Bardes et al. have not: deviations are then 1 / sqrt(P) at
-    best, and the hinge never lets go. Projection and target network are one, so that the loss is the same in both
-    directions; it is counted once.
+    Computes equations (2) to (4) of the supplement for projections `(B, P)`, over the batch of all processes, whose
+    size is the equations' n and N. Projections are l2-normalised, as the supplement has it and Bardes et al. have not.
+    Deviations are then 1 / sqrt(P) at best, so the hinge never becomes 0. Projection and target network are one, so
+    the loss is the same in both directions and is counted once.
     """
-    first, second = gather_batch(F.normalize(first, dim=-1)), gather_batch(F.normalize(second, dim=-1))
+    first, second = gather_batch(F.normalize(first, dim=-1)), gather_batch(F.normalize(second, dim=-1))  # (W * B, P)
     invariance = (first - second).square().sum(-1).mean()
     variance = covariance = 0.0
     for projections in (first, second):
         deviation = torch.sqrt(projections.var(dim=0) + VICREG_EPSILON)
         variance = variance + F.relu(VICREG_TARGET_DEVIATION - deviation).mean()
         centred = projections - projections.mean(dim=0)
-        matrix = centred.T @ centred / (projections.shape[0] - 1)
+        matrix = centred.T @ centred / (projections.shape[0] - 1)  # (P, P)
         off_diagonal = matrix.square().sum() - matrix.diagonal().square().sum()
         covariance = covariance + off_diagonal / projections.shape[1]
     return (
@@ -582,10 +596,11 @@ def vicreg_loss(first: torch.Tensor, second: torch.Tensor, config: ViCMAEConfig)
 
 class FitToModel(ConversionOps):
     """
-    Fits an embedding from a checkpoint to the model that `from_pretrained` builds, where the two differ in size.
+    Fits an embedding from a checkpoint to the model that `from_pretrained` builds, where the two differ in size. So a
+    pretrained frame encoder opens as a video classifier, at any image size.
 
     A patch embedding of single frames is replicated along time and divided by the tubelet size, so that a still video
-    gives the tokens of its frame; the reverse sums over time. Positions are resampled, in two dimensions or in time.
+    gives the tokens of its frame. The reverse sums over time. Positions are resampled, in two dimensions or in time.
     Anything else stays as it is, and Transformers reports the mismatch.
     """
 
@@ -604,11 +619,11 @@ class FitToModel(ConversionOps):
 
 
 def fit_embedding(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The conversions of `FitToModel`, told apart by their shapes; returns `tensor` itself if none of them fits."""
+    """Makes the conversion of `FitToModel` that the shapes call for; returns `tensor` itself if none fits."""
     if tensor.ndim == 4 and len(shape) == 5:
-        return tensor.unsqueeze(2).expand(-1, -1, shape[2], -1, -1) / shape[2]
+        return tensor.unsqueeze(2).expand(-1, -1, shape[2], -1, -1) / shape[2]  # (D, C, tubelet_size, p, p)
     if tensor.ndim == 5 and len(shape) == 4:
-        return tensor.sum(2)
+        return tensor.sum(2)  # (D, C, p, p)
     if tensor.ndim == len(shape) == 4 and tensor.shape[0] == 1:
         return resample_positions(tensor, *shape[1:3])
     if tensor.ndim == len(shape) == 3:
@@ -623,7 +638,7 @@ EMBEDDINGS_FITTED_ON_LOADING = (
     "decoder.position_embeddings",
 )
 
-# What the weights of any of these classes open as, written into `config.json` for processes without this package.
+# Written into `config.json`, so that any saved weights open as each of these classes without this package.
 AUTO_MAP = {
     "AutoConfig": "configuration_vicmae.ViCMAEConfig",
     "AutoModel": "modeling_vicmae.ViCMAEModel",
@@ -646,20 +661,21 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # The losses are means over the batch: Trainer divides them by its accumulation steps.
+    # The losses are means over the batch, so Trainer has to divide them by its accumulation steps.
     accepts_loss_kwargs = False
-    # ".layers." is the encoder; the decoder's blocks are of the same class.
+    # Only of the encoder, ".layers.": the decoder's blocks are of the same class.
     _can_record_outputs = {
         "hidden_states": OutputRecorder(ViCMAELayer, layer_name="layers"),
         "attentions": OutputRecorder(ViCMAEAttention, index=1, layer_name="layers"),
     }
 
     def __init__(self, config: ViCMAEConfig, *args, **kwargs):
-        # `from_pretrained(..., mask_ratio=2)` sets attributes of a config that was validated before.
+        # Again here, because `from_pretrained(..., mask_ratio=2)` sets attributes of a config after its validation.
         config.validate_vicmae()
         super().__init__(config, *args, **kwargs)
 
-    # Not by `register_checkpoint_conversion_mapping`: its mappings are for renamed weights, and apply to saving too.
+    # Fits shapes while the weights are read. Not by `register_checkpoint_conversion_mapping`: its mappings are for
+    # renamed weights, and apply to saving too.
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         converters = [WeightConverter(n, n, operations=[FitToModel()]) for n in EMBEDDINGS_FITTED_ON_LOADING]
@@ -669,20 +685,22 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As in Transformers, which by itself would name only the class that is saved."""
+        """Saves as Transformers does, which by itself would write only the saved class into `auto_map`."""
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    # `from_pretrained` builds a model without memory for its tensors. What the checkpoint lacks, buffers such as
+    # positions too, then holds garbage until this function fills it. `init` leaves tensors alone that were loaded.
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Xavier-uniform linear layers (supplement, section A); the patch embedding counts as one."""
+        """Initialises linear layers Xavier-uniformly (supplement, section A); the patch embedding counts as one."""
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
             weight = module.weight
-            bound = math.sqrt(6 / (weight.shape[0] + weight[0].numel()))
+            bound = math.sqrt(6 / (weight.shape[0] + weight[0].numel()))  # Xavier's, of the flattened weight
             init.uniform_(weight, -bound, bound)
             init.zeros_(module.bias)
         elif isinstance(module, ViCMAEEmbeddings):
@@ -692,7 +710,7 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
             )
             init.zeros_(module.cls_position_embedding)
             if module.temporal_position_embeddings is not None:
-                init.zeros_(module.temporal_position_embeddings)
+                init.zeros_(module.temporal_position_embeddings)  # a video model starts as the frame model
         elif isinstance(module, ViCMAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(
@@ -701,7 +719,7 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.cls_position_embedding)
         elif isinstance(module, ViCMAEForPreTraining):
             if module.logit_scale is not None:
-                init.constant_(module.logit_scale, -math.log(self.config.temperature))
+                init.constant_(module.logit_scale, -math.log(self.config.temperature))  # tau of Algorithm 1
         else:
             super()._init_weights(module)
 
@@ -716,8 +734,8 @@ class ViCMAEModel(ViCMAEPreTrainedModel):
             single frames (pretraining, image classification) set it to False.
     """
 
-    # What a pretraining checkpoint holds beside the encoder, and what a frame encoder has none of: temporal positions
-    # that start at zero leave its features as they are.
+    # No warning for these: a pretraining checkpoint holds more than the encoder, and a frame encoder has no temporal
+    # positions. They start at zero, which leaves its features as they are.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\.", r"^logit_scale$", r"^classifier\."]
     _keys_to_ignore_on_load_missing = [r"^embeddings\.temporal_position_embeddings$"]
 
@@ -742,7 +760,7 @@ class ViCMAEModel(ViCMAEPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     def encode(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        """Tokens `(B, N, D)` through all layers and, unless it comes after pooling, the final norm -> `(B, N, D)`."""
+        """Applies all layers and, unless it comes after pooling, the final norm: `(B, N, D)` -> `(B, N, D)`."""
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         return hidden_states if self.config.norm_after_pooling else self.layernorm(hidden_states)
@@ -778,15 +796,15 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
     """
     ViC-MAE's pretraining (Algorithm 1): `encode_views`, `reconstruct`, `project`, and the two losses.
 
-    The attribute `contrastive_weight` starts as the config's; a training loop may change it on the way (Table 1: 0
-    until epoch 200).
+    The attribute `contrastive_weight` starts as the config's. A training loop may change it during training (Table 1:
+    0 until epoch 200).
     """
 
     def __init__(self, config: ViCMAEConfig):
         super().__init__(config)
         if config.norm_after_pooling:
             raise ValueError("Pretraining reads normalised tokens: expected norm_after_pooling=False, got True.")
-        self.vicmae = ViCMAEModel(config, video=False)
+        self.vicmae = ViCMAEModel(config, video=False)  # each view is encoded by itself, as one frame
         self.decoder = ViCMAEDecoder(config)
         self.projector = None if config.contrastive_loss == "none" else ViCMAEProjector(config)
         self.logit_scale = nn.Parameter(torch.empty(())) if config.learnable_temperature else None
@@ -797,7 +815,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         return self.vicmae.get_input_embeddings()
 
     def contrastive_parameters(self) -> list[nn.Parameter]:
-        """What only the contrastive loss trains: projector and learnable temperature."""
+        """Lists what only the contrastive loss trains: projector and learnable temperature."""
         projector = [] if self.projector is None else list(self.projector.parameters())
         return projector if self.logit_scale is None else [*projector, self.logit_scale]
 
@@ -814,13 +832,14 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         Raises:
             ValueError: if a shape does not fit.
         """
-        hidden_states, mask, ids_restore = self.encode_views(pixel_values, noise, **kwargs)
-        logits = self.reconstruct(hidden_states, ids_restore, pixel_values.shape[-2:], **kwargs)
+        hidden_states, mask, ids_restore = self.encode_views(pixel_values, noise, **kwargs)  # (B, 2, 1 + K, D)
+        logits = self.reconstruct(hidden_states, ids_restore, pixel_values.shape[-2:], **kwargs)  # (B, V, L, pixels)
         loss = reconstruction_loss = self.reconstruction_loss(pixel_values, logits, mask)
-        features = self.vicmae.pool(hidden_states.flatten(0, 1)).unflatten(0, (-1, 2))
+        features = self.vicmae.pool(hidden_states.flatten(0, 1)).unflatten(0, (-1, 2))  # (B, 2, D)
         projections = contrastive_loss = None
         if self.projector is not None and self.can_contrast(len(pixel_values)):
-            projections = self.project(hidden_states)
+            projections = self.project(hidden_states)  # (B, 2, P)
+            # Also while its weight is 0: DistributedDataParallel expects a gradient for every parameter.
             contrastive_loss = self.contrastive_loss(projections, hidden_states)
             loss = reconstruction_loss + self.contrastive_weight * contrastive_loss
         return ViCMAEForPreTrainingOutput(
@@ -841,12 +860,12 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         Masks and encodes both views in one batch.
 
         Returns:
-            hidden states of the visible tokens `(B, 2, 1 + K, D)`, mask `(B, 2, L)`, ids_restore `(B, 2, L)`.
+            Hidden states of the visible tokens `(B, 2, 1 + K, D)`, mask `(B, 2, L)`, ids_restore `(B, 2, L)`.
         """
         if pixel_values is None or pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             shape = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(f"pixel_values must be two views (batch, 2, channels, height, width), got {shape}.")
-        frames = pixel_values.flatten(0, 1)
+        frames = pixel_values.flatten(0, 1)  # (2 * B, C, H, W)
         self.get_input_embeddings().check_pixel_values(frames)
         patch_size = self.config.patch_size
         num_patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
@@ -861,17 +880,19 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
             noise = torch.rand(noise_shape, device=pixel_values.device)
         elif tuple(noise.shape) != noise_shape:
             raise ValueError(f"noise must have shape {noise_shape}, one value a patch, got {tuple(noise.shape)}.")
-        ids_shuffle = torch.argsort(noise, dim=-1)
+        # Ranks of noise hide the same number of patches in every view, so that views stack into one batch; a coin for
+        # each patch would not. ids_shuffle: rank -> patch. ids_restore, its inverse: patch -> rank.
+        ids_shuffle = torch.argsort(noise, dim=-1)  # (B, 2, L)
         ids_restore = torch.argsort(ids_shuffle, dim=-1)
-        mask = (ids_restore >= num_visible).to(torch.float32)
-        ids_keep = ids_shuffle[..., :num_visible].flatten(0, 1)
+        mask = (ids_restore >= num_visible).to(torch.float32)  # (B, 2, L)
+        ids_keep = ids_shuffle[..., :num_visible].flatten(0, 1)  # (2 * B, K)
         hidden_states = self.vicmae.encode(self.vicmae.embeddings(frames, ids_keep), **kwargs)
         return hidden_states.unflatten(0, (-1, 2)), mask, ids_restore
 
     def reconstruct(
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, image_size: tuple[int, int], **kwargs
     ) -> torch.Tensor:
-        """Visible tokens `(B, 2, 1 + K, D)` of frames of `image_size` pixels -> patches `(B, V, L, p * p * C)`."""
+        """Decodes visible tokens `(B, 2, 1 + K, D)` of frames of `image_size` pixels to `(B, V, L, p * p * C)`."""
         num_views = 2 if self.config.reconstruct == "both" else 1
         grid = tuple(size // self.config.patch_size for size in image_size)
         logits = self.decoder(
@@ -880,9 +901,9 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         return logits.unflatten(0, (-1, num_views))
 
     def reconstruction_target(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Views `(B, V, C, H, W)` as patches `(B, V, L, p * p * C)`, each normalised if `norm_pix_loss`."""
-        target = patchify(at_least_float32(pixel_values), self.config.patch_size)
-        target = target.movedim(-3, -1).flatten(-3)
+        """Cuts views `(B, V, C, H, W)` into patches `(B, V, L, p * p * C)`, each normalised if `norm_pix_loss`."""
+        target = patchify(at_least_float32(pixel_values), self.config.patch_size)  # (B, V, L, C, p, p)
+        target = target.movedim(-3, -1).flatten(-3)  # row, column, channel: the order of MAE's checkpoints
         if self.config.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             target = (target - mean) / torch.sqrt(variance + 1e-6)
@@ -894,14 +915,14 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         """Mean squared error over the masked patches of the reconstructed views (Algorithm 1)."""
         num_views = logits.shape[1]
         target = self.reconstruction_target(pixel_values[:, :num_views])
-        patch_loss = (at_least_float32(logits) - target).square().mean(-1)
+        patch_loss = (at_least_float32(logits) - target).square().mean(-1)  # (B, V, L)
         mask = mask[:, :num_views]
-        return (patch_loss * mask).sum() / mask.sum()
+        return (patch_loss * mask).sum() / mask.sum()  # visible patches could simply be copied
 
     def can_contrast(self, batch_size: int) -> bool:
         """
-        Whether a batch has a contrastive part. One sample has no negatives, and no statistics for the batch norm: it
-        trains the reconstruction alone, as the last batch of an epoch may be such a one.
+        Whether a batch has a contrastive part. One sample has no negatives, and no statistics for the batch norm, so
+        it trains the reconstruction alone. The last batch of an epoch may be such a one.
         """
         if not self.training or batch_size * world_size() > 1:
             return True
@@ -913,18 +934,20 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         Pools the visible tokens `(B, 2, 1 + K, D)` and projects each view by itself, so that batch statistics are
         taken per view -> `(B, 2, P)`. ViC-MAE pools the patch tokens; section B's baselines read the class token.
         """
-        pooled = self.pool_views(hidden_states)
+        pooled = self.pool_views(hidden_states)  # (B, 2, D)
         return torch.stack([self.projector(view) for view in pooled.unbind(1)], dim=1)
 
     def pool_views(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.config.contrastive_loss in ("simsiam", "vicreg"):
             return hidden_states[:, :, 0]
+        # Patch tokens must also serve the reconstruction, which keeps them from collapsing to one point (Table 4).
         return hidden_states[:, :, 1:].mean(2)
 
     def contrastive_loss(self, projections: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The configured objective on projections `(B, 2, P)`, in float32, over the batch of all processes."""
+        """Computes the configured objective on projections `(B, 2, P)` of all processes, in float32."""
+        # Without autocast, which would multiply in half precision; similarities divided by 0.1 need more.
         with torch.autocast(projections.device.type, enabled=False):
-            first, second = at_least_float32(projections).unbind(1)
+            first, second = at_least_float32(projections).unbind(1)  # (B, P) each
             if self.config.contrastive_loss == "simsiam":
                 first_target, second_target = at_least_float32(self.pool_views(hidden_states)).unbind(1)
                 return simsiam_loss(first, second_target) + simsiam_loss(second, first_target)
@@ -938,7 +961,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
 
 
 class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
-    """The encoder and a linear classifier on its pooled output. Patches are embedded frame by frame."""
+    """The encoder with a linear classifier on its pooled output. Patches are embedded frame by frame."""
 
     _embeds_video = False
 
@@ -966,7 +989,7 @@ class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
             ValueError: if a shape does not fit the model or the problem.
         """
         outputs = self.vicmae(pixel_values, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
+        logits = self.classifier(outputs.pooler_output)  # (B, num_labels)
         loss = None if labels is None else self.classification_loss(logits, labels)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -995,7 +1018,7 @@ class ViCMAEForVideoClassification(ViCMAEForImageClassification):
     _embeds_video = True
 
 
-# Saved models carry this file and those that it imports.
+# With this, saved models carry this file and those that it imports.
 ViCMAEModel.register_for_auto_class("AutoModel")
 ViCMAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 ViCMAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
