@@ -9,11 +9,14 @@ random weights.
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.data.media.bad_files import write_failures
 from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
 from vicmae_hf.data.sources.labelled import open_labelled
-from vicmae_hf.evaluation.features import load_encoder
-from vicmae_hf.evaluation.probes import probe_beside_untrained, read_labelled_frames
+from vicmae_hf.evaluation.features import HeldViews, build_feature_views, load_encoder
+from vicmae_hf.evaluation.probes import probe_beside_untrained
 from vicmae_hf.files import write_json
 from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.session import run_script
@@ -37,16 +40,19 @@ def main() -> None:
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     train_source = open_labelled(arguments.train_data)
     eval_source = open_labelled(arguments.eval_data, train_source.class_names)
-    train = read_labelled_frames(train_source, processor, arguments.num_frames, loader)
-    evaluation = read_labelled_frames(eval_source, processor, arguments.num_frames, loader)
-    results = probe_beside_untrained(model, train, evaluation, arguments.num_seeds)
+    train, evaluation = (
+        HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
+        for source in (train_source, eval_source)
+    )
+    results = probe_beside_untrained(Accelerator(), model, train, evaluation, arguments.num_seeds)
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))
     write_json(output_dir / "all_results.json", results)
     write_json(output_dir / "arguments.json", asdict(arguments))
     print(
-        f"Linear probe on {len(evaluation.labels)} held-out files of {len(train.class_names)} classes "
-        f"(chance {100 / len(train.class_names):.1f} %), mean and standard deviation of {arguments.num_seeds} runs:\n"
+        f"Linear probe on {results['num_eval_samples']} held-out files of {results['num_classes']} classes "
+        f"(chance {100 / results['num_classes']:.1f} %), mean and standard deviation of {arguments.num_seeds} runs:\n"
         f"  pretrained {results['eval_top1']:.1f} ± {results['eval_top1_spread']:.1f} % top-1\n"
         f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
         f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "

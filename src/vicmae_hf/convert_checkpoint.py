@@ -470,7 +470,7 @@ def place_positions(
     return height if height == width else (height, width)
 
 
-def build_model(config: ViCMAEConfig) -> ViCMAEPreTrainedModel:
+def model_without_weights(config: ViCMAEConfig) -> ViCMAEPreTrainedModel:
     """The model that a converted checkpoint is for, without memory for its weights."""
     model_class = MODEL_CLASSES[config.architectures[0]]
     with torch.device("meta"):
@@ -479,7 +479,7 @@ def build_model(config: ViCMAEConfig) -> ViCMAEPreTrainedModel:
 
 def expected_shapes(config: ViCMAEConfig) -> dict[str, torch.Size]:
     """Shapes of all tensors of the model; the encoder's names start with "vicmae." in every class."""
-    model = build_model(config)
+    model = model_without_weights(config)
     prefix = "vicmae." if isinstance(model, ViCMAEModel) else ""
     return {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
 
@@ -595,7 +595,7 @@ def convert_checkpoint(
     except ValueError as error:
         raise InputError(f"{checkpoint}: {error}") from error
     Path(output_dir).mkdir(parents=True, exist_ok=True)
-    model = build_model(config)
+    model = model_without_weights(config)
     model.load_state_dict(state_dict, strict=True, assign=True)
     model.save_pretrained(output_dir)
     for processor in build_processors(config):

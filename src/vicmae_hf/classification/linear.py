@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.loading.loader import SampleKey
 from ..evaluation.features import Features
-from ..evaluation.prediction import Predictions
+from ..evaluation.prediction import Predictions, evaluating
+from ..evaluation.probes import start_linear_head
 from ..modeling_vicmae import ViCMAEForImageClassification, gather_batch, world_size
 from ..training.checkpointing import TrainedModule
 
@@ -38,9 +38,7 @@ class LinearClassifier(TrainedModule):
         super().__init__()
         self.model = model
         self.model.vicmae.requires_grad_(False)
-        self.norm = nn.BatchNorm1d(model.config.hidden_size, affine=False)
-        nn.init.normal_(model.classifier.weight, std=0.01)
-        nn.init.zeros_(model.classifier.bias)
+        self.norm = start_linear_head(model.classifier)
 
     @property
     def config(self) -> ViCMAEConfig:
@@ -136,13 +134,10 @@ class FeatureSamples(torch.utils.data.Dataset):
         return {"features": self.features.embeddings[index], "labels": self.labels[index]}
 
 
-@torch.no_grad()
 def predict_features(module: LinearClassifier, samples: FeatureSamples) -> Predictions:
     """The predictions for features, by the running statistics."""
-    was_training = module.training
-    module.eval()
     device = module.model.classifier.weight.device
     features = samples.features
-    logits = [module(features=part.to(device)).logits.cpu() for part in features.embeddings.split(4096)]
-    module.train(was_training)
+    with evaluating(module):
+        logits = [module(features=part.to(device)).logits.cpu() for part in features.embeddings.split(4096)]
     return Predictions(torch.cat(logits).softmax(-1), samples.labels, features.indices, features.failures)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +15,14 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 
+from ..data.media.bad_files import write_failures
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
 from ..data.sources.labelled import LabelledSource
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
 from ..modeling_vicmae import ViCMAEModel
-from .prediction import average_views, collect
-from .results import matrix_column, write_failures
+from .prediction import average_views, collect, evaluating, split_items
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Features:
     Embeddings of the items that could be read, in the order of the source.
 
     Args:
-        embeddings: `(N, D)`, float32.
+        embeddings: `(N, D)`, float32; `(N, V, D)` if those of the views were not averaged.
         indices: `(N,)`, which items of the source they are.
         failures: `{"path", "error"}` of each item that could not be read.
     """
@@ -95,26 +96,94 @@ def build_feature_views(
 
 
 def extract_embeddings(
-    accelerator: Accelerator, model: ViCMAEModel, dataset: ViewDataset, *, batch_size: int, num_workers: int
+    accelerator: Accelerator,
+    model: ViCMAEModel,
+    dataset: "ViewDataset | HeldViews",
+    *,
+    batch_size: int,
+    num_workers: int,
+    average: bool = True,
+) -> Features:
+    """The encoder's `pooler_output` of every item (see `embed_views`). Its training mode is left as it was."""
+
+    def embed(views: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            return model(views.to(model.dtype)).pooler_output
+
+    with evaluating(model):
+        return embed_views(
+            accelerator, embed, dataset, batch_size=batch_size, num_workers=num_workers, average=average
+        )
+
+
+def embed_views(
+    accelerator: Accelerator,
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    dataset: "ViewDataset | HeldViews",
+    *,
+    batch_size: int,
+    num_workers: int,
+    average: bool = True,
 ) -> Features:
     """
-    The encoder's `pooler_output`, averaged over the views of each item; every item once, divided between the
-    processes, all of which get everything. The model's training mode is left as it was.
+    Embeds the views of every item once, divided between the processes, all of which get everything.
+
+    Args:
+        embed: views `(V, ...)` -> embeddings `(V, D)`.
+        batch_size: views that are embedded together.
+        average: whether the embeddings of an item's views are averaged, or kept one by one, `(N, V, D)`. A view that
+            stands for several, as a frame of a very short video does, is then repeated.
 
     Raises:
         InputError: if no item can be read.
     """
 
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        with accelerator.autocast():
-            parts = [model(part).pooler_output for part in batch["pixel_values"].to(model.dtype).split(batch_size)]
-        return {"embeddings": average_views(torch.cat(parts).float(), batch["weights"])[:, 0]}
+        values = torch.cat([embed(part) for part in batch["pixel_values"].split(batch_size)]).float()
+        if average:
+            return {"embeddings": average_views(values, batch["weights"])[:, 0]}
+        return {"embeddings": repeat_views(values, batch["weights"], dataset.protocols[0].num_views)}
 
-    was_training = model.training
-    model.eval()
     collected = collect(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers)
-    model.train(was_training)
     return Features(collected.outputs["embeddings"], collected.indices, collected.failures)
+
+
+def repeat_views(values: torch.Tensor, weights: Sequence[torch.Tensor], num_views: int) -> torch.Tensor:
+    """
+    Values of distinct views `(V1 + V2 + ..., D)` -> `(B, num_views, D)`, each as often as its weight in the first
+    protocol says.
+    """
+    parts = zip(split_items(values, weights), weights, strict=True)
+    return torch.stack(
+        [part.repeat_interleave((rows[0] * num_views).round().long().to(part.device), dim=0) for part, rows in parts]
+    )
+
+
+class HeldViews(torch.utils.data.Dataset):
+    """
+    The views of a small dataset, read when they are first asked for and then held in memory: for several encoders
+    that look at the same files. Load it in the process itself (`num_workers=0`).
+    """
+
+    def __init__(self, dataset: ViewDataset):
+        self.dataset = dataset
+        self.source = dataset.source
+        self.protocols = dataset.protocols
+        self.max_views = dataset.max_views
+        self.items: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self.items:
+            self.items[index] = self.dataset[index]
+        return self.items[index]
+
+
+def matrix_column(matrix: torch.Tensor) -> pa.FixedSizeListArray:
+    """A matrix `(N, D)` as a column of N lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.flatten().numpy()), matrix.shape[1])
 
 
 def write_features(path: str | os.PathLike, source: MediaSource, features: Features, settings: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Evaluation of classifiers: every item once in any number of processes, probabilities averaged over views."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,21 +35,35 @@ class TopKAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, float]:
-        ranked, labels = torch.tensor(predictions), torch.tensor(references)
-        hits = ranked == labels[:, None]
-        return {f"top{k}": 100 * hits[:, :k].any(1).double().mean().item() for k in (1, TOP_K)}
+        return top_k_accuracies(torch.tensor(predictions), torch.tensor(references))
 
 
 def top_k_accuracies(top_classes: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """`{"eval_top1", "eval_top5"}` in percent of classes `(N, K)`, the likeliest first, against labels `(N,)`."""
-    metric = TopKAccuracy(keep_in_memory=True)
-    figures = metric.compute(predictions=top_classes.tolist(), references=labels.tolist())
-    return {f"eval_{name}": value for name, value in figures.items()}
+    """`{"top1", "top5"}` in percent of classes `(N, K)`, the likeliest first, against labels `(N,)`."""
+    hits = top_classes == labels[:, None]
+    return {f"top{k}": 100 * hits[:, :k].any(1).double().mean().item() for k in (1, TOP_K)}
+
+
+def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """`{"top1", "top5"}` in percent of scores or probabilities `(N, C)` against labels `(N,)`."""
+    return top_k_accuracies(likeliest_classes(scores), labels)
 
 
 def likeliest_classes(probabilities: torch.Tensor) -> torch.Tensor:
     """Probabilities `(..., C)` -> the five likeliest classes, or all if there are fewer, `(..., 5)`."""
     return probabilities.topk(min(TOP_K, probabilities.shape[-1])).indices
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In its block the model is in eval mode and makes no gradients; then it is as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 @dataclass(frozen=True)
@@ -70,8 +85,12 @@ class Predictions:
 
     def accuracy(self) -> dict[str, float]:
         """`eval_top1` and `eval_top5` in percent of the items that could be read, and how many could and could not."""
+        metric = TopKAccuracy(keep_in_memory=True)
+        figures = metric.compute(
+            predictions=likeliest_classes(self.probabilities).tolist(), references=self.labels.tolist()
+        )
         return {
-            **top_k_accuracies(likeliest_classes(self.probabilities), self.labels),
+            **{f"eval_{name}": value for name, value in figures.items()},
             "num_eval_samples": len(self.labels),
             "num_failed": len(self.failures),
         }
@@ -125,34 +144,14 @@ def predict_views(
     """
     model = unwrap(accelerator, model)
 
-    def probabilities(views: torch.Tensor) -> torch.Tensor:
-        with accelerator.autocast():
-            logits = [model(**{model.main_input_name: part}).logits for part in views.split(batch_size)]
-        return torch.cat(logits).float().softmax(-1)
-
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        views = batch["pixel_values"].to(model.dtype)
-        num_clips = torch.tensor([rows.shape[1] for rows in batch["weights"]])
-        outputs = {"probabilities": average_views(probabilities(views), batch["weights"])}
-        if frame_orders is not None:
-            outputs["reordered"] = predict_reordered(probabilities, views, batch, frame_orders)
-            num_first = torch.tensor([int((rows[0] > 0).sum()) for rows in batch["weights"]])
-            num_clips = num_clips + num_first * outputs["reordered"].shape[1]
-        return outputs | {"num_clips": num_clips}
+        return predict_batch(accelerator, model, batch, batch_size, frame_orders)
 
-    was_training = model.training
-    model.eval()
     started = time.perf_counter()
-    collected = collect(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers)
+    with evaluating(model):
+        collected = collect(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers)
     seconds = time.perf_counter() - started
-    model.train(was_training)
-    is_finite = collected.outputs["probabilities"].isfinite().flatten(1).all(1)
-    if not is_finite.all():
-        first = dataset.source[int(collected.indices[~is_finite][0])].name
-        raise InputError(
-            f"The model's outputs are infinite or NaN for {int((~is_finite).sum())} files, the first: {first}. Try "
-            "--mixed_precision no or bf16."
-        )
+    check_finite(dataset, collected)
     labels = torch.as_tensor(dataset.labels)[collected.indices]
     return ViewPredictions(
         protocols=[
@@ -163,6 +162,44 @@ def predict_views(
         num_clips=int(collected.outputs["num_clips"].sum()),
         seconds=seconds,
     )
+
+
+def predict_batch(
+    accelerator: Accelerator,
+    model: nn.Module,
+    batch: dict[str, Any],
+    batch_size: int,
+    frame_orders: Callable[[int], torch.Tensor] | None,
+) -> dict[str, torch.Tensor]:
+    """
+    A batch (see `collate_views`) -> `probabilities` by protocol `(B, P, C)`; with `frame_orders` also `reordered`
+    `(B, G, 5)`; `num_clips` `(B,)`, clips of each item that went through the model.
+    """
+
+    def probabilities(views: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            logits = [model(**{model.main_input_name: part}).logits for part in views.split(batch_size)]
+        return torch.cat(logits).float().softmax(-1)
+
+    views = batch["pixel_values"].to(model.dtype)
+    num_clips = torch.tensor([rows.shape[1] for rows in batch["weights"]])
+    outputs = {"probabilities": average_views(probabilities(views), batch["weights"])}
+    if frame_orders is not None:
+        outputs["reordered"] = predict_reordered(probabilities, views, batch, frame_orders)
+        num_first = torch.tensor([int((rows[0] > 0).sum()) for rows in batch["weights"]])
+        num_clips = num_clips + num_first * outputs["reordered"].shape[1]
+    return outputs | {"num_clips": num_clips}
+
+
+def check_finite(dataset: ViewDataset, collected: "Collected") -> None:
+    """Raises an InputError that names the first file whose probabilities are infinite or NaN."""
+    is_finite = collected.outputs["probabilities"].isfinite().flatten(1).all(1)
+    if not is_finite.all():
+        first = dataset.source[int(collected.indices[~is_finite][0])].name
+        raise InputError(
+            f"The model's outputs are infinite or NaN for {int((~is_finite).sum())} files, the first: {first}. Try "
+            "--mixed_precision no or bf16."
+        )
 
 
 def predict_reordered(
@@ -197,7 +234,6 @@ class Collected:
     failures: list[dict[str, str]]
 
 
-@torch.no_grad()
 def collect(
     accelerator: Accelerator,
     dataset: ViewDataset,

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
+from ..data.media.bad_files import write_failures
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import LabelledSource, format_list
 from ..errors import InputError
-from ..files import write_csv, write_json, write_json_lines
+from ..files import write_csv, write_json
 from ..reports.plots import plot_confusion, plot_temporal_ablation
+from .features import matrix_column
 from .prediction import Predictions, ViewPredictions, likeliest_classes
 from .temporal_ablation import FrameOrders
 
@@ -146,18 +148,6 @@ def write_predictions(output_dir: Path, dataset: ViewDataset, predictions: ViewP
     }
     table = pa.table({"file": files, "class": classes, "label": first.labels.numpy(), **probabilities})
     pyarrow.parquet.write_table(table, output_dir / "predictions.parquet")
-
-
-def matrix_column(matrix: torch.Tensor) -> pa.FixedSizeListArray:
-    """A matrix `(N, D)` as a column of N lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.flatten().numpy()), matrix.shape[1])
-
-
-def write_failures(path: Path, failures: list[dict[str, str]]) -> None:
-    """The items that could not be read, one JSON object a line; no file if there are none."""
-    path.unlink(missing_ok=True)
-    if failures:
-        write_json_lines(path, failures)
 
 
 def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:

@@ -62,10 +62,10 @@ class FrameOrders:
         runs = {"shuffled": figures[: self.num_permutations], "repeated": figures[self.num_permutations :]}
         summary = {"standard": {name: standard[name] for name in ("eval_top1", "eval_top5")}}
         for name, accuracies in runs.items():
-            top1 = [accuracy["eval_top1"] for accuracy in accuracies]
+            top1 = [accuracy["top1"] for accuracy in accuracies]
             summary[name] = {
                 "eval_top1": statistics.fmean(top1),
-                "eval_top5": statistics.fmean(accuracy["eval_top5"] for accuracy in accuracies),
+                "eval_top5": statistics.fmean(accuracy["top5"] for accuracy in accuracies),
                 "eval_top1_spread": statistics.stdev(top1) if len(top1) > 1 else 0.0,
                 "eval_top1_runs": top1,
             }

@@ -9,7 +9,8 @@ from ..data.media.reading import MediaLoader
 from ..data.sources.labelled import LabelledSource
 from ..errors import InputError
 from ..evaluation.features import build_feature_views, extract_embeddings, nearest_neighbour_scores
-from ..evaluation.probes import balanced_subset, top_k_accuracy, train_linear_probe
+from ..evaluation.prediction import accuracy
+from ..evaluation.probes import balanced_subset, train_linear_probe
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTrainingOutput, ViCMAEModel
 
@@ -99,4 +100,4 @@ class OnlineProbe:
                 "probe_knn_top1": nearest_neighbour_scores(known, labels[is_training], queries, self.num_classes),
                 "probe_linear_top1": probe(queries),
             }
-        return {name: top_k_accuracy(score, labels[~is_training], 1) for name, score in scores.items()}
+        return {name: accuracy(score, labels[~is_training])["top1"] for name, score in scores.items()}

@@ -227,10 +227,10 @@ def _write_card(
         program=program,
         train_data=", ".join(f"`{entry}`" for entry in arguments["train_data"])
         + f" ({results['num_train_files']} files, {num_train_failed} unreadable)",
-        settings=_table(
+        settings=markdown_table(
             ("setting", "value"), [(entry, settings[entry]) for entry in shown_settings if entry in settings]
         ),
-        figures=_table(("figure", "value"), [(entry, _readable(value)) for entry, value in results.items()])
+        figures=markdown_table(("figure", "value"), [(entry, _readable(value)) for entry, value in results.items()])
         + below_figures,
         limits=limits,
     )
@@ -257,7 +257,7 @@ def inherited_license(base_model: str | None) -> str:
     return metadata.get("license") or "unknown"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 

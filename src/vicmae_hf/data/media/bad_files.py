@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import InputError, MediaDecodingError
+from ...files import write_json_lines
 from ...settings import Settings, setting
 from .reading import TimeLimitError
 
@@ -179,3 +180,10 @@ class BadFiles:
                 if entry.get("timed_out"):
                     self.timed_out.add(entry["path"])
                 self.num_bytes_read += len(line)
+
+
+def write_failures(path: str | os.PathLike, failures: Sequence[dict[str, str]]) -> None:
+    """The files that something could not read, `{"path", "error"}` a line; no file if there are none."""
+    Path(path).unlink(missing_ok=True)
+    if failures:
+        write_json_lines(path, failures)

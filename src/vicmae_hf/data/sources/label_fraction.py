@@ -1,6 +1,7 @@
 """Selects a share of the labels, for the semi-supervised study of Table 5."""
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,13 +19,10 @@ def select_label_fraction(source: LabelledSource, fraction: float, seed: int) ->
     """
     if not 0 < fraction <= 1:
         raise InputError(f"label_fraction is a share above 0 and at most 1, got {fraction}.")
-    chosen = []
-    labels = source.labels
     all_names = source.items.list_names()
     names = [all_names[index] for index in source.indices]
-    for label in np.unique(labels):
-        # Sorted, because a store has its rows in another order than the folder.
-        members = sorted(np.flatnonzero(labels == label), key=names.__getitem__)
+
+    def shuffle(label: int, members: np.ndarray) -> np.ndarray:
         # Floats such as 0.1 are not exact: 0.1 of 30 must be 3.
         if fraction * len(members) < 1 - 1e-9:
             raise InputError(
@@ -34,6 +32,24 @@ def select_label_fraction(source: LabelledSource, fraction: float, seed: int) ->
         # The seed depends on the class's name and not on its index, because the same class may have another index in
         # another source. crc32, because Python's hash of a string differs from process to process.
         class_seed = zlib.crc32(source.class_names[label].encode())
-        order = np.random.default_rng([seed, class_seed]).permutation(members)
-        chosen.append(order[: int(fraction * len(members) + 0.5)])  # a longer beginning: that nests the parts
-    return source.select(np.sort(np.concatenate(chosen)))
+        # Sorted, because a store has its rows in another order than the folder.
+        return np.random.default_rng([seed, class_seed]).permutation(sorted(members, key=names.__getitem__))
+
+    return source.select(np.sort(take_share(source.labels, fraction, shuffle)))
+
+
+def take_share(labels: np.ndarray, fraction: float, shuffle: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    """
+    Indices of the same share of every class, at least one of each. Shares are nested: a smaller one takes the first of
+    what a larger one takes.
+
+    Args:
+        labels: class indices `(N,)`.
+        fraction: above 0, at most 1.
+        shuffle: (label, indices of its members) -> the indices in the order in which they are taken.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        members = shuffle(int(label), np.flatnonzero(labels == label))
+        chosen.append(members[: max(int(fraction * len(members) + 0.5), 1)])
+    return np.concatenate(chosen)

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from ...errors import InputError
-from ..media.reading import MediaItem, MediaReader
+from ..media.reading import MediaItem
 from .sources import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -162,13 +162,3 @@ def format_list(names: Iterable[str], class_names: Iterable[str]) -> str:
     SHA-256 of this list exactly if they have the same files under the same classes. Neither place nor order matters.
     """
     return "".join(sorted(f"{name}\t{class_name}\n" for name, class_name in zip(names, class_names, strict=True)))
-
-
-def spread_frames(num_frames: int):
-    """Chooses the middle frames of `num_frames` equal parts of a video, for `MediaLoader.read_frames`."""
-
-    def choose_frames(reader: MediaReader) -> list[int]:
-        middles = (np.arange(num_frames) + 0.5) / num_frames
-        return (middles * reader.num_frames).astype(int).tolist()
-
-    return choose_frames
