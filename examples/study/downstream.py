@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from study_tables import deviation, mean_and_spread, table
+from study_tables import deviation, mean_and_spread
 from transformers import set_seed
 
 from vicmae_hf import ViCMAEModel
+from vicmae_hf.reports.model_card import markdown_table
 
 
 SCRIPTS = Path(__file__).parents[1] / "pytorch"
@@ -106,14 +107,14 @@ def write_tables(evaluations: list[dict], curve: dict[str, list[list[float]]], p
         for protocol in ["3x3", "1x1"]
     }
     by_seed |= {f"1x1, frames {kind}": ablated(evaluations, kind) for kind in FRAMES[1:]}
-    motion = table(
+    motion = markdown_table(
         ["motion classes, top-1 %", "mean ± std over seeds", "by seed"],
         [
             [name, mean_and_spread(values), ", ".join(f"{value:.1f}" for value in values)]
             for name, values in by_seed.items()
         ],
     )
-    images = table(
+    images = markdown_table(
         ["labels", *curve],
         [
             [f"{100 * fraction:g} %", *map(mean_and_spread, points)]

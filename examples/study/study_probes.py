@@ -4,24 +4,29 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from study_results import POOLINGS
 from torch.nn import functional as F
 
 from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.labelled import LabelledSource, open_labelled
 from vicmae_hf.errors import InputError
-from vicmae_hf.evaluation.probes import LabelledFrames, balanced_subset, probe_accuracy, read_labelled_frames
+from vicmae_hf.evaluation.features import HeldViews, build_feature_views, embed_views
+from vicmae_hf.evaluation.probes import LabelledFeatures, balanced_subset, probe_accuracy
 from vicmae_hf.files import write_json
 from vicmae_hf.image_processing_vicmae import ViCMAEImageProcessor
 from vicmae_hf.modeling_vicmae import ViCMAEModel
 
 
 NUM_FOLDS = 4
+# Frames in a forward pass.
+BATCH_SIZE = 256
 # Frames as raw pixels are averaged to this many rows and columns: about as many numbers as an encoder's features.
 PIXEL_GRID = 16
 
@@ -30,7 +35,8 @@ class StudyProbes:
     """
     Linear probes of frozen features, by the same frames and the same parts of the labels for every encoder.
 
-    The frames are read once, when they are first needed, and held in memory.
+    The frames are read once, when they are first needed, and held in memory. All processes call the methods: they
+    share the work of the encoders.
 
     Args:
         train_data, eval_data: labelled folders or datasets.
@@ -52,6 +58,7 @@ class StudyProbes:
         label_fractions: Sequence[float],
         num_subsets: int,
     ):
+        self.accelerator = Accelerator()
         self.train_data = train_data
         self.eval_data = eval_data
         self.processor = processor
@@ -61,19 +68,35 @@ class StudyProbes:
         self.num_subsets = num_subsets
 
     @cached_property
-    def train(self) -> LabelledFrames:
-        source = open_labelled(self.train_data)
-        return read_labelled_frames(source, self.processor, self.num_frames, self.loader)
+    def train(self) -> HeldViews:
+        return self._open(open_labelled(self.train_data))
 
     @cached_property
-    def evaluation(self) -> LabelledFrames:
-        source = open_labelled(self.eval_data, self.train.class_names)
-        return read_labelled_frames(source, self.processor, self.num_frames, self.loader)
+    def evaluation(self) -> HeldViews:
+        return self._open(open_labelled(self.eval_data, self.train.source.class_names))
+
+    def _open(self, source: LabelledSource) -> HeldViews:
+        return HeldViews(
+            build_feature_views(source, self.processor, self.loader, pooling="frame", num_frames=self.num_frames)
+        )
+
+    def embed(self, views: HeldViews, embed: Callable[[torch.Tensor], torch.Tensor]) -> LabelledFeatures:
+        """What `embed` makes of every frame."""
+        with torch.no_grad():
+            features = embed_views(self.accelerator, embed, views, batch_size=BATCH_SIZE, num_workers=0, average=False)
+        return LabelledFeatures.of(features, views.source)
+
+    def pooled(self, model: ViCMAEModel, views: HeldViews) -> dict[str, LabelledFeatures]:
+        """Features of an encoder, by pooling (see `pool_tokens`)."""
+        model = model.to(self.accelerator.device).eval()
+        found = self.embed(views, lambda frames: pool_tokens(model(frames).last_hidden_state.float()))
+        parts = found.features.chunk(len(POOLINGS), dim=-1)
+        return {name: replace(found, features=part) for name, part in zip(POOLINGS, parts, strict=True)}
 
     def cached(self, path: str | os.PathLike, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """
-        What `compute` returns, from the file of an earlier call with the same settings if there is one. Of several
-        processes the first computes.
+        What `compute` returns, from the file of an earlier call with the same settings if there is one. All processes
+        compute, the first one writes.
         """
         path = Path(path)
         settings = {
@@ -83,44 +106,46 @@ class StudyProbes:
             "label_fractions": self.label_fractions,
             "num_subsets": self.num_subsets,
         }
-        if PartialState().is_main_process:
-            record = json.loads(path.read_text()) if path.exists() else {}
-            if record.get("settings") != settings:
-                record = {"settings": settings, "result": compute()}
+        record = json.loads(path.read_text()) if path.exists() else {}
+        # No process may write before all have looked, or some would compute and others not.
+        PartialState().wait_for_everyone()
+        if record.get("settings") != settings:
+            record = {"settings": settings, "result": compute()}
+            if PartialState().is_main_process:
                 write_json(path, record)
         PartialState().wait_for_everyone()
         return json.loads(path.read_text())["result"]
 
     def describe(self) -> dict[str, Any]:
         """The data, in figures."""
-        train, evaluation = self.train, self.evaluation
+        train, evaluation = self.embed(self.train, shrink), self.embed(self.evaluation, shrink)
         return {
             "num_classes": len(train.class_names),
             "num_train_samples": len(train.labels),
             "num_eval_samples": len(evaluation.labels),
-            "num_failed": train.num_failed + evaluation.num_failed,
+            "num_failed": len(train.failures) + len(evaluation.failures),
             "num_labels_by_fraction": [
                 len(balanced_subset(train.labels, fraction, seed=0)) for fraction in self.label_fractions
             ],
         }
 
     def probe(self, model: ViCMAEModel) -> dict[str, dict[str, Any]]:
-        """Accuracies on the held-out files (see `probe_features`), by pooling (see `pooled_features`)."""
-        train, evaluation = (pooled_features(model, frames.pixel_values) for frames in (self.train, self.evaluation))
+        """Accuracies on the held-out files (see `probe_features`), by pooling (see `pool_tokens`)."""
+        train, evaluation = self.pooled(model, self.train), self.pooled(model, self.evaluation)
         return {pooling: self.probe_features(train[pooling], evaluation[pooling]) for pooling in train}
 
     def probe_pixels(self) -> dict[str, Any]:
         """The same of the frames themselves, `PIXEL_GRID` x `PIXEL_GRID` pixels."""
-        return self.probe_features(shrink(self.train.pixel_values), shrink(self.evaluation.pixel_values))
+        return self.probe_features(self.embed(self.train, shrink), self.embed(self.evaluation, shrink))
 
-    def probe_features(self, train_features: torch.Tensor, eval_features: torch.Tensor) -> dict[str, Any]:
+    def probe_features(self, train: LabelledFeatures, evaluation: LabelledFeatures) -> dict[str, Any]:
         """
-        Features `(N, F, D)` -> `top1` and `top5` in percent with all labels, and `top1_by_fraction`, one figure for
-        each of `label_fractions`, the mean over draws.
+        `top1` and `top5` in percent with all labels, and `top1_by_fraction`, one figure for each of
+        `label_fractions`, the mean over draws.
         """
         by_fraction = {
             fraction: [
-                self._accuracy(train_features, eval_features, fraction, seed)
+                self._accuracy(train, evaluation, fraction, seed)
                 for seed in range(1 if fraction == 1 else self.num_subsets)
             ]
             for fraction in self.label_fractions
@@ -131,17 +156,11 @@ class StudyProbes:
         }
 
     def _accuracy(
-        self, train_features: torch.Tensor, eval_features: torch.Tensor, fraction: float, seed: int
+        self, train: LabelledFeatures, evaluation: LabelledFeatures, fraction: float, seed: int
     ) -> dict[str, float]:
-        chosen = balanced_subset(self.train.labels, fraction, seed)
-        return probe_accuracy(
-            train_features[chosen],
-            self.train.labels[chosen],
-            eval_features,
-            self.evaluation.labels,
-            len(self.train.class_names),
-            seed,
-        )
+        chosen = balanced_subset(train.labels, fraction, seed)
+        known = (train.features[chosen], train.labels[chosen])
+        return probe_accuracy(*known, evaluation.features, evaluation.labels, len(train.class_names), seed)
 
     def cross_validate(self, model: ViCMAEModel) -> dict[str, dict[str, float]]:
         """
@@ -151,52 +170,44 @@ class StudyProbes:
         Raises:
             InputError: if no class has two training files.
         """
-        labels = self.train.labels
+        return {
+            pooling: {"top1": self._cross_validate(features)}
+            for pooling, features in self.pooled(model, self.train).items()
+        }
+
+    def _cross_validate(self, train: LabelledFeatures) -> float:
+        features, labels = train.features, train.labels
         num_folds = min(NUM_FOLDS, int(labels.bincount().max()))
         if num_folds < 2:
             raise InputError(
                 f"{self.train_data}: tuning needs two files of a class. Add some, or give one value for each setting."
             )
         folds = balanced_folds(labels, num_folds)
-        return {
-            pooling: {
-                "top1": statistics.fmean(
-                    probe_accuracy(
-                        features[folds != fold],
-                        labels[folds != fold],
-                        features[folds == fold],
-                        labels[folds == fold],
-                        len(self.train.class_names),
-                        seed=fold,
-                    )["top1"]
-                    for fold in range(num_folds)
-                )
-            }
-            for pooling, features in pooled_features(model, self.train.pixel_values).items()
-        }
+        return statistics.fmean(
+            probe_accuracy(
+                features[folds != fold],
+                labels[folds != fold],
+                features[folds == fold],
+                labels[folds == fold],
+                len(train.class_names),
+                seed=fold,
+            )["top1"]
+            for fold in range(num_folds)
+        )
 
 
-@torch.no_grad()
-def pooled_features(model: ViCMAEModel, pixel_values: torch.Tensor, batch_size: int = 256) -> dict[str, torch.Tensor]:
+def pool_tokens(tokens: torch.Tensor) -> torch.Tensor:
     """
-    Frames `(N, F, 3, H, W)` -> features of each, `(N, F, D)`, on the CPU, by pooling: "cls", the class token; "mean"
-    and "std", mean and standard deviation of the patch tokens. What tokens say with both signs cancels in their mean,
-    not in their deviation.
+    Tokens of frames `(F, 1 + L, D)` -> `(F, 3 * D)`, one third for each of `POOLINGS`: the class token; mean and
+    standard deviation of the patch tokens. What tokens say with both signs cancels in their mean, not in their
+    deviation.
     """
-    model = model.to(PartialState().device).eval()
-    pooled = {"cls": [], "mean": [], "std": []}
-    for frames in pixel_values.flatten(0, 1).split(batch_size):
-        tokens = model(frames.to(model.device)).last_hidden_state.float()
-        pooled["cls"].append(tokens[:, 0].cpu())
-        pooled["mean"].append(tokens[:, 1:].mean(1).cpu())
-        pooled["std"].append(tokens[:, 1:].std(1).cpu())
-    return {pooling: torch.cat(parts).unflatten(0, pixel_values.shape[:2]) for pooling, parts in pooled.items()}
+    return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1), tokens[:, 1:].std(1)], dim=-1)
 
 
-def shrink(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Frames `(N, F, 3, H, W)` -> `(N, F, 3 * PIXEL_GRID ** 2)`, averages of their parts."""
-    pixels = F.adaptive_avg_pool2d(pixel_values.flatten(0, 1), PIXEL_GRID)
-    return pixels.flatten(1).unflatten(0, pixel_values.shape[:2])
+def shrink(frames: torch.Tensor) -> torch.Tensor:
+    """Frames `(F, 3, H, W)` -> `(F, 3 * PIXEL_GRID ** 2)`, averages of their parts."""
+    return F.adaptive_avg_pool2d(frames, PIXEL_GRID).flatten(1)
 
 
 def balanced_folds(labels: torch.Tensor, num_folds: int) -> torch.Tensor:

@@ -19,9 +19,10 @@ from study_results import (
     by_variant,
     gap_accuracies,
 )
-from study_tables import mean_and_spread, table
+from study_tables import mean_and_spread
 
 from vicmae_hf.errors import InputError
+from vicmae_hf.reports.model_card import markdown_table
 
 
 # What is between these lines is written anew each time; what is around them stays.
@@ -124,7 +125,7 @@ def budget_section(results: dict[str, Any]) -> str:
             f"{data['num_classes']} classes, chance {100 / data['num_classes']:.1f} %",
         ),
     ]
-    return "## What was run\n\n" + table(["", ""], rows)
+    return "## What was run\n\n" + markdown_table(["", ""], rows)
 
 
 def methods_section(results: dict[str, Any], image_prefix: str) -> str:
@@ -142,7 +143,7 @@ reads the class token, and says that averaging gives about the same; both are gi
 the patch tokens, which also holds what they say with both signs and lose in the mean. Raw pixels are frames averaged
 to {PIXEL_GRID} x {PIXEL_GRID} of them. The reconstruction loss is of the first view, as in Algorithm 1.
 
-{table(header, rows)}
+{markdown_table(header, rows)}
 
 ![Accuracy of each method and seed]({image_prefix}methods.png)"""
 
@@ -178,7 +179,7 @@ def orderings_section(results: dict[str, Any]) -> str:
 Differences in top-1, seed by seed, of the {POOLINGS[pooling]}. Equal seeds share the encoder's first weights, order
 of data and masks. MAE alone has no figure in Table 4; section B says that adding SimSiam or VICReg does worse than it.
 
-{table(header, rows)}"""
+{markdown_table(header, rows)}"""
 
 
 def fractions_section(results: dict[str, Any], image_prefix: str) -> str:
@@ -203,7 +204,7 @@ part is contained in a larger one. Below 100 % a figure of a run is the mean ove
 same for all encoders. **The paper finetunes the whole encoder; here only a linear classifier on frozen features is
 trained**, as finetuning every point would take longer than the pretraining.
 
-{table(header, rows)}
+{markdown_table(header, rows)}
 
 ![Accuracy by share of labels]({image_prefix}label_fractions.png)"""
 
@@ -221,7 +222,7 @@ def gaps_section(results: dict[str, Any], image_prefix: str) -> str:
 Four frames are taken as 4/30 s, whatever the frame rate. All gaps have the settings that were chosen for distant
 frames.
 
-{table(header, rows)}
+{markdown_table(header, rows)}
 
 ![Accuracy by gap between the two frames]({image_prefix}frame_gap.png)"""
 
@@ -236,7 +237,7 @@ def mask_ratio_section(results: dict[str, Any]) -> str:
         [f"{ratio:g}", *(mean_and_spread(values[pooling]) for pooling in POOLINGS)]
         for ratio, values in sorted((own | others).items())
     ]
-    return "## Mask ratio of ViC-MAE\n\n" + table(["mask ratio", *POOLINGS.values()], rows)
+    return "## Mask ratio of ViC-MAE\n\n" + markdown_table(["mask ratio", *POOLINGS.values()], rows)
 
 
 def collapse_section(results: dict[str, Any], image_prefix: str) -> str:
@@ -271,7 +272,7 @@ D = {size}; projections are what the contrastive part compares, P wide. The scal
 embeddings is 1 where they fill the sphere evenly, 0 where they are all the same. The effective rank (RankMe) is at
 most D, P, and twice the batch. Alignment is 0 where both views agree, uniformity 0 where all samples agree.
 
-{table(header, rows)}
+{markdown_table(header, rows)}
 
 ![Spread and effective rank of the features over the training]({image_prefix}collapse.png)"""
 
@@ -297,7 +298,7 @@ each time the value with the best {pooling} was kept. What counts is a probe tra
 training files and tested on the last, four times in turn: the held-out files of the other tables are not read for it.
 All other settings are the same for all methods. These are all the runs that tried something.
 
-{table(["", *TUNED_TITLES.values(), *POOLINGS.values(), ""], rows)}"""
+{markdown_table(["", *TUNED_TITLES.values(), *POOLINGS.values(), ""], rows)}"""
 
 
 def outcome(run: dict[str, Any], results: dict[str, Any]) -> str:
@@ -333,4 +334,4 @@ def runs_section(results: dict[str, Any]) -> str:
 `runs/NAME` in the output folder is what `run_pretraining.py` leaves;
 `run_pretraining.py settings/NAME.json --output_dir ELSEWHERE` repeats it.
 
-{table([*header, "seconds"], rows)}"""
+{markdown_table([*header, "seconds"], rows)}"""

@@ -40,7 +40,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
     """
     Trains and probes what is not done yet, and writes `output_dir/all_results.json`.
 
-    Several processes train together; the first one probes.
+    Several processes train together and make features together; each trains the probes.
 
     Returns:
         What was written: settings, references (raw pixels, untrained encoders), sweep, tuned settings, runs.
@@ -89,8 +89,8 @@ def open_study(study: StudyArguments) -> tuple[Plan, ViCMAEConfig]:
         ArgumentsError: if settings are wrong, or `output_dir` was begun with other ones.
     """
     plan = Plan(study)
-    # What PartialState reads from here on; by itself it does not see several processes on a CPU. The others wait while
-    # the first one probes.
+    # What PartialState reads from here on; by itself it does not see several processes on a CPU. They may be
+    # hours apart where one of them is slow to read.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
     accelerator = Accelerator(mixed_precision=plan.recipe.mixed_precision, kwargs_handlers=[patience])
     plan.recipe = replace(plan.recipe, mixed_precision=accelerator.mixed_precision)

@@ -1,8 +1,7 @@
 """Figures of several seeds, and Markdown tables of them."""
 
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -14,8 +13,3 @@ def mean_and_spread(values: Sequence[float], digits: int = 1, sign: str = "") ->
     """`12.3 ± 0.4`, or `12.3` of a single seed; with `sign` "+" a positive mean has its sign too."""
     mean = f"{statistics.fmean(values):{sign}.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {deviation(values):.{digits}f}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

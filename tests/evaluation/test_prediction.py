@@ -185,7 +185,7 @@ def test_top_k_accuracy_against_numpy():
     for k in (1, 5):
         rows = np.argsort(-scores.numpy(), axis=1)[:, :k]
         hits = [label in row for label, row in zip(labels.tolist(), rows, strict=True)]
-        assert figures[f"eval_top{k}"] == pytest.approx(100 * np.mean(hits))
+        assert figures[f"top{k}"] == pytest.approx(100 * np.mean(hits))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

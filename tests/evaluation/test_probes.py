@@ -1,24 +1,25 @@
 """Probes of a frozen encoder."""
 
-import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_models import tiny_config
+from transformers import set_seed
 from video_files import numbered_frames, write_video
 
-from vicmae_hf import ViCMAEImageProcessor, ViCMAEModel
+from vicmae_hf import ViCMAEModel
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
-from vicmae_hf.errors import InputError
+from vicmae_hf.evaluation.features import HeldViews, build_feature_views
+from vicmae_hf.evaluation.prediction import accuracy
 from vicmae_hf.evaluation.probes import (
-    LabelledFrames,
+    LabelledFeatures,
     balanced_subset,
-    extract_features,
     linear_probe,
-    read_labelled_frames,
-    top_k_accuracy,
+    probe_beside_untrained,
     train_linear_probe,
 )
+from vicmae_hf.processors import build_processors
 
 
 def clusters(num_samples, num_classes, width, seed, distance=3.0):
@@ -35,7 +36,7 @@ def test_a_linear_probe_finds_the_nearest_centre():
     centres = torch.stack([features[labels == label].mean(0) for label in range(4)])
     nearest = torch.cdist(held_out, centres).argmin(1)
     assert (probe(held_out).argmax(1) == nearest).float().mean() > 0.97
-    assert top_k_accuracy(probe(held_out), held_out_labels, 1) > 95
+    assert accuracy(probe(held_out), held_out_labels)["top1"] > 95
 
 
 def test_the_probe_does_not_see_scale_and_offset_of_features():
@@ -53,17 +54,7 @@ def test_labels_without_information_stay_at_chance():
     labels = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(5))
     probe = train_linear_probe(features[:200], labels[:200], 4, seed=0)
     # Three standard errors of 200 coin tosses at 25 %.
-    assert abs(top_k_accuracy(probe(features[200:]), labels[200:], 1) - 25) < 3 * 100 * (0.25 * 0.75 / 200) ** 0.5
-
-
-def test_top_k_accuracy_against_numpy():
-    scores = torch.rand(50, 7, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 7, (50,), generator=torch.Generator().manual_seed(1))
-    for k in (1, 3, 5):
-        ranked = np.argsort(-scores.numpy(), axis=1)[:, :k]
-        expected = 100 * np.mean([label in row for label, row in zip(labels.numpy(), ranked, strict=True)])
-        assert top_k_accuracy(scores, labels, k) == pytest.approx(expected)
-    assert top_k_accuracy(scores[:, :3], labels % 3, 5) == 100
+    assert abs(accuracy(probe(features[200:]), labels[200:])["top1"] - 25) < 3 * 100 * (0.25 * 0.75 / 200) ** 0.5
 
 
 def test_a_balanced_subset_has_its_share_of_every_class():
@@ -74,47 +65,55 @@ def test_a_balanced_subset_has_its_share_of_every_class():
     assert not torch.equal(chosen, balanced_subset(labels, 0.8, seed=4))
 
 
-def test_features_are_those_of_every_frame():
-    torch.manual_seed(0)
-    model = ViCMAEModel(tiny_config(pooling="mean")).train()
-    height, width = model.config.image_height_and_width
-    frames = torch.randn(3, 2, 3, height, width)
-    features = extract_features(model, frames, batch_size=4)
-    with torch.no_grad():
-        expected = model.eval()(frames[2, 1][None]).last_hidden_state[0, 1:].mean(0)
-    assert features.shape == (3, 2, model.config.hidden_size)
-    torch.testing.assert_close(features[2, 1], expected)
-
-
 def test_a_probe_averages_the_probabilities_of_frames_and_tells_seeds_apart():
-    torch.manual_seed(0)
-    model = ViCMAEModel(tiny_config(pooling="mean"))
-    height, width = model.config.image_height_and_width
+    generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 2
-    # Classes differ in colour, by less than the noise of a frame.
-    colour = torch.tensor([[0.5, 0.0, -0.5], [-0.5, 0.0, 0.5]])[labels]
-    frames = torch.randn(40, 4, 3, height, width) + colour[:, None, :, None, None]
-    train = LabelledFrames(frames[:20], labels[:20], ["red", "blue"], 0)
-    evaluation = LabelledFrames(frames[20:], labels[20:], ["red", "blue"], 0)
-    results = linear_probe(model, train, evaluation, seeds=[0, 1])
+    # Classes differ by less than the noise of a frame, by more than that of the mean of four.
+    features = 1.2 * (2 * labels - 1)[:, None, None] + torch.randn(40, 4, 3, generator=generator) * 2
+    train = LabelledFeatures(features[:20], labels[:20], ["red", "blue"], [])
+    evaluation = LabelledFeatures(features[20:], labels[20:], ["red", "blue"], [])
+    results = linear_probe(train, evaluation, seeds=[0, 1])
     assert len(results) == 2
-    assert all(result["top1"] > 80 and result["top5"] == 100 for result in results)
-    assert all(result["knn_top1"] > 80 for result in results)
+    for seed, result in enumerate(results):
+        chosen = balanced_subset(labels[:20], 0.8, seed)
+        probe = train_linear_probe(
+            features[:20][chosen].flatten(0, 1), labels[:20][chosen].repeat_interleave(4), 2, seed=seed
+        )
+        single = probe(features[20:].flatten(0, 1)).softmax(-1)
+        files = single.reshape(20, 4, 2).mean(1).argmax(-1)
+        assert result["top1"] == pytest.approx(100 * (files == labels[20:]).double().mean().item())
+        assert result["top1"] > 100 * (single.argmax(-1) == labels[20:].repeat_interleave(4)).double().mean()
+        assert result["top5"] == 100 and result["knn_top1"] > 80
 
 
-def test_frames_of_labelled_files(tmp_path):
-    for name in ["b", "a"]:
-        (tmp_path / name).mkdir()
-    write_video(tmp_path / "a" / "clip.mp4", numbered_frames(12, 48, 64), fps=12)
+def test_probes_beside_untrained_encoders(tmp_path):
+    """Everything computed again from the files; a broken one is left out and told."""
+    for name, frames in {"a/0": 12, "a/1": 3, "b/0": 9, "b/1": 8}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_video(tmp_path / f"{name}.mp4", numbered_frames(frames, 48, 64, seed=frames), fps=12)
     (tmp_path / "b" / "broken.mp4").write_bytes(b"x" * 50)
-    write_video(tmp_path / "b" / "clip.mp4", numbered_frames(3, 48, 64), fps=12)
-    processor = ViCMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    frames = read_labelled_frames(open_labelled(tmp_path), processor, 4, MediaLoader())
-    assert frames.pixel_values.shape == (2, 4, 3, 32, 32)
-    assert frames.labels.tolist() == [0, 1]
-    assert frames.class_names == ["a", "b"]
-    assert frames.num_failed == 1
-    (tmp_path / "a" / "clip.mp4").unlink()
-    (tmp_path / "b" / "clip.mp4").unlink()
-    with pytest.raises(InputError, match=r"None of 1 files could be read; the first: .*broken\.mp4"):
-        read_labelled_frames(open_labelled(tmp_path), processor, 4, MediaLoader())
+    source = open_labelled(tmp_path)
+    torch.manual_seed(5)
+    model = ViCMAEModel(tiny_config(pooling="mean"))
+    processor = build_processors(model.config)[0]
+    views = HeldViews(build_feature_views(source, processor, MediaLoader(), pooling="frame", num_frames=4))
+    results = probe_beside_untrained(Accelerator(cpu=True), model, views, views, num_seeds=2)
+    assert [failure["path"] for failure in results["failures"]] == [str(tmp_path / "b" / "broken.mp4")] * 2
+    assert (results["num_classes"], results["num_train_samples"], results["num_failed"]) == (2, 4, 2)
+
+    def features_of(encoder):
+        rows = []
+        for index in range(4):
+            with source[index].open("pyav") as video:
+                middles = [(2 * part + 1) * video.num_frames // 8 for part in range(4)]
+                pixel_values = processor(list(video.get_frames(middles)), return_tensors="pt").pixel_values
+            with torch.no_grad():
+                rows.append(encoder.eval()(pixel_values).pooler_output)
+        return LabelledFeatures(torch.stack(rows), torch.tensor([0, 0, 1, 1]), source.class_names, [])
+
+    expected = linear_probe(features_of(model), features_of(model), range(2))
+    assert results["runs"]["pretrained"] == expected
+    set_seed(1)
+    untrained = features_of(ViCMAEModel(model.config))
+    assert results["runs"]["untrained"][1] == linear_probe(untrained, untrained, [1])[0]
+    assert results["eval_top1"] == pytest.approx(sum(run["top1"] for run in expected) / 2)

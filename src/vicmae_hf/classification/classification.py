@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..settings import ArgumentsError
 from ..training.best_model import BestModel
 from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
-from ..training.optimization import layer_decay_scale, order_batches, parameter_groups, plan_run
+from ..training.optimization import Schedule, layer_decay_scale, order_batches, parameter_groups, plan_run
 from ..training.reporting import (
     RESULTS_FILE,
     MetricsLog,
@@ -76,62 +76,25 @@ def train_classifier(
     module = LinearClassifier(model) if arguments.method == "linear" else model
     module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
     best_model = BestModel(accelerator, output_dir, unwrap(accelerator, module).save_pretrained)
-    checkpoints = Checkpoints(
-        accelerator,
-        output_dir,
-        arguments.save_total_limit,
-        run_settings={
-            "task": arguments.task,
-            "method": arguments.method,
-            "seed": arguments.seed,
-            "num_train_files": len(train_source),
-            "num_eval_files": len(eval_source),
-            "per_device_train_batch_size": arguments.per_device_train_batch_size,
-            "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-            "num_processes": accelerator.num_processes,
-            "train_augmentation": arguments.train_augmentation,
-            "class_names_sha256": hashlib.sha256(json.dumps(train_source.class_names).encode()).hexdigest(),
-        },
-        parts=[best_model],
-    )
-    compute_losses = build_loss(module, model.config, arguments)
-    view = build_view(model.config, arguments)
+    checkpoints = open_checkpoints(accelerator, train_source, eval_source, best_model, arguments)
     start_step = checkpoints.start(arguments.resume_from_checkpoint)
-    samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
+    samples = open_samples(accelerator, module, train_source, eval_source, bad_files, arguments)
     schedule = replace(plan_run(arguments, accelerator.num_processes, len(samples.train)), start_step=start_step)
     if is_finished(output_dir, schedule):
         return read_results(output_dir)
-    batch_sampler = order_batches(arguments, schedule, [len(samples.train)], len(samples.train))
-    batches = accelerator.prepare_data_loader(
-        build_dataloader(
-            samples.train, batch_sampler, samples.num_workers, pin_memory=accelerator.device.type == "cuda"
-        )
-    )
+    batches = load_batches(accelerator, samples, arguments, schedule)
     settings = settings_of_run(arguments, model.config, schedule)
     if accelerator.is_main_process:
-        write_json(output_dir / "arguments.json", settings)
-        for processor in build_classifier_processors(model.config, arguments):
-            processor.save_pretrained(output_dir)
-        if arguments.label_fraction is not None:
-            write_names(train_source, output_dir / "train_files.txt")
-
-    def evaluate(step: int) -> dict[str, float]:
-        if step % (arguments.eval_epochs * schedule.steps_per_epoch) and step != schedule.num_steps:
-            return {}
-        predictions = samples.predict_held_out()
-        record_failures(accelerator, bad_files, predictions.failures)
-        figures = predictions.accuracy()
-        best_model.update({**figures, "best_step": step, "best_epoch": step / schedule.steps_per_epoch})
-        return {name: figures[name] for name in ("eval_top1", "eval_top5")}
-
+        write_settings(output_dir, settings, model.config, train_source, arguments)
+    evaluate = HeldOutEvaluation(accelerator, samples, bad_files, best_model, schedule, arguments.eval_epochs)
+    compute_losses = build_loss(module, model.config, arguments)
     with (
         bad_files.errors_of_workers(),
-        MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, start_step) as log,
+        MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, schedule.start_step) as log,
     ):
         results = train(
             accelerator, module, optimizer, batches, compute_losses, schedule, log, checkpoints, arguments, evaluate
         )
-    accelerator.wait_for_everyone()
     results = {
         **best_model.figures,
         "num_steps": schedule.num_steps,
@@ -140,14 +103,104 @@ def train_classifier(
         **results,
         **peak_memory_mib(accelerator.device),
     }
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         bad_files.rewrite()
         results["num_train_failed"] = count_failures(bad_files, train_source)
-        write_json(output_dir / RESULTS_FILE, results)
-        write_pictures(output_dir)
-        write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
+        write_report(output_dir, settings, results, arguments)
     accelerator.wait_for_everyone()
     return results
+
+
+def open_checkpoints(
+    accelerator: Accelerator,
+    train_source: LabelledSource,
+    eval_source: LabelledSource,
+    best_model: BestModel,
+    arguments: ClassificationArguments,
+) -> Checkpoints:
+    """The checkpoints of a run, with what decides the order of its data and the meaning of its classes."""
+    run_settings = {
+        "task": arguments.task,
+        "method": arguments.method,
+        "seed": arguments.seed,
+        "num_train_files": len(train_source),
+        "num_eval_files": len(eval_source),
+        "per_device_train_batch_size": arguments.per_device_train_batch_size,
+        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "num_processes": accelerator.num_processes,
+        "train_augmentation": arguments.train_augmentation,
+        "class_names_sha256": hashlib.sha256(json.dumps(train_source.class_names).encode()).hexdigest(),
+    }
+    return Checkpoints(accelerator, arguments.output_dir, arguments.save_total_limit, run_settings, parts=[best_model])
+
+
+def load_batches(
+    accelerator: Accelerator, samples: "Samples", arguments: ClassificationArguments, schedule: Schedule
+) -> Iterable[dict[str, torch.Tensor]]:
+    """The batches of this process that are still to come, on its device."""
+    num_samples = len(samples.train)
+    sampler = order_batches(arguments, schedule, [num_samples], num_samples)
+    pin_memory = accelerator.device.type == "cuda"
+    return accelerator.prepare_data_loader(build_dataloader(samples.train, sampler, samples.num_workers, pin_memory))
+
+
+class HeldOutEvaluation:
+    """
+    Evaluates the held-out samples at the end of every `eval_epochs` epochs and after the last update, keeps the best
+    model, and records files that cannot be read. An instance is what `loop.train` calls after every update.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        samples: "Samples",
+        bad_files: BadFiles,
+        best_model: BestModel,
+        schedule: Schedule,
+        eval_epochs: int,
+    ):
+        self.accelerator = accelerator
+        self.samples = samples
+        self.bad_files = bad_files
+        self.best_model = best_model
+        self.schedule = schedule
+        self.eval_epochs = eval_epochs
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """`eval_top1` and `eval_top5` in percent; nothing if it is not time for an evaluation."""
+        steps_per_epoch = self.schedule.steps_per_epoch
+        if step % (self.eval_epochs * steps_per_epoch) and step != self.schedule.num_steps:
+            return {}
+        predictions = self.samples.predict_held_out()
+        record_failures(self.accelerator, self.bad_files, predictions.failures)
+        figures = predictions.accuracy()
+        self.best_model.update({**figures, "best_step": step, "best_epoch": step / steps_per_epoch})
+        return {name: figures[name] for name in ("eval_top1", "eval_top5")}
+
+
+def write_settings(
+    output_dir: Path,
+    settings: dict[str, Any],
+    config: ViCMAEConfig,
+    train_source: LabelledSource,
+    arguments: ClassificationArguments,
+) -> None:
+    """`arguments.json`, the processors, and with a part of the labels the list of the files that it has."""
+    write_json(output_dir / "arguments.json", settings)
+    for processor in build_classifier_processors(config, arguments):
+        processor.save_pretrained(output_dir)
+    if arguments.label_fraction is not None:
+        write_names(train_source, output_dir / "train_files.txt")
+
+
+def write_report(
+    output_dir: Path, settings: dict[str, Any], results: dict[str, Any], arguments: ClassificationArguments
+) -> None:
+    """`all_results.json`, pictures and model card."""
+    write_json(output_dir / RESULTS_FILE, results)
+    write_pictures(output_dir)
+    write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
 
 
 def resolve_settings(arguments: ClassificationArguments, config: ViCMAEConfig, num_processes: int) -> None:
@@ -224,7 +277,6 @@ def open_samples(
     module: nn.Module,
     train_source: LabelledSource,
     eval_source: LabelledSource,
-    view: RandomClip,
     bad_files: BadFiles,
     arguments: ClassificationArguments,
 ) -> Samples:
@@ -255,7 +307,7 @@ def open_samples(
     clips = ClipDataset(
         train_source,
         ClipSampling(config.num_frames, arguments.frames_per_second) if arguments.task == "video" else None,
-        view,
+        build_view(config, arguments),
         bad_files,
         loader,
         arguments.seed,

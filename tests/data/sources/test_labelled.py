@@ -1,10 +1,8 @@
 import datasets
 import numpy as np
 import pytest
-from video_files import numbered_frames, read_numbers, write_video
 
-from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.sources.labelled import open_labelled, read_class_names, spread_frames
+from vicmae_hf.data.sources.labelled import open_labelled, read_class_names
 from vicmae_hf.data.sources.sources import open_source
 from vicmae_hf.errors import InputError
 
@@ -113,14 +111,3 @@ def test_a_list_of_class_names(tmp_path):
         read_class_names(path)
     with pytest.raises(InputError, match=r"gone\.txt: cannot be read as a list of class names"):
         read_class_names(tmp_path / "gone.txt")
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "middles"),
-    [(1, [10]), (2, [5, 15]), (4, [2, 7, 12, 17]), (20, list(range(20))), (40, [i // 2 for i in range(40)])],
-)
-def test_frames_from_the_middle_of_equal_parts(tmp_path, num_frames, middles):
-    (tmp_path / "clips").mkdir()
-    write_video(tmp_path / "clips" / "a.mp4", numbered_frames(20))
-    frames = MediaLoader().read_frames(open_labelled(tmp_path)[0], spread_frames(num_frames))
-    assert read_numbers(frames) == middles

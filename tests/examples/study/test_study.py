@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from study_data import write_study_data
 from study_plan import METHODS, TUNED, Plan, StudyArguments
-from study_probes import StudyProbes, balanced_folds, pooled_features
+from study_probes import StudyProbes, balanced_folds, pool_tokens
 from study_report import BEGIN, END, check_report, orderings_section, write_report
 from study_results import PAPER_FRACTIONS, PAPER_GAPS, PAPER_METHODS, TITLES
 from study_runs import check_budgets, run_study, seconds_of, train_and_probe, tune, untrained
@@ -20,7 +20,7 @@ from vicmae_hf.command_line import parse_config_overrides
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
-from vicmae_hf.evaluation.probes import balanced_subset, probe_accuracy, read_labelled_frames
+from vicmae_hf.evaluation.probes import LabelledFeatures, balanced_subset, probe_accuracy
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.loop import NonFiniteLossError
@@ -196,13 +196,12 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
     folder = output_dir / "runs" / "mae_vicreg-seed0"
     model = ViCMAEModel.from_pretrained(folder, video=False).eval()
     assert model.config.contrastive_loss == "vicreg"
-    source = open_labelled(settings["probe_train_data"])
-    processor = build_processors(model.config)[0]
-    train = read_labelled_frames(source, processor, 2, MediaLoader())
-    held_out = open_labelled(settings["probe_eval_data"], source.class_names)
-    evaluation = read_labelled_frames(held_out, processor, 2, MediaLoader())
+    (train, labels), (evaluation, eval_labels) = (
+        read_frames(settings[name], build_processors(model.config)[0])
+        for name in ("probe_train_data", "probe_eval_data")
+    )
     with torch.no_grad():
-        tokens = [model(frames.pixel_values.flatten(0, 1)).last_hidden_state for frames in (train, evaluation)]
+        tokens = [model(frames.flatten(0, 1)).last_hidden_state for frames in (train, evaluation)]
     features = {
         "cls": [t[:, 0] for t in tokens],
         "mean": [t[:, 1:].mean(1) for t in tokens],
@@ -211,13 +210,13 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
     assert run["probe"].keys() == features.keys()
     for pooling, (train_features, eval_features) in features.items():
         train_features, eval_features = (part.unflatten(0, (-1, 2)) for part in (train_features, eval_features))
-        expected = probe_accuracy(train_features, train.labels, eval_features, evaluation.labels, 8, seed=0)
+        expected = probe_accuracy(train_features, labels, eval_features, eval_labels, 8, seed=0)
         found = run["probe"][pooling]
         assert {name: found[name] for name in expected} == expected
         quarter = []
         for seed in range(2):
-            chosen = balanced_subset(train.labels, 0.25, seed)
-            parts = (train_features[chosen], train.labels[chosen], eval_features, evaluation.labels)
+            chosen = balanced_subset(labels, 0.25, seed)
+            parts = (train_features[chosen], labels[chosen], eval_features, eval_labels)
             quarter.append(probe_accuracy(*parts, 8, seed)["top1"])
         assert found["top1_by_fraction"] == pytest.approx([sum(quarter) / 2, expected["top1"]])
     assert results["probe_data"]["num_labels_by_fraction"] == [8, 24]
@@ -229,6 +228,17 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
     assert set(mae["collapse"]) == {"feature_std", "feature_rank", "feature_alignment", "feature_uniformity"}
 
 
+def read_frames(folder, processor):
+    """Two frames of each video, the middles of its halves, `(N, 2, 3, H, W)`, and the labels."""
+    source = open_labelled(folder)
+    frames = []
+    for index in range(len(source)):
+        with source[index].open("pyav") as video:
+            middles = [video.num_frames // 4, video.num_frames * 3 // 4]
+            frames.append(processor(list(video.get_frames(middles)), return_tensors="pt").pixel_values)
+    return torch.stack(frames), torch.from_numpy(source.labels)
+
+
 def test_settings_are_rated_by_parts_of_the_training_files(study, results):
     """The figure computed again, where reading held-out files is refused."""
     model = ViCMAEModel.from_pretrained(Path(study.output_dir) / "runs" / "vicmae-seed0", video=False).eval()
@@ -236,21 +246,21 @@ def test_settings_are_rated_by_parts_of_the_training_files(study, results):
     settings = {"num_frames": 2, "label_fractions": [1.0], "num_subsets": 1}
     probes = StudyProbes(study.probe_train_data, "no such folder", processor, MediaLoader(), **settings)
     found = probes.cross_validate(model)
-    frames = read_labelled_frames(open_labelled(study.probe_train_data), processor, 2, MediaLoader())
+    frames, labels = read_frames(study.probe_train_data, processor)
     with torch.no_grad():
-        features = model(frames.pixel_values.flatten(0, 1)).last_hidden_state[:, 0].unflatten(0, (-1, 2))
+        features = model(frames.flatten(0, 1)).last_hidden_state[:, 0].unflatten(0, (-1, 2))
     # Three files of each class.
-    folds = balanced_folds(frames.labels, 3)
+    folds = balanced_folds(labels, 3)
     assert torch.bincount(folds).tolist() == [8, 8, 8]
     top1 = []
     for fold in range(3):
         known, asked = folds != fold, folds == fold
-        parts = (features[known], frames.labels[known], features[asked], frames.labels[asked])
+        parts = (features[known], labels[known], features[asked], labels[asked])
         top1.append(probe_accuracy(*parts, 8, seed=fold)["top1"])
     assert found["cls"]["top1"] == pytest.approx(sum(top1) / 3)
-    probes.train.labels.copy_(torch.arange(24))
+    one_each = LabelledFeatures(features, torch.arange(24), [str(label) for label in range(24)], [])
     with pytest.raises(InputError, match="tuning needs two files of a class"):
-        probes.cross_validate(model)
+        probes._cross_validate(one_each)
 
 
 def test_the_untrained_reference_is_where_the_runs_start(study):
@@ -272,7 +282,7 @@ def test_a_second_call_trains_and_probes_nothing(study, results, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr("study_runs.run_pretraining", refuse)
-    monkeypatch.setattr("study_probes.read_labelled_frames", refuse)
+    monkeypatch.setattr("study_probes.embed_views", refuse)
     assert run_study(study) == results
 
 
@@ -358,14 +368,15 @@ def test_other_probes_are_computed_anew_from_the_same_runs(study, results, monke
         assert after["probe"]["mean"]["top1"] == before["probe"]["mean"]["top1"]
 
 
-def test_pooled_features_are_the_model_s_own_pooling():
-    frames = random_tensor(3, 2, 3, 16, 16)
-    for pooling in ("cls", "mean"):
+def test_pooled_tokens_are_the_model_s_own_pooling():
+    frames = random_tensor(6, 3, 16, 16)
+    for part, pooling in enumerate(("cls", "mean")):
         torch.manual_seed(0)
-        model = ViCMAEModel(tiny_config(pooling=pooling), video=False)
+        model = ViCMAEModel(tiny_config(pooling=pooling), video=False).eval()
         with torch.no_grad():
-            expected = model.eval()(frames.flatten(0, 1)).pooler_output.unflatten(0, (3, 2))
-        torch.testing.assert_close(pooled_features(model, frames, batch_size=4)[pooling], expected)
+            output = model(frames)
+        found = pool_tokens(output.last_hidden_state).chunk(3, dim=-1)[part]
+        torch.testing.assert_close(found, output.pooler_output)
 
 
 def test_folds_spread_every_class_and_parts_of_labels_are_nested():
