@@ -1,4 +1,4 @@
-"""ViC-MAE model configuration: every setting of the architecture and of the pretraining objective, validated."""
+"""ViC-MAE model configuration: all settings of the architecture and of the pretraining objective, validated."""
 
 from typing import Literal
 
@@ -18,8 +18,8 @@ class ViCMAEConfig(PreTrainedConfig):
         image_size (`int` or `(height, width)`): pixels; patch_size: pixels; num_channels.
         num_frames, tubelet_size: frames of a clip, and frames that one patch embedding spans. They matter for clips
             (`ViCMAEModel`, `ViCMAEForVideoClassification`); pretraining and image models embed single frames.
-        pooling (`"cls"` or `"mean"`): what `pooler_output` and the classifiers read: the class token, or the mean of
-            the patch tokens.
+        pooling (`"cls"` or `"mean"`): `pooler_output` and the classifiers read the class token, or the mean of the
+            patch tokens.
         norm_after_pooling: whether the encoder's final norm is applied to the mean instead of to each token, as
             finetuned ViTs of the MAE family do (their `fc_norm`). For classifiers with `pooling="mean"`.
         drop_path_rate: stochastic depth of the last layer; it grows linearly from 0 at the first (Table 2).
@@ -38,7 +38,7 @@ class ViCMAEConfig(PreTrainedConfig):
         temperature: similarities are divided by it; exp(tau) of Algorithm 1 is `1 / temperature`.
         learnable_temperature: whether tau is trained.
         projector_hidden_size, projector_output_size: widths of the projector; `None` is twice `hidden_size`
-            (for `"simsiam"`, whose projection is compared with the encoder's output, the output is `hidden_size`).
+            (`"simsiam"` compares projections with the encoder's output, so there the output is `hidden_size`).
         vicreg_invariance_weight, vicreg_variance_weight, vicreg_covariance_weight: lambda, mu, nu of equation (4).
 
     Raises:
@@ -91,7 +91,7 @@ class ViCMAEConfig(PreTrainedConfig):
         if self.projector_output_size is None:
             self.projector_output_size = self.hidden_size * (1 if self.contrastive_loss == "simsiam" else 2)
         super().__post_init__(**kwargs)
-        # `@strict` wraps what validators raise into errors that are no ValueError; raised from here it stays one.
+        # Called here, because `@strict` turns the errors of its own validators into some that are no ValueError.
         self.validate_vicmae()
 
     @property
@@ -168,7 +168,7 @@ class ViCMAEConfig(PreTrainedConfig):
             )
 
 
-# Saved configs carry this file.
+# With this, saved configs carry this file.
 ViCMAEConfig.register_for_auto_class()
 
 __all__ = ["ViCMAEConfig"]

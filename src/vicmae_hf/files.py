@@ -1,4 +1,4 @@
-"""Writing of files: whole or not at all, as text, JSON, JSON lines and CSV."""
+"""Writes files: whole or not at all, as text, JSON, JSON lines and CSV."""
 
 import csv
 import io
@@ -14,21 +14,16 @@ from .errors import InputError
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """
-    A path to write a file to that appears as `path` only when it is whole and on disk.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
-    # Several runs may write the same file.
+    """Gives a path to write to. The file appears as `path` only when it is whole and on disk; else an InputError."""
+    # In the name of this process, because several runs may write the same file.
     partial = path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
         yield partial
         with partial.open("rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # after a power failure the name could else stand for an empty file
         os.replace(partial, path)
     except OSError as error:
-        # A run that finished the store meanwhile removes what it takes for leftovers.
+        # Another run that finished the same store removes what it takes for leftovers. Then the file is there.
         if not (isinstance(error, FileNotFoundError) and path.exists()):
             raise InputError(f"{path}: cannot be written ({error}).") from error
     finally:
@@ -42,23 +37,23 @@ def write_whole(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """`content`, indented, as a file that is whole or absent."""
+    """Writes `content`, indented, as a file that is whole or absent."""
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_json_lines(path: str | os.PathLike, entries: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, as a file that is whole or absent."""
+    """Writes one JSON object a line, as a file that is whole or absent."""
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none if there is no such file."""
+    """Reads the objects of a file of JSON lines; none if there is no such file."""
     path = Path(path)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table with a line of column names, as a file that is whole or absent."""
+    """Writes a table with a line of column names, as a file that is whole or absent."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)

@@ -13,7 +13,7 @@ from transformers.image_utils import (
 class ViCMAEImagePreprocessing:
     """The settings and the input checks that both backends share.
 
-    Images are paths, PIL images, arrays or tensors with 1, 3 or 4 channels, one or a list of them; gray becomes RGB,
+    Images are paths, PIL images, arrays or tensors with 1, 3 or 4 channels, one or a list of them. Gray becomes RGB,
     transparency is blended with white. The output `pixel_values` is (B, 3, H, W), float32.
 
     Raises:
@@ -56,7 +56,7 @@ class ViCMAEImageProcessorPil(ViCMAEImagePreprocessing, PilBackend):
 
 
 def check_images(images: ImageInput):
-    """Checks what `images` holds, at any nesting; what is not an image or a list is left to Transformers."""
+    """Checks the images in `images`, at any nesting. Transformers checks what is neither an image nor a list."""
     if isinstance(images, list | tuple):
         if not images:
             raise ValueError("Expected at least one image, got an empty list.")
@@ -73,7 +73,7 @@ def check_images(images: ImageInput):
             )
 
 
-# Saved processors carry this file.
+# With this, saved processors carry this file.
 ViCMAEImageProcessor.register_for_auto_class()
 ViCMAEImageProcessorPil.register_for_auto_class()
 

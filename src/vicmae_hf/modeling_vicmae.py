@@ -857,10 +857,8 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Masks and encodes both views in one batch.
-
-        Returns:
-            Hidden states of the visible tokens `(B, 2, 1 + K, D)`, mask `(B, 2, L)`, ids_restore `(B, 2, L)`.
+        Masks and encodes both views in one batch. Returns hidden states of the visible tokens `(B, 2, 1 + K, D)`, mask
+        `(B, 2, L)` and ids_restore `(B, 2, L)`.
         """
         if pixel_values is None or pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             shape = None if pixel_values is None else tuple(pixel_values.shape)

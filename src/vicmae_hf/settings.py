@@ -20,7 +20,7 @@ class ArgumentsError(InputError):
     """A setting is wrong; the message names it, its value and what was expected."""
 
 
-# What a setting may be limited by, in words, and as a comparison of its value with the limit.
+# The limits that a setting may have: in words, and as a comparison of the value with the limit.
 BOUNDS = {
     "minimum": ("at least", operator.ge),
     "above": ("above", operator.gt),
@@ -40,11 +40,11 @@ def setting(
     may_be_empty: bool = False,
 ) -> Any:
     """
-    A field of a dataclass of `Settings`.
+    Makes a field of a dataclass of `Settings`.
 
     Args:
         default: its value, or `REQUIRED`.
-        help: what `--help` says of it.
+        help: its line in `--help`.
         minimum, above, maximum, below: limits of its value, or of every entry of a list. None, an unset value, passes.
         may_be_empty: whether a list may be given without entries.
     """
@@ -54,7 +54,7 @@ def setting(
         "limits": {name: limit for name, limit in limits.items() if limit is not None},
         "may_be_empty": may_be_empty,
     }
-    if isinstance(default, list):
+    if isinstance(default, list):  # each instance gets a list of its own
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -62,10 +62,8 @@ def setting(
 @dataclass(kw_only=True)
 class Settings:
     """
-    Base of dataclasses whose fields are a `setting` each. It checks the choices and limits that stand there.
-
-    Raises:
-        ArgumentsError: if a value is none of the choices or out of its limits, or one that has limits is not finite.
+    Base of dataclasses whose fields are a `setting` each. Raises an ArgumentsError if a value is none of the choices,
+    out of its limits, or a number that is not finite.
     """
 
     def __post_init__(self):
@@ -85,14 +83,14 @@ class Settings:
 
 
 def expand_home(value: Any) -> Any:
-    """A text, or a list of them, with ~ as the home folder; the shell does so on a command line, not in a file."""
+    """Puts the home folder for ~ in texts and lists of texts. The shell does it on a command line, not in a file."""
     if isinstance(value, list):
         return [expand_home(entry) for entry in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def part_of(settings: Settings, part: type[Part]) -> Part:
-    """The fields of `settings` that the smaller class `part` has too, as one of `part`."""
+    """Builds `part`, a smaller class, from the fields that `settings` shares with it."""
     return part(**{entry.name: getattr(settings, entry.name) for entry in fields(part)})
 
 
@@ -110,6 +108,6 @@ def check_limits(name: str, number: float, limits: dict[str, float]) -> None:
 
 
 def without_none(annotation: Any) -> Any:
-    """`int` of `int | None`; other types as they are."""
+    """Returns `int` for `int | None`; other types stay as they are."""
     options = [option for option in get_args(annotation) if option is not type(None)]
     return options[0] if type(None) in get_args(annotation) else annotation

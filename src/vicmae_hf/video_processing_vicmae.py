@@ -34,17 +34,17 @@ if is_av_available():
 logger = logging.get_logger(__name__)
 
 
-# Seconds: times are sums of rounded numbers, and a frame that starts at the very time asked for is shown at it.
+# Seconds: times are sums of rounded numbers. A frame that starts exactly at the time asked for must count as shown.
 TIME_TOLERANCE = 1e-6
 
 
 def frames_shown(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Indices of the frames that are on the screen at `times`, from the starts of all frames, both in seconds."""
+    """Finds the frames that are on the screen at `times`, from the starts of all frames, both in seconds."""
     return np.searchsorted(timestamps, times + TIME_TOLERANCE, side="right") - 1
 
 
 def nearest_frames(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Indices of the frames that start nearest to `times`; halfway between two the later one."""
+    """Finds the frames that start nearest to `times`; halfway between two, the later one."""
     borders = (timestamps[1:] + timestamps[:-1]) / 2
     return np.searchsorted(borders, times + TIME_TOLERANCE, side="right")
 
@@ -55,28 +55,26 @@ def choose_clips(
     """Chooses the frames of `num_clips` clips of a video by time, without chance.
 
     - without `fps`: uniform over the whole video, as on Something-Something v2. The video is cut into `num_frames`
-      equal segments; clip k of K takes from each the frame that is shown at the fraction (k + 1/2) / K, so one clip
-      takes the middles. A video of fewer frames repeats them.
+      equal segments. Clip k of K takes from each segment the frame that is shown at the fraction (k + 1/2) / K, so a
+      single clip takes the middles. A video of fewer frames repeats them.
     - with `fps`: dense, as on Kinetics (16 frames, every 4th of 30 per second: `fps=7.5`). One clip lies in the middle
-      of the video, several are spread from its start to its end; each begins with a frame and takes those nearest to
-      even steps from there. A clip that is longer than the video repeats the last frame.
+      of the video; several are spread from its start to its end. Each begins with a frame and takes the frames nearest
+      to even steps from there. A clip that is longer than the video repeats the last frame.
 
     Args:
         timestamps (`np.ndarray` of shape (T,)): Start of each frame in seconds, ascending from 0.
         duration (`float`): End of the last frame in seconds.
-        num_frames (`int`): Frames per clip.
-        fps (`float`, *optional*): Frames per second of the clip.
-        num_clips (`int`, *optional*, defaults to 1): Clips per video, temporal test views.
+        num_frames, fps, num_clips: See `sample_frame_indices`.
 
     Returns:
         `np.ndarray` of shape (num_clips, num_frames): indices in [0, T), int64.
     """
-    clips = np.arange(num_clips)[:, None]
-    frames = np.arange(num_frames)[None]
+    clips = np.arange(num_clips)[:, None]  # (num_clips, 1)
+    frames = np.arange(num_frames)[None]  # (1, num_frames)
     if fps is None:
         return frames_shown(timestamps, (frames + (clips + 0.5) / num_clips) * duration / num_frames)
     offsets = frames / fps
-    room = max(timestamps[-1] - offsets[0, -1], 0)
+    room = max(timestamps[-1] - offsets[0, -1], 0)  # by how much the start of a clip may move
     starts = room * clips / (num_clips - 1) if num_clips > 1 else np.array([[room / 2]])
     return nearest_frames(timestamps, timestamps[frames_shown(timestamps, starts)] + offsets)
 
@@ -90,8 +88,8 @@ def sample_frame_indices(
 ) -> np.ndarray:
     """Chooses the frames of `num_clips` clips of a video whose frames follow each other evenly.
 
-    With `num_frames`, and `fps` or without, by the rule of `choose_clips`; with `fps` alone, as many frames as the
-    video lasts at that rate, at least one; with neither, every frame, one clip.
+    With `num_frames`, the rule is that of `choose_clips`. With `fps` alone, a clip has as many frames as the video
+    lasts at that rate, at least one. With neither, one clip has every frame.
 
     Args:
         total_num_frames (`int`): Frames in the video.
@@ -110,7 +108,7 @@ def sample_frame_indices(
     check_sampling(total_num_frames, num_frames, fps, video_fps, num_clips)
     if num_frames is None and fps is None:
         return np.arange(total_num_frames)[None]
-    rate = 1.0 if video_fps is None else video_fps
+    rate = 1.0 if video_fps is None else video_fps  # without fps, the unit of time does not matter
     timestamps, duration = np.arange(total_num_frames) / rate, total_num_frames / rate
     if num_frames is None:
         return choose_clips(timestamps, duration, max(1, int(duration * fps)), num_clips=num_clips)
@@ -140,10 +138,7 @@ def check_sampling(
 def spatial_crop_offsets(length: int, crop_length: int, num_crops: int) -> list[int]:
     """Offsets in pixels of `num_crops` crops along a side of `length` pixels, evenly spaced from edge to edge.
 
-    One crop lies in the centre; three are left, centre and right (top, centre and bottom).
-
-    Raises:
-        ValueError: if `num_crops` is below 1.
+    One crop lies in the centre; three are left, centre and right (top, centre and bottom). Fewer than one are refused.
     """
     if num_crops < 1:
         raise ValueError(f"Expected num_crops to be at least 1, got {num_crops}.")
@@ -158,9 +153,9 @@ def read_video(
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """Decodes frames of a file or URL, upright (the rotation in its metadata is applied).
 
-    The frames are decoded in order from the first to the last wanted one. This is exact for every codec, where the
-    decoders with seeking that Transformers offers are not (decord is a frame off on HEVC), and costs no more when the
-    frames are spread over the video.
+    The frames are decoded in order from the first to the last wanted one. This is exact for every codec. The decoders
+    of Transformers, which seek, are not (decord is a frame off on HEVC), and save nothing when the frames are spread
+    over the video. (Training has a faster decoder, data/media/video.py. It does not travel to the Hub with this file.)
 
     Args:
         video (`str`): Path or URL.
@@ -192,6 +187,7 @@ def read_video(
             )
             indices = sample_indices_fn(metadata=metadata)
             frames, num_decoded = decode_frames(container, stream, indices)
+            # Headers may promise more frames than there are. Then we choose again among those that are there.
             if 0 < num_decoded <= max(indices):
                 logger.warning(
                     f"{video}: expected {metadata.total_num_frames} frames, found {num_decoded}; sampling those."
@@ -223,7 +219,7 @@ def decode_frames(container, stream, indices: np.ndarray) -> tuple[dict[int, np.
     container.seek(0)
     for frame in container.decode(stream):
         if num_decoded in wanted:
-            # Degrees anticlockwise, in quarter turns for every camera.
+            # Degrees anticlockwise. Cameras turn by quarters only.
             frames[num_decoded] = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
         num_decoded += 1
         if num_decoded > last:
@@ -245,15 +241,15 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
     """Preprocesses videos: frame sampling, short side to 256, centre crop of 224, ImageNet normalisation.
 
     Videos are paths or URLs, arrays or tensors (T, C, H, W) or (T, H, W, C), or lists of frames (PIL images, arrays,
-    tensors), one or a list of them, of 1, 3 or 4 channels; gray becomes RGB, transparency is blended with white.
+    tensors), one or a list of them, of 1, 3 or 4 channels. Gray becomes RGB, transparency is blended with white.
 
     The output `pixel_values` is (B, T, 3, H, W), float32; with several test views (B, V, T, 3, H, W), where
     V = `num_clips` * `num_crops` and the crops of a clip follow each other (the paper's 3x7 views, spatial x temporal:
     `num_crops=3, num_clips=7`).
 
     `do_sample_frames=True` chooses frames by `num_frames` and `fps` (see `sample_frame_indices`); without it all
-    frames are used. A file shorter than a clip repeats frames. So do frames in memory that come with their `fps` in
-    `video_metadata`; without it, fewer than `num_frames` are an error, as elsewhere in Transformers.
+    frames are used. A file shorter than a clip repeats frames. Frames in memory are repeated if they come with their
+    `fps` in `video_metadata`; without it, fewer than `num_frames` are an error, as elsewhere in Transformers.
 
     Raises:
         ValueError: for empty input, a wrong number of channels, more frames wanted than there are in memory, `fps`
@@ -292,7 +288,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         return super().preprocess(videos, input_data_format=ChannelDimension.FIRST, **kwargs)
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn: Callable[..., np.ndarray] | None = None):
-        """Decodes with PyAV; the library's own method needs torchcodec and an installed FFmpeg."""
+        """Decodes with PyAV, because the library's own method needs torchcodec and an installed FFmpeg."""
         if isinstance(video_url_or_urls, list):
             return list(
                 zip(*(self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls), strict=True)
@@ -307,7 +303,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         num_clips: int | None = None,
         **kwargs,
     ) -> np.ndarray:
-        """Indices of the frames of all clips, clip after clip (num_clips * frames per clip)."""
+        """Chooses the frames of all clips, clip after clip: indices (num_clips * frames per clip)."""
         num_frames = num_frames if num_frames is not None else self.num_frames
         fps = fps if fps is not None else self.fps
         num_clips = num_clips if num_clips is not None else self.num_clips
@@ -320,7 +316,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         return indices.reshape(-1)
 
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
-        """(T, 1 | 3 | 4, H, W) to (T, 3, H, W), frame by frame as images are converted."""
+        """(T, 1 | 3 | 4, H, W) -> (T, 3, H, W), frame by frame as images are converted."""
         if video.shape[1] == 3:
             return video
         return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
@@ -346,7 +342,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         if num_crops > 1 and not do_center_crop:
             raise ValueError(f"Expected do_center_crop=True with num_crops={num_crops}, got {do_center_crop}.")
         grouped_videos, grouped_videos_index = group_videos_by_shape(videos)
-        for shape, frames in grouped_videos.items():  # (B, num_clips * T, C, H, W)
+        for shape, frames in grouped_videos.items():  # (B, num_clips * T, C, H, W): one group for each size of frames
             if do_resize:
                 frames = self.resize(frames, size=size, resample=resample)
             crops = self.crop_along_longer_side(frames, crop_size, num_crops) if do_center_crop else [frames]
@@ -358,7 +354,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def crop_along_longer_side(self, videos: torch.Tensor, crop_size: SizeDict, num_crops: int) -> list[torch.Tensor]:
-        """`num_crops` crops of videos (..., H, W): evenly spaced along the longer side, in the centre of the other."""
+        """Cuts `num_crops` crops of videos (..., H, W), evenly along the longer side, in the centre of the other."""
         height, width = videos.shape[-2:]
         axis, length, crop_length = (-2, height, crop_size.height) if height > width else (-1, width, crop_size.width)
         offsets = spatial_crop_offsets(length, crop_length, num_crops)
@@ -367,7 +363,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
 
 
 def prepare_frames(videos: VideoInput, do_convert_rgb: bool):
-    """Checks `videos` at any nesting; paths become strings, and PIL images arrays, whose modes would else be lost."""
+    """Checks `videos` at any nesting. Paths become strings, and PIL images arrays: else their modes would be lost."""
     if isinstance(videos, list | tuple):
         if not videos:
             raise ValueError("Expected at least one video with at least one frame, got an empty list.")
@@ -385,7 +381,7 @@ def prepare_frames(videos: VideoInput, do_convert_rgb: bool):
 
 
 def channels_first(video: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
-    """(T, C, H, W) or (T, H, W, C) to (T, C, H, W)."""
+    """(T, C, H, W) or (T, H, W, C) -> (T, C, H, W)."""
     channels = (1, 3, 4)
     if input_data_format is None:
         input_data_format = ChannelDimension.FIRST if video.shape[1] in channels else ChannelDimension.LAST
@@ -400,7 +396,7 @@ def channels_first(video: np.ndarray | torch.Tensor, input_data_format: str | Ch
     return frames
 
 
-# Saved processors carry this file.
+# With this, saved processors carry this file.
 ViCMAEVideoProcessor.register_for_auto_class()
 
 __all__ = ["ViCMAEVideoProcessor", "sample_frame_indices", "spatial_crop_offsets"]

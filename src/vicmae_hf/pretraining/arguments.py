@@ -21,7 +21,7 @@ class PretrainingArguments(TrainingArguments, PairSettings):
 
 def check_contrast(arguments: PretrainingArguments, config: ViCMAEConfig, schedule: Schedule) -> None:
     """
-    Raises an ArgumentsError if the contrastive loss would have no part in a run, or no batch that it could compare. A
+    Raises an ArgumentsError if the contrastive loss would never start in a run, or a batch had nothing to compare. A
     run that `--max_train_steps` cuts short on purpose gets a warning.
     """
     if config.contrastive_loss == "none":

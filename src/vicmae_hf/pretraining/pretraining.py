@@ -31,23 +31,23 @@ class Measure(Protocol):
 
     def __call__(self, step: int, is_last: bool, output: ViCMAEForPreTrainingOutput) -> dict[str, float]:
         """
-        Figures for the log, none if it is not time for them. All processes call it after every update.
+        Returns figures for the log; none if it is not time for them. All processes call it after every update.
 
         Args:
             step: updates that are done; is_last: whether they are all.
-            output: of the model for the last batch of this process.
+            output: the model's, for the last batch of this process.
         """
 
 
 def build_frame_pairs(accelerator: Accelerator, config: ViCMAEConfig, arguments: PretrainingArguments):
     """
-    The pairs to train a model of `config` on: a `FramePairDataset`, or a `FramePairStream` with `--streaming`.
+    Opens the pairs to train a model of `config` on: a `FramePairDataset`, or with `--streaming` a `FramePairStream`.
 
     Raises:
         BadFilesError: if no pair can be read.
         InputError: if the data cannot be opened, or an option is out of range.
     """
-    with accelerator.main_process_first():
+    with accelerator.main_process_first():  # it fills the caches of `datasets`, which the others then find
         dataset = load_frame_pairs(
             arguments.train_data,
             config.image_height_and_width,
@@ -73,8 +73,8 @@ def pretrain(
 
     Args:
         dataset: from `build_frame_pairs`.
-        processors: of the model. Pixels are normalised by the mean and standard deviation of the first.
-        measures: what is written to the log beside the losses.
+        processors: the model's. Pixels are normalised by the mean and standard deviation of the first.
+        measures: figures for the log beside the losses.
 
     Returns:
         The results of the run; None if a resumed run has nothing left to do.
@@ -89,7 +89,7 @@ def pretrain(
     checkpoints = open_checkpoints(accelerator, dataset, arguments)
     groups = parameter_groups(model, arguments.weight_decay)
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)  # Table 1
-    prepared, optimizer = accelerator.prepare(model, adamw)
+    prepared, optimizer = accelerator.prepare(model, adamw)  # wrapped, where processes share the work
     schedule = replace(schedule, start_step=checkpoints.start(arguments.resume_from_checkpoint))
     if is_finished(arguments.output_dir, schedule):
         return None
@@ -112,7 +112,7 @@ def pretrain(
         results = train(
             accelerator, prepared, optimizer, batches, objective, schedule, log, checkpoints, arguments, measure
         )
-    objective.set_contrastive(True)
+    objective.set_contrastive(True)  # for whoever uses the model from here on, as its config says
     return finish(accelerator, objective.model, dataset, arguments, schedule, results)
 
 
@@ -122,12 +122,12 @@ class Objective:
 
     Args:
         prepared: the model as Accelerate prepared it.
-        model: the same, bare.
+        model: the same without Accelerate's wrapper.
         processor: has the mean and standard deviation by which pixels are normalised.
         contrastive_start_epoch: may be a fraction.
 
     Attributes:
-        output: of the model for the last batch.
+        output: the model's, for the last batch.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Objective:
 
     def __call__(self, batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
         self.set_contrastive(epoch >= self.contrastive_start_epoch)
-        # Pixels are normalised here, on the device: they travel as bytes, a quarter of what floats would be.
+        # Pixels travel as bytes, a quarter of what floats would be, and become floats here on the device.
         self.output = self.prepared(normalize_pixels(batch["pixel_values"], self.mean, self.std))
         losses = {name: self.output.get(name) for name in ("loss", "reconstruction_loss", "contrastive_loss")}
         return {name: value for name, value in losses.items() if value is not None}
@@ -166,7 +166,7 @@ class Objective:
 def open_checkpoints(
     accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments
 ) -> Checkpoints:
-    """The checkpoints of a run, with what decides the order of its data."""
+    """Opens the checkpoints of a run, with the settings that decide the order of its data."""
     run_settings = {
         "seed": arguments.seed,
         "num_files": dataset.num_files,
@@ -174,7 +174,7 @@ def open_checkpoints(
         "per_device_train_batch_size": arguments.per_device_train_batch_size,
         "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
         "num_processes": accelerator.num_processes,
-        # Each worker of a stream has shards of its own.
+        # In a stream each worker reads shards of its own, so their number decides the order.
         "stream_workers": arguments.dataloader_num_workers if arguments.streaming else None,
     }
     return Checkpoints(accelerator, arguments.output_dir, arguments.save_total_limit, run_settings)
@@ -183,7 +183,7 @@ def open_checkpoints(
 def load_batches(
     accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments, schedule: Schedule
 ) -> Iterable[dict[str, torch.Tensor]]:
-    """The batches of this process that are still to come, on its device."""
+    """Loads the batches still to come, `{"pixel_values": uint8 (B, 2, 3, H, W)}`, to this process's device."""
     loading = {"num_workers": arguments.dataloader_num_workers, "pin_memory": accelerator.device.type == "cuda"}
     if not arguments.streaming:
         sampler = order_batches(

@@ -1,4 +1,4 @@
-"""Settings that scripts of training share, with each other and with what runs trained models."""
+"""Settings that training scripts share; some are also shared by scripts that run trained models."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,7 @@ class ProcessArguments(ReadingArguments):
 
 @dataclass(kw_only=True)
 class TrainingArguments(ProcessArguments, BadFilesArguments):
-    """What every training script takes; the scripts' own settings are in subclasses."""
+    """Settings that every training script takes. The scripts' own settings are in subclasses."""
 
     train_data: list[str] = setting(REQUIRED, "folders, frame stores, Parquet files or dataset names")
     output_dir: str = setting(REQUIRED, "where everything is written")

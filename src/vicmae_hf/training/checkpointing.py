@@ -141,10 +141,8 @@ class Checkpoints:
 
     def load(self, path: str) -> int:
         """
-        Restores a checkpoint (or the newest, for "latest") and returns its step; 0 if there is none to be the latest.
-
-        Raises:
-            CheckpointError: if it does not exist or comes from a run with other data, batch or seed.
+        Restores a checkpoint, or for "latest" the newest, and returns its step; 0 if there is no latest. Raises a
+        CheckpointError if it does not exist or comes from a run with other data, batch or seed.
         """
         checkpoint = self.find(path)
         if checkpoint is None:

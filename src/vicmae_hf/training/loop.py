@@ -1,4 +1,4 @@
-"""The training loop, of pretraining and finetuning alike."""
+"""The training loop, the same for pretraining and finetuning."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from .optimization import Schedule
 from .reporting import MetricsLog
 
 
-# Of a batch on the device, and the epoch as a fraction: named scalar tensors, of which "loss" is minimised.
+# A batch on the device and the epoch, which may be a fraction -> named scalar tensors. "loss" is minimised.
 ComputeLosses = Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]]
 
 
@@ -24,11 +24,11 @@ class NonFiniteLossError(RuntimeError):
 
 class Stopwatch:
     """
-    How long a training takes and what for.
+    Measures how long a training takes, and what for.
 
     Attributes:
         num_samples: samples of all processes so far.
-        waiting, evaluating: seconds spent on it.
+        waiting, evaluating: seconds spent waiting for data, and evaluating.
     """
 
     def __init__(self):
@@ -45,7 +45,7 @@ class Stopwatch:
 
     @property
     def training(self) -> float:
-        """Seconds since the start, without those of evaluating."""
+        """Seconds since the start, without the time of evaluations."""
         return time.perf_counter() - self.started - self.evaluating
 
 
@@ -71,8 +71,8 @@ def train(
             any, are written to the log.
 
     Returns:
-        `train_seconds`, `samples_per_second`, `data_wait_share` of the updates run here, without what `evaluate`
-        took, and the losses of the last.
+        `train_seconds`, `samples_per_second`, `data_wait_share` of the updates run here, without the time of
+        `evaluate`, and the losses of the last update.
 
     Raises:
         NonFiniteLossError: before an update whose loss is infinite or NaN in any process.
@@ -84,7 +84,7 @@ def train(
         losses = run_update(
             accelerator, model, optimizer, batches, compute_losses, schedule, step, watch, checkpoints, arguments.seed
         )
-        done, is_last, seconds = step + 1, step + 1 == schedule.num_steps, watch.training
+        done, is_last, seconds = step + 1, step + 1 == schedule.num_steps, watch.training  # without the evaluation
         with watch.spending("evaluating"):
             figures = evaluate(done)
         log.update(
@@ -101,7 +101,7 @@ def train(
         if arguments.checkpointing_steps and (done % arguments.checkpointing_steps == 0 or is_last):
             checkpoints.save(done)
     if accelerator.device.type == "cuda":
-        torch.cuda.synchronize(accelerator.device)
+        torch.cuda.synchronize(accelerator.device)  # else updates that still run would not be timed
     seconds = watch.training
     return {
         **losses,
@@ -123,7 +123,7 @@ def run_update(
     checkpoints: Checkpoints,
     seed: int,
 ) -> dict[str, float]:
-    """Makes the update after `step` others, and returns its losses, averaged over its batches and the processes."""
+    """Makes the update after `step` others. Returns its losses, averaged over its batches and the processes."""
     accumulation = schedule.gradient_accumulation_steps
     sums: dict[str, torch.Tensor] = {}
     for micro_step in range(step * accumulation, (step + 1) * accumulation):
@@ -131,6 +131,7 @@ def run_update(
             batch = next(batches)
         watch.num_samples += len(next(iter(batch.values()))) * accelerator.num_processes
         seed_batch(seed, micro_step, accelerator.process_index)
+        # For all batches of an update but the last, processes exchange no gradients and `optimizer.step` does nothing.
         with accelerator.accumulate(model):
             batch_losses = compute_losses(batch, step / schedule.steps_per_epoch)
             accelerator.backward(batch_losses["loss"])
@@ -138,7 +139,7 @@ def run_update(
                 sums[name] = sums.get(name, 0) + value.detach().float() / accumulation
             if accelerator.sync_gradients:
                 losses = mean_over_processes(accelerator, sums)
-                check_finite(losses, step + 1, checkpoints)
+                check_finite(losses, step + 1, checkpoints)  # before the step: the weights are still sound
             optimizer.step()
             optimizer.zero_grad()
     return losses
@@ -147,23 +148,23 @@ def run_update(
 def seed_batch(seed: int, micro_step: int, process_index: int) -> None:
     """
     Seeds masks, dropout and stochastic depth of one batch of one process. They depend on these three numbers alone, so
-    that a resumed run draws what the interrupted one would have drawn.
+    a resumed run draws the same as the interrupted one would have drawn.
     """
-    # Odd multipliers below 2**64 spread neighbouring values over the seeds: added up as they are, batch 1 of seed 0
-    # would be batch 0 of seed 1.
+    # Simply added up, batch 1 of seed 0 would have the numbers of batch 0 of seed 1. Odd multipliers below 2**64
+    # spread neighbouring values over all seeds.
     mixed = seed * 0x9E3779B97F4A7C15 + micro_step * 0xBF58476D1CE4E5B9 + process_index * 0x94D049BB133111EB
     torch.manual_seed(mixed % 2**63)
 
 
 def mean_over_processes(accelerator: Accelerator, losses: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Named scalars averaged over the processes, as numbers."""
-    # Stacked, so that all of them travel together.
+    """Averages named scalars over the processes; returns numbers."""
+    # Stacked, because one exchange between processes is faster than one for each loss.
     means = accelerator.reduce(torch.stack(list(losses.values())), reduction="mean")
     return dict(zip(losses, means.tolist(), strict=True))
 
 
 def check_finite(losses: dict[str, float], step: int, checkpoints: Checkpoints) -> None:
-    """Raises a NonFiniteLossError, in all processes alike, as they have averaged the losses."""
+    """Raises a NonFiniteLossError: in all processes at once, because the losses are averages over all of them."""
     if all(abs(value) < float("inf") for value in losses.values()):
         return
     last = checkpoints.find("latest")

@@ -109,12 +109,7 @@ class BadFiles:
         raise BadFilesError(f"{source}: none of {len(tried)} files could be read, among them {min(tried)}.")
 
     def add(self, name: str, error: str, timed_out: bool = False) -> None:
-        """
-        Records a bad file.
-
-        Raises:
-            BadFilesError: if there are now more than allowed, or no good file is left.
-        """
+        """Records a bad file. Raises a BadFilesError if there are now more than allowed, or no good file is left."""
         if name not in self.errors:
             self.update()
         if name not in self.errors:

@@ -51,12 +51,7 @@ class ImageReader:
 
 
 def read_image(source: str | bytes) -> torch.Tensor:
-    """
-    Reads an image file, or its bytes (see `decode_image`).
-
-    Raises:
-        ImageDecodingError: if it cannot be read.
-    """
+    """Reads an image file, or its bytes, as `decode_image` does. Raises an ImageDecodingError if it cannot be read."""
     if isinstance(source, bytes):
         return decode_image(source)
     try:

@@ -297,13 +297,10 @@ def decoder_class(backend: str) -> type:
 
 class VideoReader:
     """
-    An open video.
+    An open video (see `MediaReader`), its frames in the order in which they are shown.
 
     Attributes:
         path: the file, or how many bytes it was read from.
-        timestamps: float64 array (T,), seconds: when each frame is shown, in the order of showing, from 0.
-        duration: seconds, to the end of the last frame.
-        num_frames: T.
     """
 
     def __init__(self, source: str | bytes, backend: str = "pyav"):

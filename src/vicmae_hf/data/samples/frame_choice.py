@@ -138,15 +138,7 @@ class ClipSampling:
             )
 
     def sample(self, timestamps: np.ndarray, duration: float, generator: np.random.Generator) -> np.ndarray:
-        """
-        Args:
-            timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
-            duration: end of the last frame in seconds.
-            generator: source of randomness.
-
-        Returns:
-            Frame indices `(num_frames,)`, ascending.
-        """
+        """Draws frame indices `(num_frames,)`, ascending; arguments as in `FrameSampling.sample`."""
         steps = np.arange(self.num_frames)
         if self.frames_per_second == 0:
             times = (steps + generator.uniform(size=self.num_frames)) * duration / self.num_frames
@@ -162,17 +154,8 @@ def choose_view_clips(
 ) -> np.ndarray:
     """
     Chooses the frames of test views, without chance, by the rule of the video processor (see `choose_clips` there)
-    and the times of the file.
-
-    Args:
-        timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
-        duration: end of the last frame in seconds.
-        num_frames: frames of a clip.
-        frames_per_second: of a clip; None spreads a clip over the whole video.
-        num_clips: clips of the video.
-
-    Returns:
-        Frame indices `(num_clips, num_frames)`.
+    and the times of the file: indices `(num_clips, num_frames)`. `timestamps` and `duration` as in `FrameSampling`;
+    `frames_per_second` None spreads a clip over the whole video.
     """
     return choose_clips(exact_times(timestamps, duration), duration, num_frames, frames_per_second, num_clips)
 
@@ -184,8 +167,7 @@ def choose_stored_frames(
     Chooses the frames of a video that a frame store keeps: ascending indices that begin with 0.
 
     Args:
-        timestamps: start of every frame in seconds, ascending from 0, of shape `(T,)`.
-        duration: end of the last frame in seconds.
+        timestamps, duration: as in `FrameSampling.sample`.
         frames_per_second: takes the frames nearest to even times at this rate, each once; 0 takes all.
         num_frames: takes the frame at the start of each of `num_frames` equal parts; all if there are no more.
     """

@@ -75,13 +75,7 @@ class FrameStoreSource:
 
 @dataclass(frozen=True)
 class StoredItem:
-    """
-    A row of a frame store, still in Arrow's memory.
-
-    Args:
-        name: messages call it so.
-        frames, timestamps, duration: its values of these columns.
-    """
+    """A row of a frame store: its name for messages, and its values of three columns, still in Arrow's memory."""
 
     name: str
     frames: pa.Scalar
@@ -94,10 +88,8 @@ class StoredItem:
 
 class StoredFrames:
     """
-    The frames of a row as an open video (see `MediaReader`).
-
-    Raises:
-        MediaDecodingError: if the row has no frames, or not a timestamp for each.
+    The frames of a row as an open video (see `MediaReader`). Raises a MediaDecodingError if the row has no frames, or
+    not a timestamp for each.
     """
 
     def __init__(self, item: StoredItem):

@@ -147,10 +147,8 @@ def is_saved_dataset(folder: Path) -> bool:
 
 def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
     """
-    Lists the paths of the media files and the Parquet files below a folder; one of the two lists is empty.
-
-    Raises:
-        DataSourceError: if there are neither, or media files beside a dataset.
+    Lists the paths of the media files and the Parquet files below a folder; one of the two lists is empty. Raises a
+    DataSourceError if there are neither, or media files beside a dataset.
     """
     files = list_files(folder)
     media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
@@ -171,10 +169,8 @@ def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
 
 def table_of_paths(name: str, paths: list[str], labels: list[int] | None = None, **features) -> datasets.Dataset:
     """
-    Makes a table with the columns `path` and, if there are labels, `label`, of type `features["label"]`.
-
-    Raises:
-        DataSourceError: if a path is no valid UTF-8.
+    Makes a table with the columns `path` and, if there are labels, `label`, of type `features["label"]`. Raises a
+    DataSourceError if a path is no valid UTF-8.
     """
     columns = {"path": paths} | ({} if labels is None else {"label": labels})
     try:
