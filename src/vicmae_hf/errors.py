@@ -3,10 +3,10 @@
 
 class InputError(ValueError):
     """
-    A file, folder, setting or checkpoint that the user gave is wrong. The message names it, says what was expected and
-    what to do; the scripts print it as one line, without a traceback.
+    A file, folder, setting or checkpoint that the user gave is wrong. The message names it and says what was expected
+    and what to do. The scripts print it as one line, without a traceback.
     """
 
 
 class MediaDecodingError(ValueError):
-    """A video or image cannot be read; the message says which and why. Runs record it and go on."""
+    """A video or image cannot be read. The message says which and why. Runs record it and go on."""

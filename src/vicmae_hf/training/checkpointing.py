@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly where it was."""
+"""Writes and reads checkpoints, from which a run goes on exactly where it was."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from ..files import write_json
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.json"
-# What tells that a run is done, and with what. A run that begins anew must not find another one's.
+# These files say that a run is done, and with what. A run that begins anew must not find those of another.
 RESULTS_OF_A_RUN = ("all_results.json", "train_files.txt")
 
 
@@ -30,18 +30,18 @@ class CheckpointError(InputError):
 
 
 def unwrap(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
-    """The model as it was before Accelerate prepared it."""
+    """Returns the model as it was before Accelerate prepared it."""
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The folders `checkpoint-STEP`, oldest first."""
+    """Lists the folders `checkpoint-STEP`, oldest first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))  # as numbers: 900 comes before 1000
 
 
 class CheckpointPart(Protocol):
-    """What a checkpoint holds beside model and optimizer."""
+    """A thing that a checkpoint holds beside model and optimizer."""
 
     def save(self, folder: Path) -> None:
         """Writes into a checkpoint; called in the main process."""
@@ -51,7 +51,7 @@ class CheckpointPart(Protocol):
 
 
 class TrainedModule(nn.Module):
-    """A module around a model, which says itself how it is saved."""
+    """A module around a model, which decides itself how it is saved."""
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the model that users open."""
@@ -70,13 +70,14 @@ class Checkpoints:
     Writes and reads `output_dir/checkpoint-STEP`: the model as `save_pretrained` leaves it, Accelerate's state of
     optimizer, gradient scaler and random numbers, and the step.
 
-    A folder of that name is always whole: it is written and deleted under another name.
+    A folder of that name is always whole, whenever a run is killed: it is written under another name and then renamed,
+    which happens at once or not at all. It is renamed before it is deleted, for the same reason.
 
     Args:
         accelerator: has prepared model and optimizer.
         output_dir: where the folders are.
         save_total_limit: how many of the newest are kept; None keeps all.
-        run_settings: what decides the order of the data; a checkpoint of a run with other ones is refused.
+        run_settings: settings that decide the order of the data. A checkpoint of a run with other ones is refused.
         parts: what else is saved and restored.
     """
 
@@ -98,10 +99,8 @@ class Checkpoints:
 
     def start(self, resume_from: str | None) -> int:
         """
-        Makes the output folder ready for a run that goes on from a checkpoint (see `load`), or begins.
-
-        Returns:
-            Updates that are done.
+        Makes the output folder ready for a run that goes on from a checkpoint (see `load`), or begins. Returns how
+        many updates are done.
         """
         if self.accelerator.is_main_process:
             self.remove_leftovers()
@@ -123,9 +122,9 @@ class Checkpoints:
         partial = self.output_dir / f".partial-checkpoint-{step}"
         final = self.output_dir / f"checkpoint-{step}"
         if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
             partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # every process writes its random state into the folder
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -135,6 +134,7 @@ class Checkpoints:
             if final.exists():
                 self._remove(final)
             partial.rename(final)
+            # Only now, so that a whole checkpoint is there at any time.
             for path in list_checkpoints(self.output_dir)[: -self.save_total_limit] if self.save_total_limit else []:
                 self._remove(path)
         self.accelerator.wait_for_everyone()
@@ -161,7 +161,7 @@ class Checkpoints:
         return state["step"]
 
     def find(self, path: str) -> Path | None:
-        """The folder that "latest" or a path means; None if there is no latest."""
+        """Finds the folder that "latest" or a path means; None if there is no latest."""
         if path == "latest":
             return next(reversed(list_checkpoints(self.output_dir)), None)
         if not (Path(path) / STATE_FILE).is_file():
@@ -181,7 +181,8 @@ class Checkpoints:
             else:
                 path.unlink()
 
-    # In Accelerate's own format a checkpoint of several processes would not open in one, nor with `from_pretrained`.
+    # Accelerate calls these two instead of saving the model itself. In its own format a checkpoint of several
+    # processes would not open in one, nor with `from_pretrained`.
     def _save_model(self, models: list, weights: list, output_dir: str) -> None:
         if self.accelerator.is_main_process:
             model = unwrap(self.accelerator, models[0])
@@ -189,10 +190,10 @@ class Checkpoints:
                 model.save_checkpoint(Path(output_dir))
             else:
                 model.save_pretrained(output_dir)
-        weights.clear()
+        weights.clear()  # what is left here Accelerate would save, too
 
     def _load_model(self, models: list, input_dir: str) -> None:
-        model = unwrap(self.accelerator, models.pop())
+        model = unwrap(self.accelerator, models.pop())  # taken away: Accelerate loads those that are left
         if isinstance(model, TrainedModule):
             model.load_checkpoint(Path(input_dir))
         else:

@@ -1,4 +1,4 @@
-"""What an update changes and by how much: parameter groups, the length of a run, its learning rate."""
+"""Decides what an update changes and by how much: parameter groups, length of a run, learning rate."""
 
 import math
 import re
@@ -21,13 +21,13 @@ def parameter_groups(
     model: nn.Module, weight_decay: float, learning_rate_scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict]:
     """
-    Groups of trainable parameters: matrices with weight decay; vectors, tokens, positions and
-    scalars without.
+    Groups trainable parameters: matrices with weight decay; vectors, tokens, positions and scalars without.
 
     Args:
-        learning_rate_scale: name of a parameter -> its share of the learning rate; parameters of different shares are
-            in different groups, whose `learning_rate_scale` `set_learning_rate` multiplies by.
+        learning_rate_scale: name of a parameter -> its share of the learning rate. Each share has groups of its own.
+            `set_learning_rate` multiplies by the group's `learning_rate_scale`.
     """
+    # By shape and not by name: a list of names misses the next LayerNorm. Decay would pull scales and offsets to zero.
     groups: dict[tuple[float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -40,15 +40,16 @@ def parameter_groups(
                 "learning_rate_scale": scale,
             }
             groups.setdefault((scale, not is_matrix), group)["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+    return [groups[key] for key in sorted(groups)]  # sorted: a checkpoint knows groups by their place
 
 
 def layer_decay_scale(name: str, num_layers: int, layer_decay: float) -> float:
     """
-    Share of the learning rate of an encoder's parameter, by depth as in BEiT (layer-wise decay; Table 2 cites it): 1
-    for what follows the layers (final norm, classifier), `layer_decay` for the last layer, one factor more for each
-    layer below, and `layer_decay ** (num_layers + 1)` for the embeddings.
+    Returns an encoder parameter's share of the learning rate, by depth as in BEiT (layer-wise decay; Table 2 cites
+    it): 1 for what follows the layers (final norm, classifier), `layer_decay` for the last layer, one factor more for
+    each layer below, and `layer_decay ** (num_layers + 1)` for the embeddings.
     """
+    # Early layers hold general features and should change little; late ones have to fit the new task.
     layer = re.search(r"\blayers\.(\d+)\.", name)
     if layer:
         return layer_decay ** (num_layers - int(layer.group(1)))
@@ -56,14 +57,14 @@ def layer_decay_scale(name: str, num_layers: int, layer_decay: float) -> float:
 
 
 def scaled_learning_rate(base_learning_rate: float, total_batch_size: int) -> float:
-    """Linear scaling: base learning rate x total batch / 256 (supplement, section A)."""
+    """Scales linearly: base learning rate x total batch / 256 (supplement, section A)."""
     return base_learning_rate * total_batch_size / 256
 
 
 def learning_rate_factor(step: int, num_warmup_steps: float, num_steps: int) -> float:
     """
-    Share of the peak learning rate at an update, counted from 0: linear warmup from 0, then half a cosine to 0 at
-    `num_steps` (Table 1). A function of the step alone, so that a resumed run needs no state of it.
+    Returns the share of the peak learning rate at an update, counted from 0: linear warmup from 0, then half a cosine
+    to 0 at `num_steps` (Table 1). It follows from the step alone, so a resumed run needs no state of it.
     """
     if step < num_warmup_steps:
         return step / num_warmup_steps
@@ -80,7 +81,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, factor: flo
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """
-    Lengths of a run in updates, and its learning rate.
+    The lengths of a run in updates, and its learning rate.
 
     Args:
         num_steps: updates of the whole run; start_step: those done before resuming.
@@ -89,7 +90,7 @@ class Schedule:
         peak_learning_rate: the learning rate after warmup.
         gradient_accumulation_steps: batches of an update, in each process.
         total_batch_size: samples of an update, of all processes.
-        num_processes: of the run.
+        num_processes: processes of the run.
     """
 
     num_steps: int
@@ -107,7 +108,7 @@ class Schedule:
 
     @property
     def batches_per_step(self) -> int:
-        """Batches of an update over all processes."""
+        """Batches of an update, of all processes together."""
         return self.gradient_accumulation_steps * self.num_processes
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
@@ -148,7 +149,7 @@ def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int)
 
 
 def report_unused(arguments: TrainingArguments, message: str) -> None:
-    """Raises an ArgumentsError; only warns of a run that `--max_train_steps` cuts short, as trials are."""
+    """Raises an ArgumentsError, or only warns if `--max_train_steps` cuts the run short, as in a trial."""
     if arguments.max_train_steps is None:
         raise ArgumentsError(message)
     logger.warning(message)
@@ -161,7 +162,7 @@ def order_batches(
     num_samples: int,
     weights: Sequence[float] | None = None,
 ) -> EpochBatchSampler:
-    """The batches of a run that are still to come; `lengths`, `num_samples`, `weights` as in `EpochBatchSampler`."""
+    """Orders the batches still to come in a run; `lengths`, `num_samples`, `weights` as in `EpochBatchSampler`."""
     return EpochBatchSampler(
         lengths,
         num_samples,

@@ -1,4 +1,4 @@
-"""What a run says of itself: the log of metrics, the progress bar, results and settings."""
+"""Reports on a run: log of metrics, progress bar, results and settings."""
 
 import json
 import os
@@ -25,12 +25,13 @@ RESULTS_FILE = "all_results.json"
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, oldest first; none if there is no log yet."""
+    """Reads the lines of `metrics.jsonl`, oldest first; none if there is no log yet."""
     return read_json_lines(Path(output_dir) / "metrics.jsonl")
 
 
 def is_finished(output_dir: str | os.PathLike, schedule: Schedule) -> bool:
-    """Whether a resumed run has made its last update and written its results; says so."""
+    """Whether a resumed run has made its last update and written its results. If so, warns of it."""
+    # Results are written last: without them, a run killed after its last update still has to write its report.
     if not schedule.is_done or not (Path(output_dir) / RESULTS_FILE).exists():
         return False
     logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, schedule.start_step, schedule.num_steps)
@@ -38,12 +39,12 @@ def is_finished(output_dir: str | os.PathLike, schedule: Schedule) -> bool:
 
 
 def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
-    """What a finished run wrote into `all_results.json`."""
+    """Reads the results that a finished run wrote into `all_results.json`."""
     return json.loads((Path(output_dir) / RESULTS_FILE).read_text())
 
 
 def settings_of_run(arguments: TrainingArguments, config: PreTrainedConfig, schedule: Schedule) -> dict[str, Any]:
-    """What `arguments.json` holds: every setting of a run, also those that follow from others."""
+    """Collects every setting of a run for `arguments.json`, also those that follow from others."""
     return {
         **asdict(arguments),
         "model": config.to_dict(),
@@ -56,7 +57,7 @@ def settings_of_run(arguments: TrainingArguments, config: PreTrainedConfig, sche
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process in MiB: resident, and allocated on the GPU."""
+    """Reads this process's peak memory in MiB: resident, and allocated on the GPU."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
@@ -71,9 +72,9 @@ class MetricsLog:
     bar. Only the main process writes.
 
     Args:
-        samples_name: what a sample is called in `{samples_name}_per_second`.
-        num_steps: updates of the run; start_step: those done before resuming. Lines of the log beyond it, which an
-            interrupted run left, are dropped.
+        samples_name: name of the samples in `{samples_name}_per_second`.
+        num_steps: updates of the run; start_step: those done before resuming. An interrupted run may have logged
+            updates beyond its last checkpoint. They are made again, so their lines are dropped.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class MetricsLog:
         self.samples_name = samples_name
         self.sums: dict[str, float] = {}
         self.num_updates = 0
-        self.before = (0, 0.0, 0.0)
+        self.before = (0, 0.0, 0.0)  # samples, seconds and waiting at the last line, so that rates are of now
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(output_dir) if line["step"] <= start_step]
             write_json_lines(self.path, kept)
@@ -111,8 +112,8 @@ class MetricsLog:
         write: bool,
     ) -> None:
         """
-        Takes the losses of one update, and the counts since the start of this run; writes a line, with `figures` of an
-        evaluation, if `write`.
+        Takes the losses of one update, and the counts since the start of this run. If `write`, writes a line, with
+        `figures` of an evaluation.
         """
         self.progress.update()
         for name, value in losses.items():
@@ -142,7 +143,7 @@ class MetricsLog:
             }
         )
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with self.path.open("a") as file:  # opened for each line, so that a killed run has lost none
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
 
