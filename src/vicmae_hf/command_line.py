@@ -1,4 +1,4 @@
-"""Settings from the command line and from a YAML or JSON file."""
+"""Reads settings from the command line and from a YAML or JSON file."""
 
 import argparse
 import difflib
@@ -36,13 +36,15 @@ def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None
 
 
 def build_parser(arguments_class: type) -> argparse.ArgumentParser:
-    """A parser with one flag for each field, required ones first; booleans are `--name` and `--no-name`."""
+    """Builds a parser with one flag for each field, required ones first; booleans are `--name` and `--no-name`."""
+    # The usage is written by hand, because the generated one lists every flag. allow_abbrev=False: a misspelt flag
+    # must be an error, not the beginning of another one.
     parser = argparse.ArgumentParser(
         usage="%(prog)s [settings.yaml|settings.json] [--flag value ...]", allow_abbrev=False
     )
     for entry in sorted(fields(arguments_class), key=_has_default):
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        options = {"help": entry.metadata["help"].replace("%", "%%")}
+        options = {"help": entry.metadata["help"].replace("%", "%%")}  # argparse would fill % in
         options |= {"default": default} if _has_default(entry) else {"required": True}
         value_type = without_none(entry.type)
         if value_type is bool:
@@ -63,7 +65,7 @@ def _has_default(entry: Field) -> bool:
 
 
 def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
-    """Settings of a file as flags, so that they pass through the same checks."""
+    """Turns the settings of a file into flags, so that they pass through the same checks."""
     try:
         # Some editors begin a file with a byte order mark.
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -80,7 +82,7 @@ def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
             raise ArgumentsError(
                 f"{path}: unknown setting {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
             )
-        if value is None:
+        if value is None:  # `name:` without a value leaves the default
             continue
         if value is False and "no" in get_args(known[name]):
             value = "no"  # which is false in YAML
@@ -89,17 +91,18 @@ def _settings_as_flags(path: str, arguments_class: type) -> list[str]:
                 raise ArgumentsError(f"{path}: {name} must be true or false, got {value!r}.")
             flags.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, dict):
+            # Only --config_overrides takes a mapping.
             flags.append(f"--{name}=" + ",".join(f"{key}={entry}" for key, entry in value.items()))
         elif isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         else:
-            flags.append(f"--{name}={value}")
+            flags.append(f"--{name}={value}")  # one word, so that a value may begin with a hyphen
     return flags
 
 
 def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str | None) -> dict[str, Any]:
     """
-    "name=value,name=value" as config fields; values are read as YAML.
+    Reads "name=value,name=value" as config fields; values are read as YAML.
 
     Raises:
         ArgumentsError: if a name is no field of the config or a pair is malformed.
@@ -123,7 +126,7 @@ def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str 
 
 
 def read_value(text: str) -> Any:
-    """A value as YAML has it, and numbers like 1e-5, which YAML takes for a string."""
+    """Reads a value as YAML does; also numbers like 1e-5, which YAML takes for a string."""
     value = yaml.safe_load(text)
     try:
         return float(value) if isinstance(value, str) else value

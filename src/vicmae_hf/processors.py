@@ -1,4 +1,4 @@
-"""The processors that are saved beside a model."""
+"""Builds the processors that are saved beside a model."""
 
 from .configuration_vicmae import ViCMAEConfig
 from .image_processing_vicmae import ViCMAEImageProcessor
@@ -6,7 +6,8 @@ from .video_processing_vicmae import ViCMAEVideoProcessor
 
 
 def build_processors(config: ViCMAEConfig) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
-    """Image and video processor for a model's image size: a centre crop of an image that is 256 / 224 as large."""
+    """Builds image and video processor for a model's image size: a centre crop of an image 256 / 224 as large."""
+    # 256 / 224 is the margin of ImageNet evaluations, kept for other sizes: the crop shows the same part of an image.
     height, width = config.image_height_and_width
     sizes = {
         "size": {"shortest_edge": round(max(height, width) * 256 / 224)},

@@ -1,4 +1,4 @@
-"""What tells whether a representation collapses: how far embeddings spread, and in how many directions."""
+"""Figures that show whether a representation collapses: how far embeddings spread, and in how many directions."""
 
 import torch
 from accelerate import Accelerator
@@ -9,8 +9,8 @@ from ..modeling_vicmae import ViCMAEForPreTrainingOutput
 
 class CollapseFigures:
     """
-    The figures of `collapse_metrics` at logged steps, of the batch of all processes: `feature_...` of the encoder's
-    features, and `projection_...` if the objective has projections.
+    Computes the figures of `collapse_metrics` at logged steps, on the batch of all processes: `feature_...` for the
+    encoder's features and, if the objective has projections, `projection_...` for them.
     """
 
     def __init__(self, accelerator: Accelerator, logging_steps: int):
@@ -20,6 +20,7 @@ class CollapseFigures:
     def __call__(self, step: int, is_last: bool, output: ViCMAEForPreTrainingOutput) -> dict[str, float]:
         if step % self.logging_steps and not is_last:
             return {}
+        # Both, because projections may collapse while features do not: the projector is thrown away after training.
         embeddings = {"feature": output.features, "projection": output.projections}
         return {
             f"{kind}_{name}": value
@@ -31,7 +32,7 @@ class CollapseFigures:
 
 def collapse_metrics(embeddings: torch.Tensor) -> dict[str, float]:
     """
-    Of embeddings `(N, 2, D)` of the two views of N samples; nothing if N is 1.
+    Measures embeddings `(N, 2, D)` of the two views of N samples. Returns nothing if N is 1: there is no spread.
 
     Returns:
         std: standard deviation of the l2-normalised embeddings, averaged over dimensions. 1 / sqrt(D) where they fill
@@ -40,20 +41,20 @@ def collapse_metrics(embeddings: torch.Tensor) -> dict[str, float]:
             and the smaller of 2 N and D.
         alignment: mean squared distance of the two views' normalised embeddings; 0 where they agree.
         uniformity: logarithm of the mean Gaussian potential of the normalised embeddings of different samples, mean of
-            both views; 0 where they are all the same, below -3 where they are spread well (both: Wang and Isola 2020,
-            alpha = 2, t = 2).
+            both views; 0 where they are all the same, below -3 where they are spread well (alignment and
+            uniformity: Wang and Isola 2020, alpha = 2, t = 2).
     """
     if len(embeddings) < 2:
         return {}
-    embeddings = embeddings.float()
-    normalised = F.normalize(embeddings, dim=-1)
+    embeddings = embeddings.float()  # singular values need it
+    normalised = F.normalize(embeddings, dim=-1)  # (N, 2, D)
     values = {
         "std": normalised.flatten(0, 1).std(0, correction=0).mean(),
         "rank": effective_rank(embeddings.flatten(0, 1)),
         "alignment": (normalised[:, 0] - normalised[:, 1]).square().sum(-1).mean(),
         "uniformity": (uniformity(normalised[:, 0]) + uniformity(normalised[:, 1])) / 2,
     }
-    # One transfer for all of them.
+    # Stacked, because every transfer from a GPU makes the program wait for it.
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
@@ -61,7 +62,7 @@ def effective_rank(matrix: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:
     """RankMe: exponential of the entropy of the singular values of `(N, D)`, as shares of their sum plus `epsilon`."""
     singular_values = torch.linalg.svdvals(matrix)
     total = singular_values.sum()
-    shares = singular_values / torch.where(total > 0, total, 1) + epsilon
+    shares = singular_values / torch.where(total > 0, total, 1) + epsilon  # all zero: no division by zero
     return (-shares * shares.log()).sum().exp()
 
 

@@ -1,4 +1,4 @@
-"""A whole pretraining: data, training, what is measured on the way, and what the run leaves."""
+"""Runs a whole pretraining: data, training, figures during training, and the files that the run leaves."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from .online_probe import OnlineProbe
 from .pretraining import Measure, build_frame_pairs, pretrain
 
 
-NUM_PICTURED_SAMPLES = 8
+NUM_PICTURED_SAMPLES = 8  # rows of the picture of reconstructions
 
 
 def run_pretraining(
@@ -39,10 +39,10 @@ def run_pretraining(
     Raises:
         BadFilesError: if too many files cannot be read.
         CheckpointError: if the checkpoint to resume from does not fit.
-        InputError: if data cannot be opened, or those of the online probe are too few.
+        InputError: if data cannot be opened, or the online probe has too few files.
         NonFiniteLossError: if the loss becomes infinite or NaN.
     """
-    # A wrong name is reported before anything is replaced.
+    # First, so that a wrong name is reported before files of an older run are replaced.
     probe_source = None if arguments.probe_data is None else open_labelled(arguments.probe_data)
     dataset = build_frame_pairs(accelerator, model.config, arguments)
     processors = build_processors(model.config)
@@ -62,11 +62,11 @@ def run_pretraining(
             )
         )
     results = pretrain(accelerator, model, dataset, arguments, processors, measures)
-    if results is None:
+    if results is None:  # a resumed run that was finished: its report is there, too
         return read_results(arguments.output_dir)
     if accelerator.is_main_process:
         write_report(model, dataset, processors[0], arguments, results)
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # for the report, before the upload or the end
     return results
 
 
@@ -77,7 +77,7 @@ def write_report(
     arguments: PretrainingArguments,
     results: dict[str, Any],
 ) -> None:
-    """Pictures, model card and `all_results.json`."""
+    """Writes pictures, model card and `all_results.json`."""
     output_dir = Path(arguments.output_dir)
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
@@ -87,5 +87,6 @@ def write_report(
     reconstructions = reconstruct_views(model, views, processor.image_mean, processor.image_std)
     plot_reconstructions(reconstructions, plots / "reconstructions.png")
     write_pretraining_card(output_dir, json.loads((output_dir / "arguments.json").read_text()), results)
-    # Last, as it says that the run is finished.
+    # Results come last, because they say that the run is finished: a run killed before this line writes its report
+    # when it is resumed.
     write_json(output_dir / RESULTS_FILE, results)

@@ -1,4 +1,4 @@
-"""The best model of a run so far, kept where the run leaves its model."""
+"""Keeps the best model of a run so far, where the run leaves its model."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ class BestModel:
     """
     Keeps the model with the highest `eval_top1` in `output_dir`; of equal ones the first.
 
-    As a part of checkpoints (see `CheckpointPart`), so that a resumed run compares with the best of its past, and
-    still has it.
+    It is a part of checkpoints (see `CheckpointPart`). So a resumed run compares with the best model before the
+    interruption, and still has it.
 
     Args:
         save_model: writes the model that is being trained into a folder.
 
     Attributes:
-        figures: of the best evaluation, as `update` got them; none before the first.
+        figures: figures of the best evaluation, as `update` got them; none before the first.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, save_model: Callable[[Path], None]):
@@ -37,17 +37,19 @@ class BestModel:
             return
         self.figures = figures
         if self.accelerator.is_main_process:
-            # Under another name first: a file that is there is always whole.
+            # Under another name first and then renamed: whenever the run is killed, a file that is there is whole.
             partial = self.output_dir / ".partial-best"
             shutil.rmtree(partial, ignore_errors=True)
             self.save_model(partial)
             self.files = sorted(path.name for path in partial.iterdir())
+            # File by file, because the folder holds other files of the run.
             for name in self.files:
                 (partial / name).replace(self.output_dir / name)
             partial.rmdir()
-        self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # the files are there when any process goes on
 
     def save(self, folder: Path) -> None:
+        # A copy, because the output folder goes on to better models while the checkpoint stays as it is.
         best = folder / "best"
         best.mkdir()
         for name in self.files:

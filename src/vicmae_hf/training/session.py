@@ -1,4 +1,4 @@
-"""What every training script does around its training: errors, accelerator, output folder, upload."""
+"""Does what every training script needs around its training: errors, accelerator, output folder, model, upload."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from .loop import NonFiniteLossError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-# What requests to the Hub raise: refusals and files, unreachable servers, wrong names, failed transfers.
+# Requests to the Hub raise these: refusals and files, unreachable servers, wrong names, failed transfers.
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 
 
@@ -38,26 +38,27 @@ class UploadError(InputError):
 
 def run_script(main: Callable[[], None]) -> None:
     """
-    Runs a script. What the user can mend ends it with one line on stderr and exit status 1, anything else with its
-    traceback.
+    Runs a script. An error that the user can mend ends it with one line on stderr and exit status 1; any other error
+    ends it with its traceback.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # Transformers shows one for every file that it writes or reads.
+    # Transformers would show a bar for every file that it writes or reads.
     disable_progress_bar()
     try:
         main()
     except (InputError, NonFiniteLossError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if dist.is_initialized():
-            # Other processes may be waiting for this one; at once, the launcher sees it gone and stops them.
+            # Other processes may wait for this one. sys.exit would wait for them; so it ends at once, and the launcher
+            # sees it gone and stops the others.
             os._exit(1)
         sys.exit(1)
 
 
 def start_session(arguments: TrainingArguments) -> Accelerator:
     """
-    The accelerator with its trackers, and an output folder that is safe to write to; everything that can fail for the
-    settings fails here, before any data is read.
+    Starts the accelerator with its trackers, and makes an output folder that is safe to write to. All that can fail
+    because of the settings fails here, before any data is read.
 
     Raises:
         ArgumentsError: if the output folder holds a run that this one would replace, or the Hub refuses.
@@ -69,10 +70,11 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         log_with=arguments.report_to or None,
         project_dir=arguments.output_dir,
         dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available()),
-        # The buffers are fixed positions and statistics that are already the same in all processes.
+        # broadcast_buffers=False: the buffers are fixed positions and statistics that are already the same in all
+        # processes, and sending them at every step would cost time.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-    arguments.mixed_precision = accelerator.mixed_precision
+    arguments.mixed_precision = accelerator.mixed_precision  # the launcher may have set it
     adopt_accumulation(arguments, accelerator.gradient_accumulation_steps)
     if accelerator.is_main_process:
         check_output_dir(arguments)
@@ -80,9 +82,11 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
             create_repository(arguments)
         Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
         if not arguments.resume_from_checkpoint:
+            # Of another run, whose bad files may be repaired by now.
             (Path(arguments.output_dir) / "bad_files.jsonl").unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # until the folder is there
     if arguments.report_to:
+        # Trackers take plain values only, no lists.
         settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("vicmae", config=settings)
     set_seed(arguments.seed)
@@ -90,7 +94,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises an ArgumentsError if a tracker is unknown or not installed; Accelerate would go on without it."""
+    """Raises an ArgumentsError if a tracker is unknown or not installed. Accelerate would go on without it."""
     installed = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS and name != "all":
@@ -106,7 +110,7 @@ def adopt_accumulation(arguments: TrainingArguments, launched: int) -> None:
     Raises:
         ArgumentsError: if both were set, and differ.
     """
-    if arguments.gradient_accumulation_steps not in (1, launched):
+    if arguments.gradient_accumulation_steps not in (1, launched):  # 1 is the default: nothing was set
         raise ArgumentsError(
             f"--gradient_accumulation_steps is {arguments.gradient_accumulation_steps}, but accelerate's "
             f"configuration (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) has {launched}. Set one of them."
@@ -138,6 +142,7 @@ def create_repository(arguments: TrainingArguments) -> None:
     name = arguments.hub_model_id or Path(arguments.output_dir).resolve().name
     try:
         arguments.hub_model_id = hub.create_repo(name, exist_ok=True).repo_id
+        # Creating passes if the repository exists, also where this user may only read. Better now than after days.
         hub.auth_check(arguments.hub_model_id, write=True)
     except HUB_ERRORS as error:
         raise ArgumentsError(
@@ -154,10 +159,11 @@ def build_model(
     model_class: type[Model], arguments: TrainingArguments, replaced: str | None = None, **settings
 ) -> Model:
     """
-    A model with random weights, or from `--model_name_or_path`, with `--image_size` and `--config_overrides` applied.
+    Builds a model with random weights, or from `--model_name_or_path`, and applies `--image_size` and
+    `--config_overrides`.
 
     Args:
-        replaced: beginning of the names of parameters that need not fit the checkpoint's.
+        replaced: beginning of the names of parameters that need not fit the checkpoint's (a new classifier).
         settings: more fields of the config.
 
     Raises:
@@ -183,18 +189,20 @@ def build_model(
 
 
 def load_model(model_class: type[Model], name: str, changes: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """The model, and what Transformers says of loading it. Raises a ValueError if it is of another kind."""
+    """Returns the model and Transformers' report on loading it. Raises a ValueError if it is of another kind."""
     found = AutoConfig.from_pretrained(name).model_type
     if found != model_class.config_class.model_type:
         raise ValueError(f"expected a checkpoint of {model_class.config_class.model_type}, got one of {found}.")
-    # Optimizers lose small updates of half-precision weights, in which a checkpoint may be stored.
+    # A checkpoint may be stored in half precision. Trained so, weights would lose small updates by rounding.
+    # Mismatched sizes are let through, because `check_shapes` names them better.
     return model_class.from_pretrained(
         name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **changes
     )
 
 
 def check_encoder(missing: Iterable[str]) -> None:
-    """Raises a ValueError if weights of the encoder are missing. Temporal positions start anew, from zero."""
+    """Raises a ValueError if weights of the encoder are missing, except temporal positions, which start from zero."""
+    # Transformers would only warn, and the run would train an encoder that is random in parts.
     lacking = [name for name in missing if name.startswith("vicmae.") and "temporal_position" not in name]
     if lacking:
         raise ValueError(f"it lacks {len(lacking)} weights of the encoder, the first: {min(lacking)}.")
@@ -209,18 +217,19 @@ def check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]],
 
 def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
     """
-    Uploads the output folder if asked to, and closes trackers and process group.
+    Uploads the output folder if the settings say so, and closes trackers and process group.
 
     Raises:
         UploadError: if the upload fails; the folder is as it was.
     """
     if accelerator.is_main_process and arguments.push_to_hub:
         upload(arguments)
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # else the first one to end would close the group that the others use
     accelerator.end_training()
 
 
 def upload(arguments: TrainingArguments) -> None:
+    # Checkpoints hold the optimizer: three times the model, of use only for going on with this run.
     left_out = ["checkpoint-*/**", ".partial-*/**"]
     try:
         HfApi().upload_folder(
