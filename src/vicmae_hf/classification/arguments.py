@@ -7,7 +7,7 @@ from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.arguments import TrainingArguments
 
 
-# What the two methods of classification start from: Table 2 for ViT-B (the base learning rate is SSv2's), Table 3.
+# Defaults of the two methods: Table 2 for ViT-B (the base learning rate is SSv2's), and Table 3.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "finetune": {
         "num_train_epochs": 100,
@@ -34,13 +34,13 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "mixup": 0.0,
     },
 }
-# Table 5 trains on a part of the labels without them.
+# Table 5 trains on a part of the labels without RandAugment and mixup.
 LABEL_FRACTION_DEFAULTS = {"rand_augment_magnitude": 0.0, "mixup": 0.0}
 
 
 @dataclass(kw_only=True)
 class ClassificationArguments(TrainingArguments):
-    """Settings of `run_classification.py`. Those that depend on the method are filled in when it is created."""
+    """Settings of `run_classification.py`. Creating it fills in the settings that depend on the method."""
 
     task: Literal["image", "video"] = setting(REQUIRED, "what is classified")
     method: Literal["finetune", "linear"] = setting(
@@ -86,13 +86,15 @@ class ClassificationArguments(TrainingArguments):
     cutmix: float = setting(0.0, "alpha of cutmix; with mixup, each batch draws one of both")
 
     def __post_init__(self):
+        # None means that the user set nothing; so even a value that equals the other method's default is kept.
         chosen = {name for name in METHOD_DEFAULTS[self.method] if getattr(self, name) is not None}
         defaults = METHOD_DEFAULTS[self.method] | (LABEL_FRACTION_DEFAULTS if self.label_fraction is not None else {})
         for name in defaults.keys() - chosen:
             setattr(self, name, defaults[name])
-        super().__post_init__()
-        if len(self.train_data) != 1:
+        super().__post_init__()  # checks the limits, now that all values are there
+        if len(self.train_data) != 1:  # a list, because pretraining takes several
             raise ArgumentsError(f"--train_data: expected one labelled source, got {len(self.train_data)}.")
+        # The flag always sets it, so an override would be lost without a word.
         if "drop_path_rate" in (self.config_overrides or ""):
             raise ArgumentsError("--config_overrides: drop_path_rate is set by --drop_path_rate.")
         if self.method == "linear":

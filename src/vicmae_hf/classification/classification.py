@@ -1,4 +1,4 @@
-"""Training of classifiers: finetuning (Table 2) and linear evaluation (Table 3)."""
+"""Trains classifiers: finetuning (Table 2) and linear evaluation (Table 3)."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def train_classifier(
     arguments: ClassificationArguments,
 ) -> dict[str, Any]:
     """
-    Trains `model` and leaves in `arguments.output_dir` the one that evaluated best, its processors and card, metrics,
+    Trains `model`. Leaves in `arguments.output_dir` the model that evaluated best, its processors and card, metrics,
     settings, results, pictures and checkpoints.
 
     Returns:
@@ -119,7 +119,7 @@ def open_checkpoints(
     best_model: BestModel,
     arguments: ClassificationArguments,
 ) -> Checkpoints:
-    """The checkpoints of a run, with what decides the order of its data and the meaning of its classes."""
+    """Opens the checkpoints of a run, with settings that decide the order of its data and the meaning of classes."""
     run_settings = {
         "task": arguments.task,
         "method": arguments.method,
@@ -130,6 +130,7 @@ def open_checkpoints(
         "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
         "num_processes": accelerator.num_processes,
         "train_augmentation": arguments.train_augmentation,
+        # Other names or another order would give the outputs of the classifier another meaning.
         "class_names_sha256": hashlib.sha256(json.dumps(train_source.class_names).encode()).hexdigest(),
     }
     return Checkpoints(accelerator, arguments.output_dir, arguments.save_total_limit, run_settings, parts=[best_model])
@@ -138,7 +139,7 @@ def open_checkpoints(
 def load_batches(
     accelerator: Accelerator, samples: "Samples", arguments: ClassificationArguments, schedule: Schedule
 ) -> Iterable[dict[str, torch.Tensor]]:
-    """The batches of this process that are still to come, on its device."""
+    """Loads the batches still to come, `{"pixel_values" or "features", "labels"}`, to this process's device."""
     num_samples = len(samples.train)
     sampler = order_batches(arguments, schedule, [num_samples], num_samples)
     pin_memory = accelerator.device.type == "cuda"
@@ -148,7 +149,7 @@ def load_batches(
 class HeldOutEvaluation:
     """
     Evaluates the held-out samples at the end of every `eval_epochs` epochs and after the last update, keeps the best
-    model, and records files that cannot be read. An instance is what `loop.train` calls after every update.
+    model, and records files that cannot be read. `loop.train` calls an instance after every update.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class HeldOutEvaluation:
         predictions = self.samples.predict_held_out()
         record_failures(self.accelerator, self.bad_files, predictions.failures)
         figures = predictions.accuracy()
+        # Before the checkpoint of this step is written, which then holds the new best model.
         self.best_model.update({**figures, "best_step": step, "best_epoch": step / steps_per_epoch})
         return {name: figures[name] for name in ("eval_top1", "eval_top5")}
 
@@ -186,7 +188,7 @@ def write_settings(
     train_source: LabelledSource,
     arguments: ClassificationArguments,
 ) -> None:
-    """`arguments.json`, the processors, and with a part of the labels the list of the files that it has."""
+    """Writes `arguments.json`, the processors and, with `--label_fraction`, the list of the training files."""
     write_json(output_dir / "arguments.json", settings)
     for processor in build_classifier_processors(config, arguments):
         processor.save_pretrained(output_dir)
@@ -197,7 +199,7 @@ def write_settings(
 def write_report(
     output_dir: Path, settings: dict[str, Any], results: dict[str, Any], arguments: ClassificationArguments
 ) -> None:
-    """`all_results.json`, pictures and model card."""
+    """Writes `all_results.json`, pictures and model card."""
     write_json(output_dir / RESULTS_FILE, results)
     write_pictures(output_dir)
     write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
@@ -215,7 +217,8 @@ def resolve_settings(arguments: ClassificationArguments, config: ViCMAEConfig, n
 def build_optimizer(
     module: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments
 ) -> torch.optim.Optimizer:
-    """AdamW with layer-wise decay of the learning rate (Table 2), or SGD with momentum (Table 3)."""
+    """Builds AdamW with layer-wise decay of the learning rate (Table 2), or SGD with momentum (Table 3)."""
+    # lr=0.0, because the schedule sets the learning rate before every update.
     if arguments.method == "linear":
         return torch.optim.SGD(parameter_groups(module, arguments.weight_decay), lr=0.0, momentum=0.9)
     groups = parameter_groups(
@@ -229,7 +232,7 @@ def build_optimizer(
 def build_loss(
     module: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments
 ) -> Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]]:
-    """What `loop.train` minimises: cross entropy against smoothed and mixed targets."""
+    """Builds the loss that `loop.train` minimises: cross entropy against smoothed and mixed targets."""
     image_processor, _ = build_classifier_processors(config, arguments)
     mean, std = image_processor.image_mean, image_processor.image_std
     mixing = BatchMixing(config.num_labels, arguments.label_smoothing, arguments.mixup, arguments.cutmix)
@@ -238,6 +241,7 @@ def build_loss(
         if "features" in batch:
             inputs, targets = mixing(batch["features"], batch["labels"])
             return {"loss": module(features=inputs, labels=targets).loss}
+        # Pixels travel as bytes and become floats here on the device; mixing needs floats.
         inputs, targets = mixing(normalize_pixels(batch["pixel_values"], mean, std), batch["labels"])
         return {"loss": module(pixel_values=inputs, labels=targets).loss}
 
@@ -245,7 +249,7 @@ def build_loss(
 
 
 def build_view(config: ViCMAEConfig, arguments: ClassificationArguments) -> RandomClip:
-    """How training samples are made from frames."""
+    """Builds the random views by which frames become training samples."""
     return RandomClip(
         config.image_height_and_width,
         arguments.crop_scale,
@@ -259,7 +263,7 @@ def build_view(config: ViCMAEConfig, arguments: ClassificationArguments) -> Rand
 @dataclass(frozen=True)
 class Samples:
     """
-    What a classifier is trained and evaluated on.
+    The samples that a classifier is trained and evaluated on.
 
     Args:
         train: a dataset of samples, addressed by `SampleKey`s.
@@ -280,7 +284,7 @@ def open_samples(
     bad_files: BadFiles,
     arguments: ClassificationArguments,
 ) -> Samples:
-    """Random clips or images; without augmentation the features that the frozen encoder makes of test views, once."""
+    """Opens random clips or images. Without augmentation, computes the frozen encoder's features of test views."""
     model = unwrap(accelerator, module)
     config = model.config
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
@@ -303,7 +307,7 @@ def open_samples(
         record_failures(accelerator, bad_files, features.failures)
         samples = FeatureSamples(features, train_views.labels)
         held_out = FeatureSamples(extract_embeddings(accelerator, encoder, eval_views, **loading), eval_views.labels)
-        return Samples(samples, 0, lambda: predict_features(model, held_out))
+        return Samples(samples, 0, lambda: predict_features(model, held_out))  # 0 workers: all is in memory
     clips = ClipDataset(
         train_source,
         ClipSampling(config.num_frames, arguments.frames_per_second) if arguments.task == "video" else None,
@@ -312,7 +316,7 @@ def open_samples(
         loader,
         arguments.seed,
     )
-    # A folder of unreadable files is reported here, in one line, and not from inside a worker.
+    # One sample is read, so that a folder of unreadable files is reported here in one line, and not by a worker.
     clips[0, 0, 0]
     return Samples(
         clips, arguments.dataloader_num_workers, lambda: predict(accelerator, module, eval_views, **loading)
@@ -320,26 +324,27 @@ def open_samples(
 
 
 def record_failures(accelerator: Accelerator, bad_files: BadFiles, failures: Sequence[dict[str, str]]) -> None:
-    """Records files that could not be read; raises a BadFilesError if there are too many."""
+    """Records files that could not be read. Raises a BadFilesError if there are too many."""
+    # All processes have the same list, so one of them writes it.
     if accelerator.is_main_process:
         for failure in failures:
             bad_files.add(failure["path"], failure["error"])
 
 
 def count_failures(bad_files: BadFiles, source: LabelledSource) -> int:
-    """How many items of a source could not be read."""
-    if len(bad_files) == 0:
+    """Counts the items of a source that could not be read."""
+    if len(bad_files) == 0:  # else the name of every item would be looked up for nothing
         return 0
     return sum(source[index].name in bad_files.errors for index in range(len(source)))
 
 
 def write_names(source: LabelledSource, path: Path) -> None:
-    """The names of all items of a source, one a line."""
+    """Writes the names of all items of a source, one a line."""
     path.write_text("".join(f"{source[index].name}\n" for index in range(len(source))))
 
 
 def write_pictures(output_dir: Path) -> None:
-    """`plots/losses.png` and `plots/accuracies.png`."""
+    """Writes `plots/losses.png` and `plots/accuracies.png`."""
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
     metrics = read_metrics(output_dir)

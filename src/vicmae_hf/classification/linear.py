@@ -23,13 +23,14 @@ CLASSIFIER_FILE = "linear_classifier.safetensors"
 
 class LinearClassifier(TrainedModule):
     """
-    A classification model whose encoder is frozen, with batch norm between its features and its classifier, which
-    starts anew.
+    A classification model with a frozen encoder, a new classifier, and batch norm between its features and the
+    classifier.
 
-    What users open (`save_pretrained`) is the model alone, with the batch norm folded into the classifier.
+    `save_pretrained` folds the batch norm into the classifier. So users open an ordinary classification model, which
+    gives the same logits.
 
     Args:
-        model: the classification model; it is changed.
+        model: the classification model; its encoder is frozen and its classifier starts anew.
     """
 
     main_input_name = "pixel_values"
@@ -49,7 +50,7 @@ class LinearClassifier(TrainedModule):
         return self.model.dtype
 
     def train(self, mode: bool = True) -> "LinearClassifier":
-        """The encoder stays in eval mode: no dropout, no stochastic depth."""
+        """Sets the mode of all but the encoder, which stays in eval mode: no dropout, no stochastic depth."""
         super().train(mode)
         self.model.vicmae.eval()
         return self
@@ -67,8 +68,8 @@ class LinearClassifier(TrainedModule):
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values: images or clips, or in their place
-            features: what `encode` made of them, `(B, D)`.
+            pixel_values: images or clips.
+            features: in their place, what `encode` made of them, `(B, D)`.
             labels: see the model.
         """
         features = self.encode(pixel_values) if features is None else features
@@ -77,16 +78,18 @@ class LinearClassifier(TrainedModule):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
-        """Features `(B, D)` by the statistics of the batches of all processes in training, else by running ones."""
+        """Normalises features `(B, D)`: in training by the batches of all processes, else by running statistics."""
+        # The result must not depend on how many processes share a batch.
         if not self.training or world_size() == 1:
             return self.norm(features)
         return self.norm(gather_batch(features)).chunk(world_size())[dist.get_rank()]
 
     def folded_classifier(self) -> dict[str, torch.Tensor]:
         """
-        `weight` and `bias` of a linear layer on the features that gives the logits of batch norm and classifier in
-        eval mode: W (f - mean) / s + b = (W / s) f + (b - (W / s) mean) with s = sqrt(variance + eps).
+        Computes `weight` and `bias` of a linear layer that turns features into the same logits as batch norm and
+        classifier in eval mode: W (f - mean) / s + b = (W / s) f + (b - (W / s) mean) with s = sqrt(variance + eps).
         """
+        # In float64, so that rounding happens once.
         classifier = self.model.classifier
         scale = torch.rsqrt(self.norm.running_var.double() + self.norm.eps)
         weight = classifier.weight.detach().double() * scale
@@ -98,7 +101,7 @@ class LinearClassifier(TrainedModule):
         self.model.save_pretrained(folder, state_dict=self.model.state_dict() | folded)
 
     def save_checkpoint(self, folder: Path) -> None:
-        """The model that users open, and batch norm and classifier as they are."""
+        """Writes the model that users open, and batch norm and classifier as they are: folding cannot be undone."""
         self.save_pretrained(folder)
         state = {f"norm.{name}": tensor for name, tensor in self.norm.state_dict().items()}
         state |= {f"classifier.{name}": tensor for name, tensor in self.model.classifier.state_dict().items()}
@@ -118,8 +121,8 @@ class FeatureSamples(torch.utils.data.Dataset):
     Embeddings of labelled items: a dataset of `{"features": (D,), "labels": class index}`, addressed by `SampleKey`s.
 
     Args:
-        features: of the items of the source that could be read.
-        labels: of all items of the source.
+        features: features of the items that could be read.
+        labels: labels of all items of the source.
     """
 
     def __init__(self, features: Features, labels: Sequence[int]):
@@ -135,7 +138,7 @@ class FeatureSamples(torch.utils.data.Dataset):
 
 
 def predict_features(module: LinearClassifier, samples: FeatureSamples) -> Predictions:
-    """The predictions for features, by the running statistics."""
+    """Predicts from features, by the running statistics."""
     device = module.model.classifier.weight.device
     features = samples.features
     with evaluating(module):

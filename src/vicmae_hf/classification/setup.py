@@ -1,4 +1,4 @@
-"""What a classifier is trained from: labelled data, a model with one output a class, processors."""
+"""Opens what a classifier is trained from: labelled data, a model with one output a class, processors."""
 
 from dataclasses import replace
 
@@ -25,8 +25,8 @@ MODEL_CLASSES = {"image": ViCMAEForImageClassification, "video": ViCMAEForVideoC
 
 def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, LabelledSource]:
     """
-    Opens training and evaluation data with the same class indices: of `--label_names`, else of the checkpoint's
-    classifier if it goes on being trained, else of the training data.
+    Opens training and evaluation data with the same class indices. The indices are those of `--label_names`, else of
+    the checkpoint's classifier if its training goes on, else of the training data.
 
     Raises:
         InputError: if a source cannot be opened; if a class is missing in the label names, the checkpoint's classifier
@@ -45,13 +45,14 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
     eval_source = open_labelled(arguments.eval_data, train_source.class_names, "the training data")
     for source in (train_source, eval_source):
         check_task(source, arguments.task)
+    # After the classes are known: evaluation needs all of them, whatever part of the labels is trained on.
     if arguments.label_fraction is not None:
         train_source = select_label_fraction(train_source, arguments.label_fraction, arguments.seed)
     return train_source, eval_source
 
 
 def kept_classifier(arguments: ClassificationArguments) -> list[str] | None:
-    """The class names of a finetuned checkpoint whose classifier goes on being trained."""
+    """Reads the class names of a finetuned checkpoint whose classifier is trained on; None if it starts anew."""
     if arguments.model_name_or_path is None or arguments.new_classifier or arguments.method == "linear":
         return None
     try:
@@ -66,8 +67,9 @@ def kept_classifier(arguments: ClassificationArguments) -> list[str] | None:
 def fit_to_classifier(
     source: LabelledSource, known: list[str], checkpoint: str, names_are_given: bool
 ) -> LabelledSource:
-    """Labels as indices of a checkpoint's classifier. One without names of its own takes those of the data."""
+    """Turns labels into indices of a checkpoint's classifier. A classifier without names takes those of the data."""
     hint = "Use data of the same classes, or --new_classifier to learn others."
+    # Transformers calls classes LABEL_0, LABEL_1, ... if nobody named them.
     is_named = known != [f"LABEL_{index}" for index in range(len(known))]
     if not is_named and len(source.class_names) != len(known):
         raise InputError(
@@ -88,12 +90,13 @@ def fit_to_classifier(
 
 
 def with_class_names(source: LabelledSource, class_names: list[str], known_from: str) -> LabelledSource:
-    """Labels as indices into `class_names`; an InputError for classes that it lacks."""
+    """Turns labels into indices into `class_names`. Raises an InputError for classes that it lacks."""
     return replace(source, all_labels=relabel(source, class_names, known_from), class_names=class_names)
 
 
 def check_task(source: LabelledSource, task: str) -> None:
-    """Raises an InputError if the first sample of a class is not what is to be classified."""
+    """Raises an InputError if the first sample of a class is an image where videos are classified, or the reverse."""
+    # One of each class: to ask millions of rows would take long, and mixtures come by whole folders.
     for index in np.unique(source.labels, return_index=True)[1]:
         item = source[int(index)]
         if task not in possible_tasks(item):
@@ -103,7 +106,7 @@ def check_task(source: LabelledSource, task: str) -> None:
 
 def possible_tasks(item: MediaItem) -> set[str]:
     if isinstance(item, StoredItem):
-        # One stored frame may be all there is of a video; a damaged row has none.
+        # A store has lists of frames. A list of one may be an image or a very short video; a damaged row has none.
         is_clip = item.frames.is_valid and len(item.frames) > 1
         return {"video"} if is_clip else {"image", "video"}
     return {"video" if item.is_video else "image"}
@@ -111,7 +114,7 @@ def possible_tasks(item: MediaItem) -> set[str]:
 
 def build_classifier(arguments: ClassificationArguments, class_names: list[str]) -> ViCMAEForImageClassification:
     """
-    The model with one output a class.
+    Builds the model, with one output for each class.
 
     Raises:
         ArgumentsError: if there is no such checkpoint, or the settings do not fit together.
@@ -127,7 +130,7 @@ def build_classifier(arguments: ClassificationArguments, class_names: list[str])
     is_new = arguments.new_classifier or arguments.method == "linear"
     model_class = MODEL_CLASSES[arguments.task]
     model = build_model(model_class, arguments, replaced="classifier." if is_new else None, **settings)
-    if is_new:
+    if is_new:  # also where the checkpoint's classifier has the same shape by chance
         nn.init.xavier_uniform_(model.classifier.weight)
         nn.init.zeros_(model.classifier.bias)
     return model
@@ -136,7 +139,7 @@ def build_classifier(arguments: ClassificationArguments, class_names: list[str])
 def build_classifier_processors(
     config: ViCMAEConfig, arguments: ClassificationArguments
 ) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
-    """The processors of a model; that of videos samples frames as the model is trained on."""
+    """Builds the processors of a model. The video processor samples frames as in training."""
     image_processor, video_processor = build_processors(config)
     video_processor.do_sample_frames = True
     video_processor.num_frames = config.num_frames

@@ -1,4 +1,4 @@
-"""Settings of what runs trained models."""
+"""Settings of scripts that run trained models."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from ..training.arguments import ProcessArguments
 
 @dataclass(kw_only=True)
 class InferenceArguments(ProcessArguments):
-    """What the scripts take that run a trained model over files; their own settings are in subclasses."""
+    """Settings of every script that runs a trained model over files. The scripts' own settings are in subclasses."""
 
     model_name_or_path: str = setting(REQUIRED, "checkpoint: a folder, or a name on the Hub")
     num_frames: int | None = setting(None, "frames of a video; default: the model's", minimum=1)

@@ -1,4 +1,4 @@
-"""Classifiers to evaluate: those of this package, and the video and image classifiers of Transformers."""
+"""Loads classifiers to evaluate: those of this package, and the video and image classifiers of Transformers."""
 
 import os
 import re
@@ -24,13 +24,13 @@ from ..errors import InputError
 @dataclass(frozen=True)
 class Classifier:
     """
-    A model with what it takes and what it tells apart.
+    A model with its processor, its input and its classes.
 
     Args:
         processor: its own image or video processor.
         class_names: in the order of its outputs.
-        num_frames: of a clip; 1 for a classifier of images.
-        frames_per_second: of a clip; None if clips are spread over the whole video.
+        num_frames: frames of a clip; 1 for a classifier of images.
+        frames_per_second: rate of a clip; None if clips are spread over the whole video.
     """
 
     model: PreTrainedModel
@@ -53,6 +53,7 @@ def load_classifier(name: str, label_names: str | os.PathLike | None = None) -> 
         InputError: if there is no such checkpoint, it is no classifier, lacks weights or class names, or has another
             number of them.
     """
+    # Configuration first: a wrong kind of model is reported before gigabytes of weights are downloaded.
     try:
         config = AutoConfig.from_pretrained(name)
         task = classification_task(name, config)
@@ -64,10 +65,11 @@ def load_classifier(name: str, label_names: str | os.PathLike | None = None) -> 
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: the model or its processor cannot be loaded: {error}") from error
+    # Transformers only warns and fills in random weights, and the accuracy would be that of chance.
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise InputError(f"{name}: is not finetuned: {len(missing)} weights are missing, the first: {missing[0]}.")
-    # V-JEPA 2 has a name of its own for it.
+    # V-JEPA 2 calls it frames_per_clip.
     num_frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
     return Classifier(
         model=model.eval(),
@@ -80,7 +82,7 @@ def load_classifier(name: str, label_names: str | os.PathLike | None = None) -> 
 
 
 def classification_task(name: str, config: PreTrainedConfig) -> Literal["image", "video"]:
-    """Raises an InputError if a config is not that of a classifier."""
+    """Reads from a config what its model classifies. Raises an InputError if it is no classifier."""
     architecture = (config.architectures or ["none"])[0]
     for task in ("image", "video"):
         if architecture.endswith(f"For{task.capitalize()}Classification"):
@@ -89,17 +91,17 @@ def classification_task(name: str, config: PreTrainedConfig) -> Literal["image",
 
 
 def load_processor(name: str, task: Literal["image", "video"]) -> Any:
-    """The video processor of a video model, or its image processor if it has no other."""
+    """Loads the video processor of a video model, or its image processor if it has no other."""
     if task == "image":
         return AutoImageProcessor.from_pretrained(name)
     try:
         return AutoVideoProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # VideoMAE and others take image processors for their frames
         return AutoImageProcessor.from_pretrained(name)
 
 
 def read_model_classes(name: str, config: PreTrainedConfig, label_names: str | os.PathLike | None) -> list[str]:
-    """Class names in the order of a model's outputs, from a file or from its config (see `load_classifier`)."""
+    """Reads class names in the order of a model's outputs, from a file or its config (see `load_classifier`)."""
     if label_names is not None:
         class_names = read_class_names(label_names)
         if len(class_names) != config.num_labels:
@@ -112,6 +114,7 @@ def read_model_classes(name: str, config: PreTrainedConfig, label_names: str | o
     if missing:
         raise InputError(f"{name}: id2label of its config has no name for class {missing[0]}; give --label_names.")
     class_names = [id2label[index] for index in range(config.num_labels)]
+    # Names that Transformers made up: no label of the data could be found among them.
     if all(re.fullmatch(r"LABEL_\d+", class_name) for class_name in class_names):
         raise InputError(
             f"{name}: its config has no class names (id2label is LABEL_0 ...). Give them with --label_names FILE, one "
@@ -126,9 +129,10 @@ def read_model_classes(name: str, config: PreTrainedConfig, label_names: str | o
 @torch.no_grad()
 def check_fit(model: PreTrainedModel, dataset: ViewDataset) -> None:
     """Raises an InputError if a model cannot take the views of a dataset, before any file of it is read."""
+    # Not square, because a processor that does not crop would give other shapes than for squares.
     frames = torch.zeros(dataset.num_frames, 3, 64, 96, dtype=torch.uint8)
     view = dataset.preprocess(frames, 1).to(model.device, model.dtype)
-    view = view if dataset.task == "video" else view[:, 0]
+    view = view if dataset.task == "video" else view[:, 0]  # (1, T, 3, h, w) or (1, 3, h, w)
     try:
         num_classes = model(**{model.main_input_name: view}).logits.shape[-1]
     except (ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: one embedding of every video or image, and the nearest neighbours among them."""
+"""Extracts features of a frozen encoder, one embedding of every video or image, and finds nearest neighbours."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Features:
     Embeddings of the items that could be read, in the order of the source.
 
     Args:
-        embeddings: `(N, D)`, float32; `(N, V, D)` if those of the views were not averaged.
+        embeddings: `(N, D)`, float32; `(N, V, D)` if the embeddings of the views were not averaged.
         indices: `(N,)`, which items of the source they are.
         failures: `{"path", "error"}` of each item that could not be read.
     """
@@ -43,8 +43,8 @@ class Features:
 
 def load_encoder(name: str, pooling: Literal["frame", "clip"]) -> tuple[ViCMAEModel, Any]:
     """
-    The encoder of any ViC-MAE checkpoint (pretrained, finetuned, or an encoder alone), and its processor: of images
-    for `pooling="frame"`, of videos for "clip".
+    Loads the encoder of any ViC-MAE checkpoint (pretrained, finetuned, or an encoder alone), and its processor: the
+    image processor for `pooling="frame"`, the video processor for "clip".
 
     Raises:
         InputError: if there is no such checkpoint, it is of another model, or lacks weights or the processor.
@@ -75,14 +75,15 @@ def build_feature_views(
     frames_per_second: float | None = None,
 ) -> ViewDataset:
     """
-    What is embedded of each item.
+    Makes the views of each item that are embedded.
 
     Args:
         processor: the encoder's image processor for "frame", its video processor for "clip".
         pooling: "frame": `num_frames` single frames, the middles of equal parts of the video, whose embeddings are
             averaged (an image is embedded once). "clip": one clip of `num_frames` frames, embedded as a whole.
-        frames_per_second: of a clip; None spreads it over the whole video.
+        frames_per_second: rate of a clip; None spreads it over the whole video.
     """
+    # "frame": as many clips of one frame as frames are wanted, so that the mean over views is the mean over frames.
     is_clip = pooling == "clip"
     return ViewDataset(
         source,
@@ -104,7 +105,7 @@ def extract_embeddings(
     num_workers: int,
     average: bool = True,
 ) -> Features:
-    """The encoder's `pooler_output` of every item (see `embed_views`). Its training mode is left as it was."""
+    """Computes the encoder's `pooler_output` of every item (see `embed_views`). Its training mode stays as it was."""
 
     def embed(views: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
@@ -126,22 +127,23 @@ def embed_views(
     average: bool = True,
 ) -> Features:
     """
-    Embeds the views of every item once, divided between the processes, all of which get everything.
+    Embeds the views of every item once. The processes share the work, and all get the whole result.
 
     Args:
         embed: views `(V, ...)` -> embeddings `(V, D)`.
         batch_size: views that are embedded together.
-        average: whether the embeddings of an item's views are averaged, or kept one by one, `(N, V, D)`. A view that
-            stands for several, as a frame of a very short video does, is then repeated.
+        average: whether the embeddings of an item's views are averaged, or kept one by one, `(N, V, D)`. Then a view
+            that stands for several is repeated, such as a frame of a very short video.
 
     Raises:
         InputError: if no item can be read.
     """
 
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        # An item may have more views than fit into memory at once.
         values = torch.cat([embed(part) for part in batch["pixel_values"].split(batch_size)]).float()
         if average:
-            return {"embeddings": average_views(values, batch["weights"])[:, 0]}
+            return {"embeddings": average_views(values, batch["weights"])[:, 0]}  # (B, D), of the only protocol
         return {"embeddings": repeat_views(values, batch["weights"], dataset.protocols[0].num_views)}
 
     collected = collect(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers)
@@ -150,8 +152,8 @@ def embed_views(
 
 def repeat_views(values: torch.Tensor, weights: Sequence[torch.Tensor], num_views: int) -> torch.Tensor:
     """
-    Values of distinct views `(V1 + V2 + ..., D)` -> `(B, num_views, D)`, each as often as its weight in the first
-    protocol says.
+    Values of distinct views `(V1 + V2 + ..., D)` -> `(B, num_views, D)`, each repeated as its weight in the first
+    protocol says. So every item has the same number, although equal views were embedded once.
     """
     parts = zip(split_items(values, weights), weights, strict=True)
     return torch.stack(
@@ -161,8 +163,8 @@ def repeat_views(values: torch.Tensor, weights: Sequence[torch.Tensor], num_view
 
 class HeldViews(torch.utils.data.Dataset):
     """
-    The views of a small dataset, read when they are first asked for and then held in memory: for several encoders
-    that look at the same files. Load it in the process itself (`num_workers=0`).
+    Keeps the views of a small dataset in memory once they were read, because several encoders look at the same files.
+    Load it in the process itself (`num_workers=0`): the memory of a worker is lost with the worker.
     """
 
     def __init__(self, dataset: ViewDataset):
@@ -182,7 +184,7 @@ class HeldViews(torch.utils.data.Dataset):
 
 
 def matrix_column(matrix: torch.Tensor) -> pa.FixedSizeListArray:
-    """A matrix `(N, D)` as a column of N lists."""
+    """Makes a column of N lists of a matrix `(N, D)`."""
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.flatten().numpy()), matrix.shape[1])
 
 
@@ -212,7 +214,7 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
         pyarrow.parquet.write_table(table, path)
     else:
         tensors = {"embeddings": features.embeddings.contiguous()}
-        metadata = {"files": files, "settings": settings}
+        metadata = {"files": files, "settings": settings}  # safetensors holds tensors and texts, hence JSON below
         if labels is not None:
             tensors["labels"], metadata["class_names"] = labels.contiguous(), source.class_names
         save_file(tensors, path, metadata={name: json.dumps(value) for name, value in metadata.items()})
@@ -221,6 +223,7 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
 
 def check_feature_file(path: str | os.PathLike) -> Path:
     """Raises an InputError if a file of features would be of no known format."""
+    # A function of its own: scripts call it before they compute for hours.
     path = Path(path)
     if path.suffix not in (".parquet", ".safetensors"):
         raise InputError(f"{path}: expected a name that ends in .parquet or .safetensors.")
@@ -236,19 +239,20 @@ def nearest_neighbour_scores(
     temperature: float = 0.07,
 ) -> torch.Tensor:
     """
-    Votes of the nearest labelled features, weighted by exp(cosine similarity / temperature), `(Q, num_classes)`.
+    Counts votes of the nearest labelled features, weighted by exp(cosine similarity / temperature):
+    `(Q, num_classes)`.
 
-    The classifier of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018),
-    section 3.4, with their temperature, and the 20 neighbours of DINO (Caron et al., 2021).
+    This is the classifier of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"
+    (2018), section 3.4, with their temperature, and the 20 neighbours of DINO (Caron et al., 2021).
 
     Args:
         features: `(N, D)`; labels: `(N,)`.
         queries: `(Q, D)`.
-        num_neighbours: all of them where there are fewer.
+        num_neighbours: all features vote where there are fewer.
     """
     features, queries = F.normalize(features, dim=-1), F.normalize(queries, dim=-1)
     scores = []
-    for chunk in queries.split(1024):
+    for chunk in queries.split(1024):  # similarities of all queries at once may not fit into memory
         similarities, neighbours = (chunk @ features.T).topk(min(num_neighbours, len(features)))
         votes = torch.zeros(len(chunk), num_classes, device=features.device)
         scores.append(votes.scatter_add(1, labels[neighbours], (similarities / temperature).exp()))

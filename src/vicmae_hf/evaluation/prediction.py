@@ -1,4 +1,4 @@
-"""Evaluation of classifiers: every item once in any number of processes, probabilities averaged over views."""
+"""Evaluates classifiers: every item once in any number of processes, probabilities averaged over views."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,13 +39,13 @@ class TopKAccuracy(evaluate.Metric):
 
 
 def top_k_accuracies(top_classes: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """`{"top1", "top5"}` in percent of classes `(N, K)`, the likeliest first, against labels `(N,)`."""
-    hits = top_classes == labels[:, None]
+    """Computes `{"top1", "top5"}` in percent of classes `(N, K)`, the likeliest first, against labels `(N,)`."""
+    hits = top_classes == labels[:, None]  # (N, K)
     return {f"top{k}": 100 * hits[:, :k].any(1).double().mean().item() for k in (1, TOP_K)}
 
 
 def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """`{"top1", "top5"}` in percent of scores or probabilities `(N, C)` against labels `(N,)`."""
+    """Computes `{"top1", "top5"}` in percent of scores or probabilities `(N, C)` against labels `(N,)`."""
     return top_k_accuracies(likeliest_classes(scores), labels)
 
 
@@ -56,7 +56,7 @@ def likeliest_classes(probabilities: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In its block the model is in eval mode and makes no gradients; then it is as it was."""
+    """Puts the model into eval mode without gradients for its block. Afterwards its mode is as before."""
     was_training = model.training
     model.eval()
     try:
@@ -69,7 +69,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @dataclass(frozen=True)
 class Predictions:
     """
-    What a model says of the items that could be read, in the order of the dataset.
+    A model's predictions for the items that could be read, in the order of the dataset.
 
     Args:
         probabilities: `(N, C)`, float32, averaged over views.
@@ -84,7 +84,7 @@ class Predictions:
     failures: list[dict[str, str]]
 
     def accuracy(self) -> dict[str, float]:
-        """`eval_top1` and `eval_top5` in percent of the items that could be read, and how many could and could not."""
+        """`eval_top1` and `eval_top5` in percent of the items that were read; how many were read, how many failed."""
         metric = TopKAccuracy(keep_in_memory=True)
         figures = metric.compute(
             predictions=likeliest_classes(self.probabilities).tolist(), references=self.labels.tolist()
@@ -103,7 +103,7 @@ class ViewPredictions:
         protocols: predictions by each protocol of the dataset.
         reordered: the five likeliest classes of each order of frames, `(N, G, 5)`; None if none were asked for.
         num_clips: clips (or images) that went through the model.
-        seconds: that reading and prediction took.
+        seconds: time of reading and prediction.
     """
 
     protocols: list[Predictions]
@@ -115,7 +115,7 @@ class ViewPredictions:
 def predict(
     accelerator: Accelerator, model: nn.Module, dataset: ViewDataset, *, batch_size: int, num_workers: int
 ) -> Predictions:
-    """The predictions by the first protocol of a dataset (see `predict_views`)."""
+    """Predicts by the first protocol of a dataset (see `predict_views`)."""
     return predict_views(accelerator, model, dataset, batch_size=batch_size, num_workers=num_workers).protocols[0]
 
 
@@ -129,19 +129,20 @@ def predict_views(
     frame_orders: Callable[[int], torch.Tensor] | None = None,
 ) -> ViewPredictions:
     """
-    Predicts every item once, divided between the processes, all of which get all predictions.
+    Predicts every item once. The processes share the work, and all get all predictions.
 
     Args:
-        model: a classifier of this package or of Transformers, prepared or not; its training mode is left as it was.
+        model: a classifier of this package or of Transformers, prepared or not. Its training mode stays as it was.
         dataset: views with labels.
         batch_size: views in a forward pass.
         num_workers: processes that load, for each process that predicts.
-        frame_orders: for the index of an item, G orders of the frames of a clip, `(G, T)`, in which the views of the
-            first protocol are predicted too.
+        frame_orders: index of an item -> G orders of the frames of a clip, `(G, T)`. The views of the first protocol
+            are predicted in these orders, too.
 
     Raises:
         InputError: if no item can be read, or the model's outputs are not finite.
     """
+    # Bare, because the wrapper for several processes would wait for all of them, and some have fewer batches.
     model = unwrap(accelerator, model)
 
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -172,14 +173,15 @@ def predict_batch(
     frame_orders: Callable[[int], torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
     """
-    A batch (see `collate_views`) -> `probabilities` by protocol `(B, P, C)`; with `frame_orders` also `reordered`
-    `(B, G, 5)`; `num_clips` `(B,)`, clips of each item that went through the model.
+    Predicts a batch (see `collate_views`). Returns `probabilities` by protocol `(B, P, C)`; with `frame_orders` also
+    `reordered` `(B, G, 5)`; and `num_clips` `(B,)`, how many clips of each item went through the model.
     """
 
     def probabilities(views: torch.Tensor) -> torch.Tensor:
+        # An item may have more views than fit into memory at once.
         with accelerator.autocast():
             logits = [model(**{model.main_input_name: part}).logits for part in views.split(batch_size)]
-        return torch.cat(logits).float().softmax(-1)
+        return torch.cat(logits).float().softmax(-1)  # (V1 + V2 + ..., C)
 
     views = batch["pixel_values"].to(model.dtype)
     num_clips = torch.tensor([rows.shape[1] for rows in batch["weights"]])
@@ -208,13 +210,14 @@ def predict_reordered(
     batch: dict[str, Any],
     frame_orders: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
-    """The five likeliest classes of the items of a batch with their frames in other orders, `(B, G, 5)`."""
+    """Predicts the items of a batch with their frames in other orders: the five likeliest classes, `(B, G, 5)`."""
     orders = [frame_orders(index) for index in batch["indices"].tolist()]
+    # Only views that the first protocol uses: G orders of each cost G times as much.
     weights = [rows[:1, rows[0] > 0] for rows in batch["weights"]]
     parts = split_items(views, batch["weights"])
     clips = [part[rows[0] > 0] for part, rows in zip(parts, batch["weights"], strict=True)]
     top_classes = []
-    for order in range(len(orders[0])):
+    for order in range(len(orders[0])):  # one at a time: all at once would need G times the memory
         reordered = torch.cat([part[:, item[order]] for part, item in zip(clips, orders, strict=True)])
         top_classes.append(likeliest_classes(average_views(probabilities(reordered), weights)[:, 0]))
     return torch.stack(top_classes, dim=1)
@@ -225,8 +228,8 @@ class Collected:
     """
     Args:
         indices: `(N,)` of the items that could be read, ascending.
-        outputs: by name, `(N, ...)`, on the CPU.
-        failures: `{"path", "error"}` of the others.
+        outputs: tensors `(N, ...)` by name, on the CPU.
+        failures: `{"path", "error"}` of the items that could not be read.
     """
 
     indices: torch.Tensor
@@ -243,7 +246,7 @@ def collect(
     num_workers: int,
 ) -> Collected:
     """
-    Applies `compute` to every item once, divided between the processes, all of which get everything.
+    Applies `compute` to every item once. The processes share the work, and all get the whole result.
 
     Args:
         compute: a batch (see `collate_views`) -> tensors `(B, ...)` by name.
@@ -253,6 +256,8 @@ def collect(
     Raises:
         InputError: if no item can be read.
     """
+    # Divided here and not by Accelerate, which repeats items until all processes have equally many: they would be
+    # counted twice.
     share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     loader = torch.utils.data.DataLoader(
         torch.utils.data.Subset(dataset, share),
@@ -260,24 +265,24 @@ def collect(
         num_workers=num_workers,
         collate_fn=collate_views,
         pin_memory=accelerator.device.type == "cuda",
-        # Of its own, so that the global random state is left alone.
+        # A generator of its own: the loader draws a number at its start, and the global random state stays as it is.
         generator=torch.Generator().manual_seed(0),
     )
     parts, failures = [], []
     for batch in tqdm(loader, desc="evaluating", disable=not accelerator.is_main_process, leave=False):
         failures += batch["failures"]
-        if len(batch["indices"]) == 0:
+        if len(batch["indices"]) == 0:  # none of its items could be read
             continue
         batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-        outputs = {name: values.cpu() for name, values in compute(batch).items()}
+        outputs = {name: values.cpu() for name, values in compute(batch).items()}  # outputs of a dataset fill a GPU
         parts.append({"indices": batch["indices"]} | outputs)
-    gathered = gather_object([(parts, failures)])
+    gathered = gather_object([(parts, failures)])  # as objects, because the parts of processes differ in size
     parts = [part for parts, _ in gathered for part in parts]
     failures = sorted(failure for _, failures in gathered for failure in failures)
     if not parts:
         raise InputError(f"{dataset.source.name}: none of {len(dataset)} files could be read; {failures[0][1]}")
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = joined["indices"].argsort()
+    order = joined["indices"].argsort()  # results are the same for any number of processes
     return Collected(
         indices=joined.pop("indices")[order],
         outputs={name: values[order] for name, values in joined.items()},
@@ -287,7 +292,7 @@ def collect(
 
 def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Items of a `ViewDataset` as a batch:
+    Joins items of a `ViewDataset` into a batch:
         indices: `(B,)`, of the items that could be read.
         pixel_values: their views, one item after the other, `(V1 + V2 + ..., ...)`.
         weights: `(P, V)` of each item.
@@ -310,4 +315,4 @@ def split_items(values: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[
 def average_views(values: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Values of views `(V1 + V2 + ..., D)`, averaged by the weights `(P, V)` of each item -> `(B, P, D)`."""
     parts = zip(split_items(values, weights), weights, strict=True)
-    return torch.stack([rows.to(part) @ part for part, rows in parts])
+    return torch.stack([rows.to(part) @ part for part, rows in parts])  # (P, V) @ (V, D)

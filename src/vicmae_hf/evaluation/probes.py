@@ -1,4 +1,4 @@
-"""Linear probes of frozen features (Table 3)."""
+"""Trains linear probes on frozen features (Table 3)."""
 
 import statistics
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ class LabelledFeatures:
     Features of labelled files.
 
     Args:
-        features: `(N, V, D)`, of V views of each file.
+        features: `(N, V, D)`, V views of each file.
         labels: `(N,)`.
         class_names: of the labels.
-        failures: `{"path", "error"}` of each file that could not be read and is left out.
+        failures: `{"path", "error"}` of each file that could not be read; it is left out.
     """
 
     features: torch.Tensor
@@ -39,16 +39,16 @@ class LabelledFeatures:
 
     @classmethod
     def of(cls, features: Features, source: LabelledSource) -> "LabelledFeatures":
-        """Features that `embed_views` made of a source without averaging them."""
+        """Adds labels to features that `embed_views` made of a source without averaging them."""
         labels = torch.as_tensor(source.labels)[features.indices]
         return cls(features.embeddings, labels, source.class_names, features.failures)
 
 
 def start_linear_head(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.BatchNorm1d:
     """
-    Gives a linear classifier of frozen features its first weights, and returns the batch norm that comes before it. It
-    has no parameters: it only brings the features, whose scales differ from encoder to encoder, to one scale
-    (supplement, section A).
+    Gives a linear classifier of frozen features its first weights, and returns the batch norm that comes before it.
+    The batch norm has no parameters. Scales of features differ from encoder to encoder, and it only brings them to one
+    scale, so that one learning rate suits all (supplement, section A).
     """
     nn.init.normal_(linear.weight, std=0.01, generator=generator)
     nn.init.zeros_(linear.bias)
@@ -67,13 +67,13 @@ def train_linear_probe(
     batch_size: int = 256,
 ) -> nn.Module:
     """
-    A linear classifier on features `(N, D)` that are held in memory; SGD with momentum 0.9, cosine decay, no weight
-    decay (Table 3, at a smaller batch). Linear evaluation with random views is in `classification`.
+    Trains a linear classifier on features `(N, D)` that are held in memory, by SGD with momentum 0.9, cosine decay and
+    no weight decay (Table 3, at a smaller batch). Linear evaluation with random views is in `classification`.
     """
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(features.shape[1], num_classes)
     probe = nn.Sequential(start_linear_head(linear, generator), linear)
-    batch_size = min(batch_size, len(features))
+    batch_size = min(batch_size, len(features))  # full batches only, because batch norm needs them
     peak = scaled_learning_rate(base_learning_rate, batch_size)
     optimizer = torch.optim.SGD(probe.parameters(), lr=peak, momentum=0.9)
     steps_per_epoch = len(features) // batch_size
@@ -93,8 +93,8 @@ def train_linear_probe(
 
 def balanced_subset(labels: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     """
-    Indices of a random `fraction` of every class, at least one of each. With the same seed a smaller fraction is a
-    part of a larger one.
+    Draws a random `fraction` of every class, at least one of each: indices. With the same seed, a smaller fraction is
+    a part of a larger one.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -113,13 +113,13 @@ def probe_accuracy(
     seed: int,
 ) -> dict[str, float]:
     """
-    `top1` and `top5` in percent on held-out files, from features `(N, V, D)` of V views of each file. The classifier
-    learns from single views; the probabilities of a file's views are averaged.
+    Trains a probe and returns `top1` and `top5` in percent on held-out files, from features `(N, V, D)` of V views of
+    each file. The classifier learns from single views; the probabilities of a file's views are averaged.
     """
     probe = train_linear_probe(
         train_features.flatten(0, 1), train_labels.repeat_interleave(train_features.shape[1]), num_classes, seed=seed
     )
-    with torch.no_grad():
+    with torch.no_grad():  # (N * V, D) -> (N * V, C) -> (N, C)
         probabilities = probe(eval_features.flatten(0, 1)).softmax(-1).unflatten(0, eval_features.shape[:2]).mean(1)
     return accuracy(probabilities, eval_labels)
 
@@ -128,9 +128,9 @@ def linear_probe(
     train: LabelledFeatures, evaluation: LabelledFeatures, seeds: Sequence[int]
 ) -> list[dict[str, float]]:
     """
-    The accuracies of `probe_accuracy`, and as `knn_top1` that of the nearest neighbours of the mean over a file's
-    views, once a seed. Each seed learns from its own random 80 % of every class's training files, so that the spread
-    tells how much depends on which files were labelled.
+    Returns for each seed the accuracies of `probe_accuracy`, and as `knn_top1` the accuracy of nearest neighbours, for
+    which a file's views are averaged. Each seed learns from its own random 80 % of every class's training files. So
+    the spread shows how much depends on which files were labelled.
     """
     results = []
     for seed in seeds:
@@ -151,16 +151,17 @@ def probe_beside_untrained(
     batch_size: int = 256,
 ) -> dict[str, Any]:
     """
-    `linear_probe` of an encoder with the seeds 0, 1, ..., and of as many encoders of its kind with random weights.
+    Runs `linear_probe` on an encoder with the seeds 0, 1, ..., and on as many encoders of its kind with random
+    weights. Random weights already separate classes to some degree, so only the difference shows what was learned.
 
     Args:
         train_views, eval_views: single frames of labelled files.
         batch_size: frames in a forward pass.
 
     Returns:
-        `eval_top1`, `eval_top5`, `eval_knn_top1`, means in percent, and `eval_top1_spread`, standard deviation; the
-        same with `untrained_` before them; numbers of classes and files; each probe under `runs`; `failures`, the
-        files that could not be read.
+        `eval_top1`, `eval_top5`, `eval_knn_top1`, means in percent, and `eval_top1_spread`, their standard deviation;
+        the same for random weights, with `untrained_` before the names; numbers of classes and files; each probe under
+        `runs`; `failures`, the files that could not be read.
     """
 
     def features_of(encoder: ViCMAEModel, views: HeldViews) -> LabelledFeatures:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its output folder: figures, tables and pictures."""
+"""Writes the files of an evaluation: figures, tables and pictures."""
 
 import hashlib
 import os
@@ -23,10 +23,10 @@ from .temporal_ablation import FrameOrders
 
 def prepare_output_dir(output_dir: str | os.PathLike) -> None:
     """
-    Makes the folder.
+    Makes the output folder.
 
     Raises:
-        InputError: if it is a file, or holds a model, whose own results would be replaced.
+        InputError: if it is a file, or holds a model: the model's own results would be replaced.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -68,16 +68,16 @@ def write_evaluation(
     plot_confusion(counts, class_names, plots / "confusion.png")
     write_failures(output_dir / "bad_files.jsonl", first.failures)
     write_json(output_dir / "arguments.json", settings)
-    write_json(output_dir / "all_results.json", results)
+    write_json(output_dir / "all_results.json", results)  # last: who finds it finds all the others
     return results
 
 
 def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.ndarray) -> dict[str, Any]:
     """
-    The figures of an evaluation.
+    Computes the figures of an evaluation.
 
-    `eval_top1` and `eval_top5` are of the videos that could be read. `eval_top1_of_all` counts the others as wrong.
-    `eval_top1_mean_over_classes` weighs every class that has videos alike.
+    `eval_top1` and `eval_top5` count the videos that could be read. `eval_top1_of_all` counts the others as wrong.
+    `eval_top1_mean_over_classes` gives every class that has videos the same weight.
     """
     accuracies = [protocol.accuracy() for protocol in predictions.protocols]
     num_items = accuracies[0]["num_eval_samples"] + accuracies[0]["num_failed"]
@@ -93,7 +93,7 @@ def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.nda
         },
         "num_classes": len(counts),
         "num_classes_evaluated": int(has_videos.sum()),
-        "list_sha256": hash_source(dataset.source),
+        "list_sha256": hash_source(dataset.source),  # equal where two evaluations saw the same files and labels
         "eval_seconds": predictions.seconds,
         "videos_per_second": len(dataset) / predictions.seconds,
         "clips_per_second": predictions.num_clips / predictions.seconds,
@@ -102,8 +102,8 @@ def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.nda
 
 def hash_source(source: LabelledSource) -> str:
     """
-    SHA-256 of the list of all items (see `format_list`). Names are paths below a folder, also in a frame store that
-    was packed from it, or the official ones of a table that `prepare_dataset` wrote.
+    Computes the SHA-256 of the list of all items (see `format_list`). Names are paths below a folder, also in a frame
+    store packed from it; in a table that `prepare_dataset` wrote they are the official ones.
     """
     names = source.items.list_names()
     class_names = [source.class_names[label] for label in source.labels]
@@ -111,7 +111,8 @@ def hash_source(source: LabelledSource) -> str:
 
 
 def count_confusions(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """How many items of class i (rows) were taken for class j (columns), `(C, C)`."""
+    """Counts how many items of class i (rows) were taken for class j (columns), `(C, C)`."""
+    # One number for each cell of the table, so that counting is one call.
     cells = predictions.labels * num_classes + likeliest_classes(predictions.probabilities)[:, 0]
     return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).numpy()
 
@@ -120,6 +121,7 @@ def write_classes(output_dir: Path, counts: np.ndarray, class_names: list[str]) 
     rows = []
     for class_name, row, correct in zip(class_names, counts, counts.diagonal(), strict=True):
         num_videos = int(row.sum())
+        # Empty and not 0 for a class without videos: nothing was measured.
         rows.append([class_name, num_videos, int(correct), 100 * correct / num_videos if num_videos else ""])
     write_csv(output_dir / "per_class.csv", ["class", "num_videos", "num_correct", "top1"], rows)
     table = [[class_name, *row] for class_name, row in zip(class_names, counts.tolist(), strict=True)]
@@ -158,7 +160,7 @@ def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:
 
 
 def describe(results: dict[str, Any]) -> str:
-    """The figures of an evaluation as a short table."""
+    """Formats the figures of an evaluation as a short table."""
     lines = [f"{results['num_eval_samples']} evaluated, {results['num_failed']} unreadable"]
     lines += ["views (spatial x temporal)   top-1   top-5"]
     for name, accuracy in results["protocols"].items():

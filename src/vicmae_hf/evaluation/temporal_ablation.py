@@ -1,4 +1,4 @@
-"""How much a video classifier knows of time: frames shuffled, and one frame repeated (supplement, section C)."""
+"""Measures how much a video classifier uses time: frames shuffled, one frame repeated (supplement, section C)."""
 
 import math
 import statistics
@@ -18,12 +18,12 @@ class FrameOrders:
     """
     The orders in which an item's frames are shown: first the permutations, then every frame repeated.
 
-    The permutations of an item depend on (seed, index) alone. They differ from one another and from the true order;
-    clips of fewer than four frames have fewer than 16 such.
+    The permutations of an item depend on (seed, index) alone. They differ from one another and from the true order.
+    Clips of fewer than four frames have fewer than 16 of them.
 
     Args:
-        num_frames: of a clip.
-        seed: of the permutations.
+        num_frames: frames of a clip.
+        seed: decides the permutations.
 
     Raises:
         InputError: if a clip has one frame only.
@@ -37,10 +37,10 @@ class FrameOrders:
         self.num_permutations = min(NUM_PERMUTATIONS, math.factorial(num_frames) - 1)
 
     def __call__(self, index: int) -> torch.Tensor:
-        """Places of frames in the clip, `(num_permutations + num_frames, num_frames)`, int64."""
+        """Orders as places of frames in the clip, `(num_permutations + num_frames, num_frames)`, int64."""
         generator = np.random.default_rng([self.seed, index])
         in_order = tuple(range(self.num_frames))
-        permutations: dict[tuple[int, ...], None] = {}
+        permutations: dict[tuple[int, ...], None] = {}  # a set that keeps its order
         while len(permutations) < self.num_permutations:
             permutation = tuple(generator.permutation(self.num_frames).tolist())
             if permutation != in_order:
@@ -50,8 +50,9 @@ class FrameOrders:
 
     def summarize(self, standard: dict[str, float], reordered: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
         """
-        Accuracies in percent: of the clips as they are, the mean over the permutations, and the mean over the repeated
-        frames; with the standard deviation over permutations and frames, and each of them.
+        Returns accuracies in percent: of the clips as they are, the mean over the permutations, and the mean over the
+        repeated frames. The last two come with the standard deviation, and with the accuracy of each permutation or
+        frame.
 
         Args:
             standard: `eval_top1` and `eval_top5` of the same views in their true order.

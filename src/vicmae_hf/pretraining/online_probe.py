@@ -1,4 +1,4 @@
-"""A look at the encoder's features on the way through pretraining."""
+"""Probes the encoder's features during pretraining."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..modeling_vicmae import ViCMAEForPreTrainingOutput, ViCMAEModel
 
 logger = get_logger(__name__)
 
-# Few frames and epochs: a probe tells whether features become better, not how good they are.
+# Few frames and epochs, because training waits: a probe tells whether features become better, not how good they are.
 NUM_FRAMES = 4
 NUM_EPOCHS = 30
 WARMUP_EPOCHS = 3
@@ -26,16 +26,16 @@ TRAIN_SHARE = 0.8
 
 class OnlineProbe:
     """
-    Accuracies of a nearest-neighbour and of a linear classifier on features of labelled files: both learn from 80 % of
-    every class, drawn by the seed, and are tested on the others.
+    Measures accuracies of a nearest-neighbour and a linear classifier on features of labelled files. Both learn from
+    80 % of every class, drawn by the seed, and are tested on the others.
 
-    What is trained stays as it was: its mode, and the state of random numbers.
+    Probing changes nothing in the training: the mode of the model and the state of random numbers stay as they were.
 
     Args:
         encoder: the part of the trained model that makes features of frames.
-        source: labelled videos and images; of a video the mean over four frames is taken.
+        source: labelled videos and images. A video's features are the mean over four frames.
         processor: for its frames.
-        loader: reads the files; one that cannot be read is left out.
+        loader: reads the files. A file that cannot be read is left out.
         probe_steps: updates between probes; the last update is always probed.
         batch_size: frames in a forward pass.
         num_workers: loading processes, which live as long as one probe.
@@ -62,6 +62,7 @@ class OnlineProbe:
         self.views = build_feature_views(source, processor, loader, pooling="frame", num_frames=NUM_FRAMES)
         self.labels = torch.from_numpy(np.asarray(source.labels))
         self.num_classes = len(source.class_names)
+        # Drawn once: figures of different steps must be of the same files.
         self.is_training = torch.zeros(len(source), dtype=torch.bool)
         self.is_training[balanced_subset(self.labels, TRAIN_SHARE, seed)] = True
         if self.is_training.all():
@@ -78,6 +79,7 @@ class OnlineProbe:
         features = extract_embeddings(
             self.accelerator, self.encoder, self.views, batch_size=self.batch_size, num_workers=self.num_workers
         )
+        # Features are only of files that could be read.
         labels, is_training = self.labels[features.indices], self.is_training[features.indices]
         known, queries = features.embeddings[is_training], features.embeddings[~is_training]
         if features.failures:
@@ -86,7 +88,7 @@ class OnlineProbe:
         if len(known) < 2 or len(queries) == 0:
             logger.warning("No probe after %d updates: too few of its files could be read.", step)
             return {}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # masks of the next update must not depend on probes
             probe = train_linear_probe(
                 known,
                 labels[is_training],
