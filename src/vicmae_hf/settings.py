@@ -78,7 +78,7 @@ class Settings:
                 choices = ", ".join(get_args(value_type))
                 raise ArgumentsError(f"--{entry.name} must be one of {choices}, got {value!r}.")
             if entry.metadata["limits"] or value_type in (float, list[float]):
-                for number in value if isinstance(value, list) else [value]:
+                for number in value if isinstance(value, (list, tuple)) else [value]:
                     check_limits(entry.name, number, entry.metadata["limits"])
 
 

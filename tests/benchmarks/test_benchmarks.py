@@ -1,17 +1,15 @@
 """Every benchmark runs, at its smallest size, and prints its tables; what it measures there means nothing."""
 
 import importlib.util
-import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import loading
 import pytest
 import store_memory
 from demo_data import write_demo_data
-from launching import BENCHMARKS, run_here, script_path
+from launching import BENCHMARKS, run, script_path
 
 from vicmae_hf.data import load_frame_pairs
 
@@ -27,18 +25,14 @@ def videos(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def log_level():
-    """The benchmarks silence the package's log."""
-    logger = logging.getLogger("vicmae_hf")
-    level = logger.level
-    yield
-    logger.setLevel(level)
-
-
 def run_benchmark(script: str, *flags) -> dict[str, list[list[str]]]:
-    """Runs it, and returns the tables that it printed: title of the first column -> rows, the first of titles."""
-    process = run_here(script, *flags)
+    """
+    Runs it, and returns the tables that it printed: title of the first column -> rows, the first of titles.
+
+    In a process of its own: what they load beside the package (decord, OpenCV's libraries under it) breaks encoders of
+    PyAV in the tests that come after.
+    """
+    process = run(script, *flags, launcher=[])
     assert process.returncode == 0, process.stderr
     tables = {}
     for lines in re.findall(r"(?:^\|.*\|\n)+", process.stdout, re.MULTILINE):
@@ -53,11 +47,13 @@ def first_column(table: list[list[str]]) -> list[str]:
     return [row[0] for row in table[1:]]
 
 
+@pytest.mark.slow
 def test_decoding(videos):
     tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--repeats", 1)
     assert {"naive decord", "decord", "pyav"} <= set(first_column(tables["backend"]))
 
 
+@pytest.mark.slow
 def test_decoding_over_many_opens(videos):
     tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--opens", 10)
     table = tables["opens by pyav"]
@@ -66,6 +62,7 @@ def test_decoding_over_many_opens(videos):
     assert len({row[2] for row in table[1:]}) == 1
 
 
+@pytest.mark.slow
 def test_image_steps(videos):
     tables = run_benchmark("image_steps.py", "--videos", videos, "--num_frames", 16, "--rounds", 1)
     decoding, resizing = tables.values()
@@ -76,6 +73,7 @@ def test_image_steps(videos):
     assert differences["torch bilinear, channels last"] > 0.1
 
 
+@pytest.mark.slow
 def test_loading(videos):
     flags = ["--videos", videos, "--max_files", 2, "--rounds", 1, "--seconds", 0.1]
     tables = run_benchmark("loading.py", *flags)
@@ -86,9 +84,15 @@ def test_loading(videos):
 
 
 @needs_no_ffcv
+@pytest.mark.slow
 def test_an_interpreter_without_ffcv_is_left_out():
-    assert loading.what_ffcv_lacks(None) == "no interpreter at --ffcv_python None"
-    assert loading.what_ffcv_lacks(Path(sys.executable)).endswith("ModuleNotFoundError: No module named 'ffcv'")
+    program = (
+        "import sys, loading; print(loading.what_ffcv_lacks(None)); print(loading.what_ffcv_lacks(sys.executable))"
+    )
+    process = subprocess.run([sys.executable, "-c", program], cwd=BENCHMARKS, capture_output=True, text=True)
+    first, second = process.stdout.splitlines()
+    assert first == "no interpreter at --ffcv_python None"
+    assert second.endswith("ModuleNotFoundError: No module named 'ffcv'")
 
 
 @needs_no_ffcv

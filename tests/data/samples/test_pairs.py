@@ -405,7 +405,7 @@ def test_a_bad_row_is_named_by_its_place(tmp_path):
     ("options", "message"),
     [
         ({"samples_per_file": 0}, "samples_per_file must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be between 0 and 4294967295, got -1"),
         ({"max_bad_files": 2}, "max_bad_files must be between 0 and 1, got 2"),
         ({"image_size": 0}, "image_size must be"),
         ({"frame_sampling": "far"}, "frame_sampling must be one of"),
