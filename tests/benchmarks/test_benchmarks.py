@@ -86,9 +86,12 @@ def test_loading(videos):
 @needs_no_ffcv
 @pytest.mark.slow
 def test_an_interpreter_without_ffcv_is_left_out():
-    program = (
-        "import sys, loading; print(loading.what_ffcv_lacks(None)); print(loading.what_ffcv_lacks(sys.executable))"
-    )
+    program = """
+import sys
+from loading import Path, what_ffcv_lacks
+print(what_ffcv_lacks(None))
+print(what_ffcv_lacks(Path(sys.executable)))
+"""
     process = subprocess.run([sys.executable, "-c", program], cwd=BENCHMARKS, capture_output=True, text=True)
     first, second = process.stdout.splitlines()
     assert first == "no interpreter at --ffcv_python None"
