@@ -3,7 +3,7 @@ Converts checkpoints of other code bases: ViC-MAE's authors (pretraining and fin
 
     python -m vicmae_hf.convert_checkpoint --checkpoint FILE.pth --output_dir DIR
 
-Every tensor is found in the key tables below, or the conversion stops; nothing is left at random values.
+Every tensor must be in the key tables below, or the conversion stops: nothing is left at random values.
 """
 
 import argparse
@@ -39,9 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Key tables: (name there, name here), of modules or tensors. `{}` is the number of a layer; what follows a module's
-# name (".weight") stays. A tensor with several names here is split: three are queries, keys and values, two the
-# positions of the class token and of the patches.
+# Key tables: (name there, name here), of modules or tensors. They are data and not code, so that they are read in both
+# directions: to convert, to revert, and to name a tensor in an error as the user knows it. `{}` is the number of a
+# layer; what follows a module's name (".weight") stays. A tensor with several names here is split: three are queries,
+# keys and values, two the positions of the class token and of the patches.
 # ---------------------------------------------------------------------------------------------------------------------
 
 KeyTable = list[tuple[str, str]]
@@ -55,7 +56,7 @@ TIMM_LAYER = [
     ("mlp.fc2", "mlp.fc2"),
 ]
 
-# Transformers before version 5, and what version 5 still writes to files.
+# Names of Transformers before version 5. Version 5 still writes them to files.
 VIT_MAE_LAYER = [
     ("layernorm_before", "layernorm_before"),
     ("attention.attention.query", "attention.q_proj"),
@@ -80,7 +81,7 @@ VICMAE_LAYER = [
 
 
 def layers(source: str, target: str, table: KeyTable) -> KeyTable:
-    """`table` with every name inside the layer `source`, and `target` respectively."""
+    """Puts every name of `table` inside a layer: names there into `source`, names here into `target`."""
     return [
         (f"{source}.{name}", " ".join(f"{target}.{target_name}" for target_name in target_names.split()))
         for name, target_names in table
@@ -125,9 +126,9 @@ VIT_MAE_KEYS = [
 ]
 
 KEY_TABLES: dict[str, KeyTable] = {
-    # ViC-MAE and MAE, and ViTs finetuned on the class token.
+    # ViC-MAE and MAE, and ViTs finetuned on the class token: one table, because each file has a part of these names.
     "released": RELEASED_KEYS,
-    # ViTs finetuned on the mean of the patch tokens, which is normalised after pooling.
+    # ViTs finetuned on the mean of the patch tokens. It is normalised after pooling, so `fc_norm` is the final norm.
     "pooled": POOLED_KEYS,
     # `facebook/vit-mae-base` on the Hub.
     "vit_mae": [
@@ -149,11 +150,13 @@ KEY_TABLES: dict[str, KeyTable] = {
     ],
 }
 
-# Heads can't be read off the weights: by width, ViT-S, B, L, H; and the decoders of S, of all others (method.md).
+# Shapes of weights don't depend on the number of heads, so it is known only by width: ViT-S, B, L, H; and the decoders
+# of S and of all others (supplement, section A).
 ENCODER_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {256: 8, 512: 16}
 
-# The released code minimises 0.97 * pixel + 0.03 * contrastive; ours is pixel + weight * contrastive.
+# The released code minimises 0.97 * pixel + 0.03 * contrastive, ours minimises pixel + weight * contrastive. With the
+# weight 0.03 / 0.97 both have the same minimum.
 RELEASED_OBJECTIVE = {
     "contrastive_loss": "nt_xent",
     "contrastive_weight": 0.03 / 0.97,
@@ -163,7 +166,7 @@ RELEASED_OBJECTIVE = {
 }
 MAE_OBJECTIVE = {"contrastive_loss": "none", "reconstruct": "both"}
 
-# What a ViTMAE configuration knows and its weights don't tell.
+# Fields that a ViTMAE configuration has and its weights don't tell.
 VIT_MAE_FIELDS = [
     "num_hidden_layers",
     "num_attention_heads",
@@ -194,8 +197,8 @@ def convert_state_dict(
     state_dict: dict[str, torch.Tensor], image_size: int | tuple[int, int] | None = None, **config_overrides
 ) -> tuple[ViCMAEConfig, dict[str, torch.Tensor]]:
     """
-    Renames a checkpoint's tensors and reads the model's sizes off them. Values stay as they are, bit by bit, unless
-    positions are resampled.
+    Renames a checkpoint's tensors and reads the model's sizes off their shapes. Values stay as they are, bit by bit,
+    unless positions are resampled.
 
     Args:
         state_dict: a checkpoint's tensors by name, or the dict that holds them under "model", as released files do.
@@ -212,6 +215,7 @@ def convert_state_dict(
             or number of heads can't be inferred.
     """
     state_dict = state_dict["model"] if isinstance(state_dict.get("model"), dict) else state_dict
+    # Names are checked before shapes: of a file that lacks half its tensors, one long list of names says more.
     check_arguments(state_dict, config_overrides)
     table = KEY_TABLES[recognize_keys(state_dict)]
     tensors, unknown_keys = rename_tensors(state_dict, table)
@@ -226,6 +230,7 @@ def convert_state_dict(
     settings["image_size"] = place_positions(tensors, settings["patch_size"], image_size)
     config = ViCMAEConfig(**settings)
     check_shapes(tensors, config, table)
+    # An encoder alone has no part called "vicmae"; it is itself that part.
     if config.architectures == ["ViCMAEModel"]:
         tensors = {name.removeprefix("vicmae."): tensor for name, tensor in tensors.items()}
     return config, tensors
@@ -233,12 +238,12 @@ def convert_state_dict(
 
 def revert_state_dict(state_dict: dict[str, torch.Tensor], keys: str = "released") -> dict[str, torch.Tensor]:
     """
-    The reverse of `convert_state_dict`, bit by bit: tensors of a model of ours under the names of `KEY_TABLES[keys]`.
+    Reverts `convert_state_dict`, bit by bit: gives tensors of a model of ours the names of `KEY_TABLES[keys]`.
 
     Raises:
         InputError: if a tensor has no name there, or a part of a fused tensor is missing.
     """
-    if not any(name.startswith("vicmae.") for name in state_dict):
+    if not any(name.startswith("vicmae.") for name in state_dict):  # an encoder alone
         state_dict = {f"vicmae.{name}": tensor for name, tensor in state_dict.items()}
     remaining = dict(state_dict)
     reverted = {}
@@ -259,7 +264,8 @@ def revert_state_dict(state_dict: dict[str, torch.Tensor], keys: str = "released
 
 
 def recognize_keys(state_dict: dict[str, torch.Tensor]) -> str:
-    """The key table that knows most of the checkpoint's keys: a name in `KEY_TABLES`."""
+    """Finds the key table that knows most of the checkpoint's keys: a name in `KEY_TABLES`."""
+    # Most and not all: with a key too many, the errors below should still name the others rightly.
     found = {name: sum(translate(key, table) is not None for key in state_dict) for name, table in KEY_TABLES.items()}
     best = max(found, key=found.get)
     if found[best] == 0:
@@ -281,7 +287,7 @@ def check_arguments(state_dict: dict, config_overrides: dict) -> None:
 
 
 def rename_tensors(state_dict: dict[str, torch.Tensor], table: KeyTable) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors under their names here, split where the table splits them, and the keys that it does not know."""
+    """Gives tensors their names here and splits them where the table does. Also returns the keys that it lacks."""
     tensors, unknown_keys = {}, []
     for key, tensor in state_dict.items():
         names = translate(key, table)
@@ -293,8 +299,8 @@ def rename_tensors(state_dict: dict[str, torch.Tensor], table: KeyTable) -> tupl
 
 
 def check_names(tensors: dict[str, torch.Tensor], unknown_keys: list[str], structure: dict, table: KeyTable) -> None:
-    """Raises an InputError that lists, by the names there, what a model of this structure lacks or does not have."""
-    expected = expected_shapes(ViCMAEConfig(**structure))
+    """Raises an InputError that lists missing and unexpected tensors of a model of this structure, by names there."""
+    expected = expected_shapes(ViCMAEConfig(**structure))  # only names matter here: the widths are not known yet
     missing = dict.fromkeys(source_name(name, table) for name in expected if name not in tensors)
     unexpected = unknown_keys + list(
         dict.fromkeys(source_name(name, table) for name in tensors if name not in expected)
@@ -307,7 +313,7 @@ def check_names(tensors: dict[str, torch.Tensor], unknown_keys: list[str], struc
 
 
 def check_shapes(tensors: dict[str, torch.Tensor], config: ViCMAEConfig, table: KeyTable) -> None:
-    """Raises an InputError that lists the tensors that do not fit the configuration."""
+    """Raises an InputError that lists tensors whose shapes do not fit the configuration."""
     wrong_shapes = [
         f"{source_name(name, table)} (as {name}: expected {tuple(shape)}, got {tuple(tensors[name].shape)})"
         for name, shape in expected_shapes(config).items()
@@ -318,7 +324,7 @@ def check_shapes(tensors: dict[str, torch.Tensor], config: ViCMAEConfig, table: 
 
 
 def match_name(name: str, pattern: str) -> re.Match | None:
-    """Matches a module's tensor, or the tensor itself; groups: the layer (for a pattern with `{}`) and the rest."""
+    """Matches a module's tensor, or the tensor itself. Groups: the layer (for a pattern with `{}`) and the rest."""
     layer_pattern = re.escape(pattern).replace(r"\{\}", r"(?P<layer>\d+)")
     return re.fullmatch(layer_pattern + r"(?P<rest>(\..+)?)", name)
 
@@ -329,7 +335,7 @@ def fill(pattern: str, match: re.Match) -> str:
 
 
 def translate(name: str, table: KeyTable) -> list[str] | None:
-    """All names of a tensor on the other side of a table, or None."""
+    """Returns all names of a tensor on the other side of a table, or None."""
     for source, targets in table:
         match = match_name(name, source)
         if match:
@@ -338,32 +344,32 @@ def translate(name: str, table: KeyTable) -> list[str] | None:
 
 
 def source_name(name: str, table: KeyTable) -> str:
-    """The name there of a tensor of ours; a name that the table does not have stays."""
+    """Returns the name there of a tensor of ours. A name that the table lacks stays."""
     back = [(target, source) for source, targets in table for target in targets.split()]
     return (translate(name, back) or [name])[0]
 
 
 def split_tensor(tensor: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:
-    """Fused queries, keys and values `(3 * D, ...)`, or positions `(1, 1 + L, D)`: class token, patches."""
+    """Splits fused queries, keys and values `(3 * D, ...)`, or positions `(1, 1 + L, D)`: class token, patches."""
     if number == 1:
         return (tensor,)
-    # Copies, because safetensors does not write tensors that share memory.
+    # Copies, because safetensors refuses to write tensors that share memory.
     if number == 3:
         return tuple(part.clone() for part in tensor.tensor_split(3))
     if tensor.ndim != 3:
         raise InputError(f"Expected positions of shape (1, 1 + patches, width), got {tuple(tensor.shape)}.")
-    return tensor[:, :1].clone(), tensor[:, 1:].clone()
+    return tensor[:, :1].clone(), tensor[:, 1:].clone()  # (1, 1, D), (1, L, D)
 
 
 def join_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The reverse of `split_tensor`; positions of patches come as a grid `(1, h, w, D)`."""
+    """Reverts `split_tensor`; positions of patches come as a grid `(1, h, w, D)`."""
     if len(tensors) == 2:
         return torch.cat([tensors[0], tensors[1].flatten(1, 2)], dim=1)
     return torch.cat(tensors) if len(tensors) == 3 else tensors[0]
 
 
 def infer_structure(tensors: dict[str, torch.Tensor], is_pooled: bool) -> dict:
-    """The settings that decide which tensors a model has, and the objective, by the tensors' names."""
+    """Infers from the tensors' names the settings that decide which tensors a model has, and the objective."""
     settings = {
         "num_hidden_layers": count_layers(tensors, "vicmae.layers.{}"),
         "qkv_bias": "vicmae.layers.0.attention.q_proj.bias" in tensors,
@@ -372,6 +378,7 @@ def infer_structure(tensors: dict[str, torch.Tensor], is_pooled: bool) -> dict:
         settings["architectures"] = ["ViCMAEForPreTraining"]
         settings["learnable_temperature"] = False
         settings["decoder_num_hidden_layers"] = count_layers(tensors, "decoder.decoder_layers.{}")
+        # Of the authors' code bases only ViC-MAE has a projector.
         has_projector = any(name.startswith("projector.") for name in tensors)
         settings.update(RELEASED_OBJECTIVE if has_projector else MAE_OBJECTIVE)
     elif any(name.startswith("classifier.") for name in tensors):
@@ -390,7 +397,7 @@ def count_layers(tensors: dict[str, torch.Tensor], pattern: str) -> int:
 
 
 def infer_sizes(tensors: dict[str, torch.Tensor]) -> dict:
-    """The widths and the patch size, by the shapes of the tensors."""
+    """Infers widths and patch size from the shapes of the tensors."""
     patch_weight = tensors["vicmae.embeddings.patch_embeddings.projection.weight"]
     if patch_weight.ndim != 4:
         raise InputError(
@@ -408,14 +415,14 @@ def infer_sizes(tensors: dict[str, torch.Tensor]) -> dict:
         sizes["decoder_intermediate_size"] = tensors["decoder.decoder_layers.0.mlp.fc1.weight"].shape[0]
     if "projector.0.weight" in tensors:
         sizes["projector_hidden_size"] = tensors["projector.0.weight"].shape[0]
-        sizes["projector_output_size"] = tensors["projector.6.weight"].shape[0]
+        sizes["projector_output_size"] = tensors["projector.6.weight"].shape[0]  # the last of its linear layers
     if "classifier.weight" in tensors:
         sizes["num_labels"] = tensors["classifier.weight"].shape[0]
     return sizes
 
 
 def infer_heads(settings: dict, prefix: str, table_of_heads: dict[int, int], head_dim: int) -> int:
-    """The number of attention heads of a known width, or a guess that is said."""
+    """Returns the number of attention heads of a known width. For other widths guesses, with a warning."""
     width = settings[f"{prefix}hidden_size"]
     if width in table_of_heads:
         return table_of_heads[width]
@@ -436,8 +443,8 @@ def place_positions(
     tensors: dict[str, torch.Tensor], patch_size: int, image_size: int | tuple[int, int] | None
 ) -> int | tuple[int, int]:
     """
-    Gives the positions of patches `(1, L, D)` in `tensors` their grid `(1, h, w, D)`, resampled to `image_size`.
-    Returns the image size. A square number of positions is a square grid, as in all the code bases we read.
+    Gives the positions of patches `(1, L, D)` in `tensors` their grid `(1, h, w, D)`, resampled to `image_size`, and
+    returns the image size. A square number of positions is a square grid, as in all the code bases we read.
     """
     names = [name for name in tensors if name.endswith(".position_embeddings")]
     counts = {name: tensors[name].shape[1] for name in names}
@@ -452,7 +459,7 @@ def place_positions(
         if min(height, width) < patch_size or height % patch_size or width % patch_size:
             raise InputError(f"image_size must be a multiple of the patch size {patch_size}, got {image_size}.")
         grid = (height // patch_size, width // patch_size)
-        if source_grid is None and math.prod(grid) == count:
+        if source_grid is None and math.prod(grid) == count:  # not square, but just as many as asked for
             source_grid = grid
     if source_grid is None:
         raise InputError(
@@ -471,14 +478,15 @@ def place_positions(
 
 
 def model_without_weights(config: ViCMAEConfig) -> ViCMAEPreTrainedModel:
-    """The model that a converted checkpoint is for, without memory for its weights."""
+    """Builds the model of a converted checkpoint, without memory for its weights."""
+    # On "meta" a ViT-H takes no time and no memory; the checkpoint's own tensors become its weights.
     model_class = MODEL_CLASSES[config.architectures[0]]
     with torch.device("meta"):
         return model_class(config, video=False) if model_class is ViCMAEModel else model_class(config)
 
 
 def expected_shapes(config: ViCMAEConfig) -> dict[str, torch.Size]:
-    """Shapes of all tensors of the model; the encoder's names start with "vicmae." in every class."""
+    """Lists the shapes of all tensors of the model. The encoder's names start with "vicmae." in every class."""
     model = model_without_weights(config)
     prefix = "vicmae." if isinstance(model, ViCMAEModel) else ""
     return {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -498,7 +506,7 @@ def read_checkpoint(checkpoint: str | Path) -> tuple[dict, dict]:
     Reads a .pth or .safetensors file, or a folder of Transformers' ViTMAE.
 
     Returns:
-        What the file holds, and, of a folder, the configuration's fields that are ours too.
+        The content of the file, and, of a folder, the configuration's fields that are ours too.
 
     Raises:
         InputError: if there is nothing to read, or a file is damaged or holds more than tensors and plain settings.
@@ -553,10 +561,11 @@ def read_file(path: Path) -> dict:
         except safetensors.SafetensorError as error:
             raise InputError(f"{path}: not a whole safetensors file ({error}).") from error
     try:
-        # The released files keep their training arguments.
+        # A .pth file is a pickle, which may run any code when it is read. weights_only allows tensors and plain
+        # values. Namespace is allowed too, because the released files keep their training arguments in one.
         with torch.serialization.safe_globals([argparse.Namespace]):
             contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what unpickling a damaged file raises depends on the damage
+    except Exception as error:  # the kind of error depends on the damage
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             reason = f"refused, because it wants to use {wanted[1]}, which may run code"
@@ -583,6 +592,7 @@ def convert_checkpoint(
     Raises:
         InputError: if the checkpoint can't be read or converted; its message starts with the path.
     """
+    # A folder of ViTMAE has a model.safetensors, too.
     source, target = Path(checkpoint).resolve(), (Path(output_dir) / "model.safetensors").resolve()
     if target in (source, source / target.name):
         raise InputError(f"{checkpoint}: the conversion would overwrite it, choose another output folder.")
@@ -596,7 +606,7 @@ def convert_checkpoint(
         raise InputError(f"{checkpoint}: {error}") from error
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     model = model_without_weights(config)
-    model.load_state_dict(state_dict, strict=True, assign=True)
+    model.load_state_dict(state_dict, strict=True, assign=True)  # assign: nothing could be copied into "meta"
     model.save_pretrained(output_dir)
     for processor in build_processors(config):
         processor.save_pretrained(output_dir)
@@ -626,7 +636,7 @@ def main() -> None:
 
 
 def describe(model: ViCMAEPreTrainedModel) -> str:
-    """What was recognised, in words, and the configuration."""
+    """Says in words what was recognised, and shows the configuration."""
     config = model.config
     kinds = {
         "ViCMAEForPreTraining": "MAE pretraining" if config.contrastive_loss == "none" else "ViC-MAE pretraining",

@@ -1,4 +1,4 @@
-"""The README.md that a run leaves beside its model: what it is, how it was trained, its figures, its limits."""
+"""Writes the README.md beside a trained model: what it is, how it was trained, its figures, its limits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,8 +96,8 @@ CLIP_SETTINGS = ["num_frames", "frames_per_second"]
 
 def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], results: dict[str, Any]) -> None:
     """
-    Writes `README.md` for a pretrained model. Its figures, in the text and as the Hub's `model-index`, are the losses
-    of the last update, on training data: pretraining makes no evaluation.
+    Writes `README.md` for a pretrained model. Its figures, in the text and as the Hub's `model-index`, are losses of
+    the last update, on training data, because pretraining makes no evaluation.
 
     Args:
         arguments: the content of `arguments.json`; results: that of `all_results.json`.
@@ -154,8 +154,8 @@ def write_classification_card(
     Args:
         arguments: the content of `arguments.json`; results: that of `all_results.json`, with `eval_top1`, `eval_top5`,
             `num_eval_samples`.
-        task: what is classified.
-        dataset_name: what it was evaluated on.
+        task: "image" or "video", what is classified.
+        dataset_name: name of the data that it was evaluated on.
     """
     figures = [
         EvalResult(
@@ -164,7 +164,7 @@ def write_classification_card(
             dataset_name=dataset_name,
             metric_type="accuracy",
             metric_name=name,
-            metric_value=results[key] / 100,
+            metric_value=results[key] / 100,  # the Hub expects shares
         )
         for key, name in [("eval_top1", "Top-1 accuracy"), ("eval_top5", "Top-5 accuracy")]
     ]
@@ -204,12 +204,13 @@ def _write_card(
     below_figures: str,
     limits: str,
 ) -> None:
+    # The name that the model would get on the Hub, if it was not pushed by a name of its own.
     name = arguments["hub_model_id"] or Path(output_dir).resolve().name
     base_model = arguments["model_name_or_path"]
     metadata = ModelCardData(
         library_name="transformers",
         license=inherited_license(base_model),
-        # The Hub knows models and datasets by their names there only.
+        # Paths of this machine mean nothing on the Hub, which knows models and datasets by their names there.
         base_model=None if base_model is None or Path(base_model).exists() else base_model,
         datasets=[entry for entry in arguments["train_data"] if not Path(entry).expanduser().exists()] or None,
         pipeline_tag=pipeline_tag,
@@ -217,8 +218,9 @@ def _write_card(
         model_name=name,
         eval_results=figures,
     )
-    # Where something was evaluated, `num_failed` is of what it was evaluated on.
+    # After an evaluation, `num_failed` counts files of the evaluation.
     num_train_failed = results.get("num_train_failed", results["num_failed"])
+    # Settings of the run win over the config's, which may have the same name.
     settings = arguments["model"] | {entry: value for entry, value in arguments.items() if value is not None}
     card = CARD.format(
         metadata=metadata.to_yaml(),
@@ -238,21 +240,21 @@ def _write_card(
 
 
 def _source(output_dir: str | Path, arguments: dict[str, Any]) -> str:
-    """What `from_pretrained` opens the model by."""
+    """Returns the name or path by which `from_pretrained` opens the model."""
     return arguments["hub_model_id"] or str(output_dir)
 
 
 def inherited_license(base_model: str | None) -> str:
     """
-    The licence that a model trained from `base_model` (a folder or a name on the Hub) is published under: that of its
-    card, "unknown" if there is none; for one trained from random weights the licence of this package.
+    Returns the licence under which a model trained from `base_model` (a folder or a name on the Hub) is published: the
+    licence of its card, "unknown" if there is none; if trained from random weights, the licence of this package.
     """
     if base_model is None:
         return "apache-2.0"
     card = Path(base_model) / "README.md" if Path(base_model).exists() else base_model
     try:
         metadata = ModelCard.load(card, ignore_metadata_errors=True).data
-    except (OSError, HTTPError, ValueError):
+    except (OSError, HTTPError, ValueError):  # no card or no network must not spoil a run that is done
         return "unknown"
     return metadata.get("license") or "unknown"
 

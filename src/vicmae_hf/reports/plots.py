@@ -1,4 +1,4 @@
-"""Pictures of a run. Matplotlib's figures are used without pyplot: no display, no global state."""
+"""Draws pictures of a run. Matplotlib's figures are used without pyplot: no display, no global state."""
 
 import os
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from ..data.samples.augmentation import normalize_pixels
 from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
 
 
-# With more, names and counts in a confusion matrix would be illegible.
+# With more classes, names and counts in a confusion matrix could not be read.
 MAX_NAMED_CLASSES = 60
 MAX_COUNTED_CLASSES = 30
 
 
 def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
-    """Losses and learning rate against the update, one panel each, from the lines of `metrics.jsonl`."""
+    """Draws losses and learning rate against the update, one panel each, from the lines of `metrics.jsonl`."""
     names = [name for name in metrics[0] if name == "loss" or name.endswith("_loss")] + ["learning_rate"]
     figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         axes.plot([line["step"] for line in metrics], [line[name] for line in metrics])
         axes.set(title=name.replace("_", " "), xlabel="update")
-        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # 0.693, not 3e-3 beside a "+0.69" above
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
 
 
 def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
-    """Top-1 and top-5 accuracy of a run's evaluations against the epoch, from the lines of `metrics.jsonl`."""
+    """Draws top-1 and top-5 accuracy of a run's evaluations against the epoch, from the lines of `metrics.jsonl`."""
     evaluations = [line for line in metrics if "eval_top1" in line]
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
@@ -44,14 +44,14 @@ def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike
 
 
 def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """One row a sample, one column a name of `columns`: RGB images `(N, 3, H, W)` in [0, 1]."""
+    """Draws one row for each sample and one column for each name in `columns`: images `(N, 3, H, W)` in [0, 1]."""
     num_rows, _, height, width = next(iter(columns.values())).shape
     figure = Figure(figsize=(2 * len(columns), 2 * num_rows * height / width + 0.4), layout="constrained")
     grid = figure.subplots(num_rows, len(columns), squeeze=False)
     for column, (title, images) in enumerate(columns.items()):
         grid[0, column].set_title(title, fontsize=9)
         for row, image in enumerate(images):
-            grid[row, column].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
+            grid[row, column].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())  # predictions overshoot
             grid[row, column].axis("off")
     figure.savefig(path, dpi=100)
 
@@ -61,11 +61,11 @@ def reconstruct_views(
     model: ViCMAEForPreTraining, views: torch.Tensor, mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> dict[str, torch.Tensor]:
     """
-    What `plot_reconstructions` shows: the first view, what the encoder sees of it, its reconstruction, the
-    reconstruction in the masked patches only, and the second view, each `(N, 3, H, W)` in [0, 1] up to overshoot.
+    Makes the images for `plot_reconstructions`: the first view, its visible patches, its reconstruction, the view with
+    its masked patches filled in, and the second view, each `(N, 3, H, W)` in [0, 1] up to overshoot.
 
-    With `norm_pix_loss` the model predicts normalised patches; they get the mean and standard deviation of the true
-    ones.
+    With `norm_pix_loss` the model predicts normalised patches. They get the mean and standard deviation of the true
+    patches, because nothing else tells them.
 
     Args:
         views: `(N, 2, 3, H, W)`, uint8.
@@ -74,19 +74,22 @@ def reconstruct_views(
     patch_size = model.config.patch_size
     pixel_values = normalize_pixels(views.to(model.device), mean, std)
     num_patches = (height // patch_size) * (width // patch_size)
+    # A generator of its own: the same patches are masked in the pictures of every run.
     noise = torch.rand(*views.shape[:2], num_patches, generator=torch.Generator().manual_seed(seed))
     was_training = model.training
     model.eval()
     hidden_states, mask, ids_restore = model.encode_views(pixel_values, noise.to(model.device))
-    patches = model.reconstruct(hidden_states, ids_restore, (height, width))[:, 0].float()
+    patches = model.reconstruct(hidden_states, ids_restore, (height, width))[:, 0].float()  # (N, L, p * p * C)
     model.train(was_training)
     if model.config.norm_pix_loss:
-        truth = patchify(pixel_values[:, 0], patch_size).movedim(-3, -1).flatten(-3)
+        truth = patchify(pixel_values[:, 0], patch_size).movedim(-3, -1).flatten(-3)  # (N, L, p * p * C)
         variance, average = torch.var_mean(truth, dim=-1, keepdim=True)
         patches = patches * torch.sqrt(variance + 1e-6) + average
     predicted = unpatchify(patches, height, width, num_channels=3)
+    # 1 in masked patches, 0 in visible ones: (N, 3, H, W).
     hidden = unpatchify(mask[:, 0, :, None].expand_as(patches), height, width, num_channels=3)
     scale, offset = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (std, mean))
+    # Back from normalised pixels to colours.
     first, second = pixel_values.unbind(1)
     first, second, predicted = (images * scale + offset for images in (first, second, predicted))
     return {
@@ -99,9 +102,9 @@ def reconstruct_views(
 
 
 def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> None:
-    """Shares of each class (rows) that were taken for each class (columns), from counts `(C, C)`."""
+    """Draws the shares of each class (rows) that were taken for each class (columns), from counts `(C, C)`."""
     num_classes = len(class_names)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # 1: a class may have no samples
     side = min(max(0.4 * num_classes, 3), 14)
     figure = Figure(figsize=(side + 2, side + 1.5), layout="constrained")
     axes = figure.subplots()
@@ -118,7 +121,7 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | o
 
 
 def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
-    """Top-1 of frames in order, shuffled and repeated, from `FrameOrders.summarize`; dots are single runs."""
+    """Draws top-1 of frames in order, shuffled and repeated, from `FrameOrders.summarize`; dots are single runs."""
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()
     for place, accuracy in enumerate(ablation.values()):

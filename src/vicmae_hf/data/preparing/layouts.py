@@ -1,6 +1,9 @@
 """
-Datasets as people have them on disk: what their official lists promise, and which files are there. One function for
-each dataset; docs/datasets.md shows the trees that they expect.
+Reads datasets as people have them on disk: the files that their official lists promise, and the files that are there.
+Each dataset has a function; docs/datasets.md shows the trees that they expect.
+
+Official lists decide, and not what lies in a folder: a missing class would shift the indices of all others, and two
+laboratories with different losses of files would train and test on different data without knowing.
 """
 
 import csv
@@ -31,7 +34,7 @@ from ..sources.sources import (
 
 
 OFFICIAL_CLASS_NAMES = Path(__file__).parent / "class_names"
-# What folders, lists and a list's own column call a split.
+# Names of a split in folders, in lists and in a list's own column.
 SPLIT_NAMES = {"train": ["train"], "val": ["val", "validate", "validation"], "test": ["test"]}
 NO_LABEL = -1
 KINETICS_SUFFIXES = (".csv", ".txt")  # the second for some lists of Kinetics-600
@@ -40,7 +43,7 @@ KINETICS_SUFFIXES = (".csv", ".txt")  # the second for some lists of Kinetics-60
 @dataclass(frozen=True)
 class Request:
     """
-    Where a dataset is.
+    Where a dataset is on disk.
 
     Args:
         root: its folder; ImageNet's may also be a Parquet file, a folder of them, or a dataset's name on the Hub.
@@ -60,18 +63,18 @@ class Request:
 @dataclass(frozen=True)
 class Listing:
     """
-    What a list promises, and what is there.
+    The files that a list promises, and the files that are there.
 
     Args:
         source: the list, or the folder that stands for it.
         media: the folder of the files.
         is_video: whether the files are videos; images otherwise.
         class_names: in the order of their indices.
-        rows: of the list, in its order: the name (id) of a file and its class index, `NO_LABEL` where the list of a
-            test split has none.
+        rows: rows of the list, in its order: the name (id) of a file and its class index, `NO_LABEL` where the list of
+            a test split has none.
         files: the paths of all files in `media`, by name.
         example: the path of a listed file below `media`, for messages.
-        listed_elsewhere: names that the lists of other splits have, if their files are in the same folder.
+        listed_elsewhere: names in the lists of other splits, if their files are in the same folder.
     """
 
     source: str
@@ -86,13 +89,13 @@ class Listing:
 
 def list_kinetics(request: Request, official_classes: str | int) -> Listing:
     """
-    Kinetics-400, -600 and -700 as the CVD Foundation hosts them (github.com/cvdfoundation/kinetics-dataset):
-    `annotations/{train,val,test}.csv` and a folder for each split, of files `ID_SSSSSS_EEEEEE.mp4` (seconds), in
+    Lists Kinetics-400, -600 and -700 as the CVD Foundation hosts them (github.com/cvdfoundation/kinetics-dataset):
+    `annotations/{train,val,test}.csv`, and for each split a folder of files `ID_SSSSSS_EEEEEE.mp4` (seconds), in
     folders of classes or not.
 
     Args:
-        official_classes: the name of the class list that ships with this package, or how many classes there are: then
-            their order is that of the sorted names in `train.csv`.
+        official_classes: the name of the class list that ships with this package, or the number of classes. In the
+            second case their order is that of the sorted names in `train.csv`.
     """
     names = [
         f"{folder}{name}{suffix}"
@@ -118,7 +121,7 @@ def list_kinetics(request: Request, official_classes: str | int) -> Listing:
 
 
 def read_kinetics_list(path: Path, split: str) -> Iterator[tuple[str, str, str | None]]:
-    """Where each row stands (file and line), the name of its file, and its class, None if a test list has none."""
+    """Yields for each row its place (file and line), its file's name, and its class; None if a test list has none."""
     with open_list(path) as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
@@ -132,6 +135,7 @@ def read_kinetics_list(path: Path, split: str) -> Iterator[tuple[str, str, str |
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise InputError(f"{where}: expected {len(columns)} fields ({','.join(columns)}), got more or fewer.")
+            # Lists are easily swapped, and training on the test split would not show.
             named_split = row.get("split")
             others = [name for other, names in SPLIT_NAMES.items() if other != split for name in names]
             if named_split in others:
@@ -149,7 +153,7 @@ def read_kinetics_list(path: Path, split: str) -> Iterator[tuple[str, str, str |
 
 
 def sorted_training_classes(request: Request, path: Path, num_classes: int) -> list[str]:
-    """The sorted class names of the training list at `path` or beside it."""
+    """Sorts the class names of the training list at `path` or beside it."""
     if request.split != "train":
         names = [f"{folder}train{suffix}" for folder in ["", "annotations/"] for suffix in KINETICS_SUFFIXES]
         path = find_one([path.parent, Path(request.root)], names, "training list")
@@ -164,8 +168,8 @@ def sorted_training_classes(request: Request, path: Path, num_classes: int) -> l
 
 def list_something_something(request: Request) -> Listing:
     """
-    Something-Something v2: `something-something-v2-{train,validation,test}.json` (or `train.json`, ...), the files
-    `ID.webm` of all splits in one folder. A `template` without its brackets is the class. If there is a
+    Lists Something-Something v2: `something-something-v2-{train,validation,test}.json` (or `train.json`, ...), with
+    the files `ID.webm` of all splits in one folder. A `template` without its brackets is the class. If there is a
     `...labels.json`, it must have the order that ships with this package.
     """
     list_names = {"train": "train", "val": "validation", "test": "test"}
@@ -185,6 +189,7 @@ def list_something_something(request: Request) -> Listing:
             raise InputError(f'{where}: expected "id" and "template", the template is missing.')
         label = NO_LABEL if template is None else look_up(re.sub(r"[\[\]]", "", template), indices, where)
         rows.append((name, label))
+    # All splits share a folder: a file that another list has is not reported as unlisted.
     others = [path.with_name(path.name.replace(list_names[request.split], name)) for name in list_names.values()]
     others = [other for other in others if other != path and other.is_file()]
     elsewhere = {name for other in others for _, name, _ in read_something_something_list(other)}
@@ -194,7 +199,7 @@ def list_something_something(request: Request) -> Listing:
 
 
 def read_something_something_list(path: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Where each entry stands, its id, and its template or None."""
+    """Yields for each entry its place, its id, and its template or None."""
     entries = read_json(path)
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list of entries, got {type(entries).__name__}.")
@@ -227,8 +232,8 @@ def check_something_something_labels(path: Path, class_names: list[str]) -> None
 
 def list_moments(request: Request) -> Listing:
     """
-    Moments in Time: `trainingSet.csv`, `validationSet.csv` (rows `class/file.mp4,label,votes for,votes against`),
-    `moments_categories.txt` (rows `label,index`), the folders `training` and `validation`.
+    Lists Moments in Time: `trainingSet.csv` and `validationSet.csv` (rows `class/file.mp4,label,votes for,votes
+    against`), `moments_categories.txt` (rows `label,index`), and the folders `training` and `validation`.
     """
     folder, list_name = {"train": ("training", "trainingSet.csv"), "val": ("validation", "validationSet.csv")}[
         request.split
@@ -251,7 +256,7 @@ def list_moments(request: Request) -> Listing:
 
 def list_places(request: Request) -> Listing:
     """
-    Places365-Standard: `places365_train_standard.txt`, `places365_val.txt` (rows `path index`),
+    Lists Places365-Standard: `places365_train_standard.txt`, `places365_val.txt` (rows `path index`),
     `categories_places365.txt` (rows `/a/airfield 0`), images in `data_large` or `data_256`, `val_large` or `val_256`
     (torchvision renames the first two to `data_large_standard`, `data_256_standard`).
     """
@@ -278,8 +283,8 @@ def list_places(request: Request) -> Listing:
 
 def list_imagenet(request: Request) -> Listing:
     """
-    ImageNet-1K as folders `{train,val}/n01440764/*.JPEG`, named by synset. Their sorted ids are the class order; the
-    list of them ships with this package, so that a missing folder shifts nothing. An image's name is its file name
+    Lists ImageNet-1K as folders `{train,val}/n01440764/*.JPEG`, named by synset. The sorted ids are the class order.
+    The list of ids ships with this package, so a missing folder shifts nothing. An image's name is its file name
     without extension (`n01440764_10026`, `ILSVRC2012_val_00000293`).
     """
     media = find_media(
@@ -291,8 +296,8 @@ def list_imagenet(request: Request) -> Listing:
 
 def list_folder(request: Request) -> Listing:
     """
-    ROOT/CLASS_NAME/FILE, or with splits ROOT/SPLIT/CLASS_NAME/FILE. The sorted names of the folders are the class
-    order, those of ROOT/train for every split if there is one; a class without files keeps its index.
+    Lists ROOT/CLASS_NAME/FILE, or with splits ROOT/SPLIT/CLASS_NAME/FILE. The sorted names of the folders are the
+    class order. If there is ROOT/train, its folders decide for every split. A class without files keeps its index.
     """
     media = find_media(request, SPLIT_NAMES[request.split] if request.split else ["."])
     training = Path(request.root, "train")
@@ -307,7 +312,7 @@ def list_folder(request: Request) -> Listing:
 def list_class_folders(
     media: str, class_names: list[str], extensions: frozenset[str], name_of: Callable[[str], str]
 ) -> Listing:
-    """Files in folders of classes, where no list says what should be there: the files are their own list."""
+    """Lists files in folders of classes. No list says what should be there, so the files are their own list."""
     indices = index_of(class_names)
     folders = class_folders(media)
     if not folders:
@@ -335,11 +340,11 @@ def is_imagenet_table(request: Request) -> bool:
 
 def open_imagenet_table(request: Request) -> datasets.Dataset:
     """
-    ImageNet-1K as a Parquet file, a folder of them with splits in their names, or a dataset on the Hub.
+    Opens ImageNet-1K as a Parquet file, a folder of them with splits in their names, or a dataset on the Hub.
 
     Returns:
-        Columns `image` (not decoded), `label` (ClassLabel, as it is there), `name` (the file name without extension
-        and without the synset that the Hub's has at its end; the row's number where that tells no rows apart).
+        Columns `image` (not decoded), `label` (ClassLabel, as it is there), `name` (the file name without extension,
+        and without the synset at the end of the Hub's names; the row's number if names repeat).
 
     Raises:
         InputError: if it cannot be opened, or lacks an image column or a ClassLabel column of 1,000 classes.
@@ -369,12 +374,13 @@ def open_imagenet_table(request: Request) -> datasets.Dataset:
     num_classes = table.features["label"].num_classes
     official = read_official_class_names("imagenet")
     names = table.features["label"].names
+    # The Hub's names are words ("tench, Tinca tinca"), whose order cannot be checked; synsets can.
     if num_classes != len(official) or (set(names) == set(official) and names != official):
         raise InputError(
             f"{request.root}: expected the 1,000 classes of ImageNet-1K in their order, got {num_classes}."
         )
     table = table.cast_column("image", datasets.Image(decode=False))
-    # The column of paths alone: the images stay on disk.
+    # Only the paths are read; the images stay on disk.
     batches = table.with_format("arrow").select_columns("image").iter(1000)
     paths = [path for batch in batches for path in pc.struct_field(batch["image"], "path").to_pylist()]
     names = [re.sub(r"_n\d{8}$", "", stem(path or "")) for path in paths]
@@ -384,12 +390,12 @@ def open_imagenet_table(request: Request) -> datasets.Dataset:
 
 
 def read_official_class_names(name: str) -> list[str]:
-    """The classes of "kinetics400", "ssv2" or "imagenet" (synset ids) in the order of their indices."""
+    """Reads the classes of "kinetics400", "ssv2" or "imagenet" (synset ids) in the order of their indices."""
     return read_class_names(OFFICIAL_CLASS_NAMES / f"{name}.txt")
 
 
 def indexed_classes(request: Request, list_path: Path, name: str, separator: str) -> list[str]:
-    """The classes of a file of rows NAME, separator, INDEX beside the list or under the root."""
+    """Reads the classes from a file of rows NAME, separator, INDEX beside the list or under the root."""
     if request.class_names is not None:
         return list(request.class_names)
     path = find_one([list_path.parent, Path(request.root)], [name], "list of classes")
@@ -409,7 +415,7 @@ def index_of(class_names: Iterable[str]) -> dict[str, int]:
 
 
 def look_up(class_name: str, indices: dict[str, int], where: str) -> int:
-    """The index of a class; `where` it was found is for the error."""
+    """Returns the index of a class. An error says `where` the class was found."""
     if class_name not in indices:
         near = difflib.get_close_matches(class_name, indices, n=1)
         hint = f" Did they mean {near[0]!r}?" if near else ""
@@ -425,7 +431,7 @@ def find_list(request: Request, names: list[str]) -> Path:
 
 
 def find_media(request: Request, names: list[str]) -> str:
-    """The absolute path of the folder of the split's files."""
+    """Finds the folder of the split's files; returns its absolute path."""
     if request.media is None:
         folder = find_one([Path(request.root)], names, f"folder of the split {request.split!r}", "--media")
     else:
@@ -437,11 +443,12 @@ def find_media(request: Request, names: list[str]) -> str:
 
 def find_one(folders: list[Path], names: list[str], what: str, flag: str | None = None) -> Path:
     """
-    The one of `names` that is in one of `folders`.
+    Finds the one of `names` that is in one of `folders`.
 
     Raises:
-        InputError: if there is none, or there are several; it says what was looked for and which flag chooses.
+        InputError: if there is none, or there are several. It says what was looked for and which flag chooses.
     """
+    # By real paths, because a folder and a link to it are one.
     paths = {os.path.realpath(folder / name): folder / name for folder in folders for name in names}
     found = [path for path in paths.values() if path.exists()]
     if len(found) == 1:
@@ -455,7 +462,7 @@ def find_one(folders: list[Path], names: list[str], what: str, flag: str | None 
 
 
 def index_files(media: str, extensions: frozenset[str], name_of: Callable[[str], str]) -> dict[str, list[str]]:
-    """The paths of all files in `media`, nested as they like, by name."""
+    """Lists the paths of all files in `media`, at any depth, by name."""
     files = {}
     for path in list_files(Path(media)):
         if os.path.splitext(path)[1].lower() in extensions:
@@ -474,14 +481,14 @@ def relative_name(media: str, path: str) -> str:
 @contextmanager
 def open_list(path: Path) -> Iterator[TextIO]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # -sig: some lists begin with a byte order mark
             yield file
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a list ({error}).") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Where each line stands (file and number), and its text; empty ones are left out."""
+    """Yields for each line its place (file and number) and its text; leaves out empty lines."""
     with open_list(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -498,7 +505,7 @@ def read_json(path: Path) -> list | dict:
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset: what it is called, how it is listed, which splits it has (None: a folder without splits)."""
+    """A dataset: its title, the function that lists it, and its splits (None: a folder without splits)."""
 
     title: str
     list_items: Callable[[Request], Listing]

@@ -1,4 +1,9 @@
-"""Writing of frame stores: every video is decoded once, and its frames are kept encoded."""
+"""
+Writes frame stores: every video is decoded once, and its frames are kept encoded.
+
+Packing takes hours and is interrupted, or shared by several machines. So a store is written shard by shard, each whole
+or not at all, and any run can go on with what is there.
+"""
 
 import hashlib
 import json
@@ -20,19 +25,19 @@ from .store_rows import PackingInput, PackingSettings
 
 
 FORMAT_VERSION = 2  # raise it when other shards would be written for the same settings
-# Unless told otherwise: few enough shards to open, many enough for some processes with some workers to share.
+# The default: few enough shards to open, many enough for some processes with some workers to share.
 MIN_SHARDS, MAX_SHARDS, MIN_ITEMS_PER_SHARD = 16, 512, 8
 
 
 @dataclass(frozen=True)
 class PackingSummary:
     """
-    What is in a store.
+    The content of a store.
 
     Args:
         is_finished: whether all shards are there, and the store can be opened.
-        num_shards: of the store; num_missing: those not there yet.
-        num_rows, num_frames, num_bytes, num_failures: of those that are there.
+        num_shards: shards of the store; num_missing: shards that are not there yet.
+        num_rows, num_frames, num_bytes, num_failures: sums over the shards that are there.
     """
 
     is_finished: bool
@@ -58,18 +63,18 @@ def pack_frames(
 ) -> PackingSummary:
     """
     Packs a source into a store, or goes on with one that an earlier run left unfinished. Its shards are the same
-    whatever the number of processes and interruptions.
+    for any number of processes and interruptions.
 
     Args:
-        source: what to pack.
+        source: the videos and images to pack.
         output: the store's folder.
-        settings: what decides its content.
+        settings: settings that decide its content.
         num_proc: shards written at a time, each by a process of its own.
         seconds_per_file: an item that takes longer counts as unreadable; 0 sets no limit.
         max_bad_files: share of items that may be unreadable before a `BadFilesError`; one is allowed unless it is 0.
         process_index, num_processes: this run writes the shards `process_index`, `process_index + num_processes`, ...
             The run that finds all shards written finishes the store.
-        command: what goes on with the store, for messages.
+        command: the command that goes on with the store, for messages.
 
     Raises:
         InputError: if the folder holds something else, or a store of other items or settings, or cannot be written to.
@@ -77,11 +82,12 @@ def pack_frames(
     """
     if not 0 <= process_index < num_processes:
         raise InputError(f"RANK must be between 0 and WORLD_SIZE - 1 = {num_processes - 1}, got {process_index}.")
-    settings = part_of(settings, PackingSettings)
+    settings = part_of(settings, PackingSettings)  # a copy: videos_per_shard is filled in
     if settings.videos_per_shard is None:
         settings.videos_per_shard = items_per_shard(source)
     packer = Packer(source, Path(output).expanduser(), settings, seconds_per_file)
     claim_folder(packer, command)
+    # Runs share nothing but the folder, so each knows by its number alone which shards are its own.
     own = range(process_index, packer.num_shards, num_processes)
     pack_missing_shards(packer, own, num_proc, max_bad_files, show_progress=process_index == 0)
     records = packer.read_records()
@@ -98,7 +104,7 @@ def pack_frames(
 def pack_missing_shards(
     packer: Packer, own: Sequence[int], num_proc: int, max_bad_files: float, show_progress: bool
 ) -> None:
-    """Packs those of a run's `own` shards that are not there; a BadFilesError as soon as too many items are bad."""
+    """Packs those of a run's `own` shards that are not there. Raises a BadFilesError once too many items are bad."""
     records = packer.read_records()
     missing = [shard for shard in own if shard not in records]
     num_items = sum(len(packer.shard_items(shard)) for shard in missing)
@@ -124,12 +130,12 @@ def summarize(packer: Packer, records: dict[int, ShardRecord]) -> PackingSummary
 def items_per_shard(source: PackingInput) -> int:
     num_items = len(source.items)
     num_shards = min(max(num_items // MIN_ITEMS_PER_SHARD, MIN_SHARDS), MAX_SHARDS)
-    return -(-num_items // num_shards)
+    return -(-num_items // num_shards)  # rounded up
 
 
 def claim_folder(packer: Packer, command: Sequence[str]) -> None:
     """
-    Writes down what the store is made of, or compares it with what is written there.
+    Writes down of what the store is made, or compares it with the record that is there.
 
     Raises:
         InputError: if the folder holds something else, or a store of other items or settings.
@@ -150,9 +156,10 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
             others = [entry.name for entry in output.iterdir() if not entry.name.startswith(".partial-")]
         except OSError as error:
             raise InputError(f"{output}: expected a folder that can be written to ({error}).") from error
-        if others and not path.exists():
+        if others and not path.exists():  # asked again: another run may have begun the same store just now
             raise InputError(f"{output}: is no frame store, but holds {others[0]}; expected an empty or new folder.")
         write_json(path, wanted)
+    # Also after writing: of several runs that begin at once, one record stays, and all compare with it.
     found = json.loads(path.read_text())
     if found["items_sha256"] != wanted["items_sha256"]:
         raise InputError(
@@ -174,7 +181,7 @@ def all_failures(records: dict[int, ShardRecord]) -> list[dict[str, str]]:
 
 
 def check_failures(packer: Packer, records: dict[int, ShardRecord], max_share: float) -> None:
-    """Raises a BadFilesError if more items failed than allowed, or all; bad_files.jsonl then lists them."""
+    """Raises a BadFilesError if more items failed than allowed, or all. Then bad_files.jsonl lists them."""
     failures = all_failures(records)
     errors = [failure["error"] for failure in failures]
     remedy = (
@@ -192,15 +199,16 @@ def write_failures(packer: Packer, failures: Iterable[dict[str, str]]) -> None:
 
 
 def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
-    """Writes what `datasets.load_from_disk` reads. Several runs may do so, with the same content."""
+    """Writes the files that `datasets.load_from_disk` reads. Several runs may do so, with the same content."""
     info = {"features": packer.source.features().to_dict()}
     write_json(packer.output / "dataset_info.json", info)
     identity = [FORMAT_VERSION, asdict(packer.settings), packer.source.digest()]
     state = {
-        # An empty table has nothing to stream.
+        # Without empty shards: an empty table has nothing to stream.
         "_data_files": [
             {"filename": packer.shard_path(shard).name} for shard, record in sorted(records.items()) if record.num_rows
         ],
+        # `datasets` caches by it, so it has to follow from the content.
         "_fingerprint": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16],
         "_format_columns": None,
         "_format_kwargs": {},
@@ -209,6 +217,6 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
         "_split": "train",
     }
     write_json(packer.output / "state.json", state)
-    # What killed runs left behind.
+    # Killed runs left these behind.
     for leftover in packer.output.glob(".partial-*"):
         leftover.unlink(missing_ok=True)

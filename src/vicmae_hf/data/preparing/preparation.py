@@ -1,8 +1,8 @@
 """
-From a dataset as people have it on disk to a validated table, and a report of what is missing, broken or repeated.
+Turns a dataset as people have it on disk into a validated table, and reports what is missing, broken or repeated.
 
-What a list promises (`layouts.py`) is matched with the files that are there; each file is opened; what can be read
-goes into a table with the official class indices. docs/datasets.md shows layouts, commands and reports.
+The files that a list promises (`layouts.py`) are matched with the files that are there. Each file is opened. Those
+that can be read go into a table with the official class indices. docs/datasets.md shows layouts, commands and reports.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from .layouts import LAYOUTS, NO_LABEL, Listing, Request, is_imagenet_table, ope
 
 Check = Literal["none", "header", "decode"]
 
-HEAD_BYTES = 2**16
+HEAD_BYTES = 2**16  # enough to tell most files apart without reading them whole
 
 
 class Problem(NamedTuple):
     """
-    One line of problems.csv. What it says of a file:
+    One line of problems.csv. The kinds of problems:
 
     - missing: listed, but not there;
     - unreadable: there, but cannot be opened or decoded;
@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What checking a file gave: why it cannot be read (None: it can), and what tells its content from others."""
+    """The result of checking a file: why it cannot be read (None: it can), its size and a hash of its beginning."""
 
     error: str | None
     content: tuple[int, bytes] | None
@@ -77,10 +77,10 @@ def prepare_dataset(
     Args:
         dataset: a key of `LAYOUTS`.
         root, split, annotations, media, class_names: see `layouts.Request`.
-        check: how far each file is read: "none" only looks whether it is there, "header" opens it (for a video, reads
-            the index of its frames; an image is decoded), "decode" decodes the first and the last frame.
+        check: how far each file is read. "none" only looks whether it is there; "header" opens it (of a video, reads
+            the index of its frames; an image is decoded); "decode" decodes the first and the last frame.
         num_proc: processes that check.
-        loader: what reads the files.
+        loader: reads the files.
 
     Returns:
         The content of report.json.
@@ -90,6 +90,7 @@ def prepare_dataset(
             is there or readable, or `output` exists.
     """
     output = Path(output).expanduser()
+    # Now and not at the end, because reading every file of a dataset takes hours.
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; choose another output folder, or delete it.")
     paths = [None if path is None else os.path.expanduser(path) for path in (root, annotations, media)]
@@ -111,7 +112,7 @@ def prepare_dataset(
 
 
 def open_listed(dataset: str, request: Request) -> tuple[datasets.Dataset, list[Problem], str]:
-    """The table of the listed files that are there, what is wrong with the others, and where the list is."""
+    """Returns the table of the listed files that are there, the problems of the others, and the place of the list."""
     layout = LAYOUTS[dataset]
     if request.split not in layout.splits:
         splits = ", ".join(filter(None, layout.splits))
@@ -123,12 +124,12 @@ def open_listed(dataset: str, request: Request) -> tuple[datasets.Dataset, list[
 
 
 def absolute_path(path: str) -> str:
-    """Of a file or folder; the name of a dataset on the Hub stays as it is."""
+    """Makes the path of a file or folder absolute. The name of a dataset on the Hub stays as it is."""
     return os.path.abspath(path) if os.path.exists(path) else path
 
 
 def match_files(listing: Listing) -> tuple[datasets.Dataset, list[Problem]]:
-    """The table of the listed files that are there, in the list's order, and what is wrong with the others."""
+    """Returns the table of the listed files that are there, in the list's order, and the problems of the others."""
     labels_of: dict[str, list[int]] = {}
     for name, label in listing.rows:
         labels_of.setdefault(name, []).append(label)
@@ -140,6 +141,7 @@ def match_files(listing: Listing) -> tuple[datasets.Dataset, list[Problem]]:
         paths = listing.files.get(name, [])
         if len(set(labels)) > 1:
             classes = " and ".join(name_of_class(listing.class_names, label) for label in dict.fromkeys(labels))
+            # Nobody knows which class is right, so the file is left out.
             problems.append(Problem("several classes", name, "", paths[0] if paths else "", f"listed as {classes}"))
             continue
         if len(labels) > 1:
@@ -162,8 +164,8 @@ def match_files(listing: Listing) -> tuple[datasets.Dataset, list[Problem]]:
 
 def build_table(found: list[tuple[str, int, str]], listing: Listing) -> datasets.Dataset:
     """
-    The media column is a plain structure until `save_table`: `save_to_disk` would copy the files of a column of type
-    Video or Image into the table.
+    Builds the table. Its media column is a plain structure until `save_table`, because `save_to_disk` would copy the
+    files of a column of type Video or Image into the table.
     """
     column = "video" if listing.is_video else "image"
     names, labels, paths = zip(*found, strict=True)
@@ -190,7 +192,7 @@ def name_of_class(class_names: Sequence[str], label: int) -> str:
 
 
 class CheckedFiles(torch.utils.data.Dataset):
-    """Outcomes of reading the items of a source, for a DataLoader to compute in several processes."""
+    """Outcomes of reading the items of a source, as a dataset: a DataLoader computes them in many processes."""
 
     def __init__(self, source: MediaSource, check: Check, loader: MediaLoader):
         self.source, self.check, self.loader = source, check, loader
@@ -207,6 +209,7 @@ class CheckedFiles(torch.utils.data.Dataset):
                 read_header(item, self.loader)
         except MediaDecodingError as error:
             return Outcome(str(error), None)
+        # Size and beginning are cheap here, where the file was just read; `find_same_content` compares by them first.
         head = read_bytes(item, HEAD_BYTES)
         size = os.path.getsize(item.media) if isinstance(item.media, str) else len(item.media)
         return Outcome(None, (size, hashlib.sha256(head).digest()))
@@ -217,7 +220,7 @@ def first_and_last_frame(reader: MediaReader) -> list[int]:
 
 
 def read_header(item: EncodedItem, loader: MediaLoader) -> None:
-    """Opens an item and closes it; raises a `MediaDecodingError` if that fails or takes too long."""
+    """Opens an item and closes it. Raises a `MediaDecodingError` if that fails or takes too long."""
 
     def read() -> None:
         item.open(loader.video_backend).close()
@@ -235,7 +238,7 @@ def read_bytes(item: EncodedItem, limit: int = -1) -> bytes:
 def keep_readable(
     table: datasets.Dataset, check: Check, num_proc: int, loader: MediaLoader
 ) -> tuple[datasets.Dataset, list[Problem]]:
-    """The part of the table that can be read, and the problems that reading found."""
+    """Returns the part of the table that can be read, and the problems that reading found."""
     column = "video" if "video" in table.features else "image"
     source = MediaSource("table", table, column, is_video=column == "video")
     files = CheckedFiles(source, check, loader)
@@ -263,7 +266,7 @@ def keep_readable(
 
 
 def find_same_content(source: MediaSource, outcomes: list[Outcome]) -> list[list[int]]:
-    """Groups of rows whose files are the same byte for byte. Only those of one size and beginning are read whole."""
+    """Groups rows whose files are the same byte for byte. Only files of one size and beginning are read whole."""
     groups: dict[Any, list[int]] = {}
     for row, outcome in enumerate(outcomes):
         if outcome.content is not None:
@@ -275,18 +278,18 @@ def find_same_content(source: MediaSource, outcomes: list[Outcome]) -> list[list
 
 
 def class_names_of(table: datasets.Dataset) -> list[str]:
-    """The class name of each row; empty without a label."""
+    """Returns the class name of each row; empty without a label."""
     class_names = table.features["label"].names
     return [name_of_class(class_names, label) for label in table["label"][:]]
 
 
 def list_table(table: datasets.Dataset) -> str:
-    """What is in list.tsv (see `format_list`)."""
+    """Writes the text of list.tsv (see `format_list`)."""
     return format_list(table["name"], class_names_of(table))
 
 
 def count(table: datasets.Dataset, problems: list[Problem], check: Check) -> dict[str, Any]:
-    """The figures of a report. None where nothing was looked for."""
+    """Counts the figures of a report. None stands where nothing was looked for."""
     counts = Counter(problem.problem for problem in problems)
     in_table = Counter(class_names_of(table))
     class_names = table.features["label"].names
@@ -309,7 +312,7 @@ def count(table: datasets.Dataset, problems: list[Problem], check: Check) -> dic
 
 
 def write_results(output: Path, table: datasets.Dataset, problems: list[Problem], report: dict[str, Any]) -> None:
-    """Writes everything into a folder beside `output`, which then takes its name."""
+    """Writes everything into a folder beside `output` and renames it at the end: `output` is whole or absent."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         folder = Path(temporary, output.name)
@@ -322,7 +325,7 @@ def write_results(output: Path, table: datasets.Dataset, problems: list[Problem]
 
 
 def save_table(table: datasets.Dataset, folder: Path) -> None:
-    """`save_to_disk`, with the media column's type (Video or Image, not decoded) written afterwards."""
+    """Saves the table, and writes the media column's type (Video or Image, not decoded) afterwards (`build_table`)."""
     table.save_to_disk(folder)
     media = (
         {"video": datasets.Video(decode=False)}
@@ -335,7 +338,7 @@ def save_table(table: datasets.Dataset, folder: Path) -> None:
 
 
 def count_classes(table: datasets.Dataset, problems: list[Problem]) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows of classes.csv: for each class what is listed, in the table, missing and unreadable."""
+    """Makes names and rows of classes.csv: files of each class that are listed, in the table, missing, unreadable."""
     in_table = Counter(class_names_of(table))
     counts = Counter((problem.problem, problem.class_name) for problem in problems)
     rows = []
@@ -346,7 +349,7 @@ def count_classes(table: datasets.Dataset, problems: list[Problem]) -> tuple[lis
 
 
 def summarize(report: dict[str, Any]) -> str:
-    """The figures of a report as a short table."""
+    """Formats the figures of a report as a short table."""
     explanations = {
         "listed": "different names in the list",
         "found": "there is a file",

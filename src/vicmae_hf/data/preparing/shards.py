@@ -1,4 +1,4 @@
-"""The shards of a frame store: parts of its items, each written by one process, whole or not at all."""
+"""Writes the shards of a frame store: parts of its items, each written by one process, whole or not at all."""
 
 import json
 import multiprocessing
@@ -26,17 +26,17 @@ from ..media.reading import MediaItem, call_within
 from .store_rows import PackingInput, PackingSettings, pack_item
 
 
-# A record batch ends where it exceeds either: small enough to stream, large enough not to matter in number.
+# Limits of a record batch, the unit of reading in a stream: small enough for memory, large enough to be few.
 BATCH_BYTES, BATCH_ROWS = 8 * 2**20, 4096
 
 
 @dataclass(frozen=True)
 class ShardRecord:
     """
-    What became of a shard's items.
+    The record of a shard, so that later runs need not read the shard itself.
 
     Args:
-        num_rows, num_frames, num_bytes: of its Arrow file.
+        num_rows, num_frames, num_bytes: figures of its Arrow file.
         failures: `{"path", "error"}` of each item that could not be read.
     """
 
@@ -49,13 +49,13 @@ class ShardRecord:
 @dataclass(frozen=True)
 class Packer:
     """
-    Writes the shards of a store. A shard has `videos_per_shard` items, consecutive in an order drawn from the seed:
-    shards of videos of one class would make poor batches when they are streamed.
+    Writes the shards of a store. A shard has `videos_per_shard` items, consecutive in an order drawn from the seed. In
+    the order of folders a shard would hold videos of one class, which make poor batches when they are streamed.
 
     Args:
-        source: what is packed.
+        source: the videos and images to pack.
         output: the store's folder.
-        settings: what decides its content; `videos_per_shard` is set.
+        settings: settings that decide its content; `videos_per_shard` is set.
         seconds_per_file: an item that takes longer counts as unreadable; 0 sets no limit.
     """
 
@@ -73,7 +73,7 @@ class Packer:
         return np.random.default_rng(self.settings.seed).permutation(len(self.source.items))
 
     def shard_items(self, shard: int) -> np.ndarray:
-        """Indices of the items of a shard."""
+        """Returns the indices of the items of a shard."""
         start = shard * self.settings.videos_per_shard
         return self.order[start : start + self.settings.videos_per_shard]
 
@@ -93,12 +93,12 @@ class Packer:
             ) from error
 
     def read_records(self) -> dict[int, ShardRecord]:
-        """The records of the shards that are there."""
+        """Reads the records of the shards that are there."""
         return {shard: self.read_record(shard) for shard in range(self.num_shards) if self.is_whole(shard)}
 
     def pack_shard(self, shard: int) -> ShardRecord:
         """
-        Writes a shard and its record, both under other names first: a shard that is there is whole.
+        Writes a shard and its record, both under other names first, so that a shard that is there is whole.
 
         Raises:
             InputError: if the folder cannot be written to.
@@ -111,6 +111,7 @@ class Packer:
                     writer.add(row)
                     num_frames.append(len(row["frames"]))
             record = ShardRecord(len(num_frames), sum(num_frames), partial.stat().st_size, failures)
+            # Inside the block: the record is there before the shard gets its name.
             write_json(path.with_suffix(".json"), asdict(record))
         return self.read_record(shard)
 
@@ -120,7 +121,7 @@ class Packer:
             try:
                 row = self._pack_item(item)
             except MediaDecodingError as error:
-                # What is read from bytes does not know its name.
+                # A decoder that was given bytes does not know the name.
                 message = str(error) if item.name in str(error) else f"{item.name}: {error}"
                 failures.append({"path": item.name, "error": message})
                 continue
@@ -167,11 +168,11 @@ class ShardWriter:
 def packed_shards(packer: Packer, shards: Sequence[int], num_proc: int) -> Iterator[tuple[int, ShardRecord]]:
     """Packs shards in `num_proc` processes, and yields each when it is written."""
     if num_proc == 1 or len(shards) < 2:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # as in a worker: --num_proc decides how many cores are used
         for shard in shards:
             yield shard, packer.pack_shard(shard)
         return
-    # Spawned: forks of a process with threads may hang in their libraries.
+    # Spawned, because forks of a process with threads may hang in their libraries.
     pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _start_worker, (packer,))
     with pool:
         futures = {pool.submit(_pack_shard, shard): shard for shard in shards}
@@ -188,21 +189,21 @@ def packed_shards(packer: Packer, shards: Sequence[int], num_proc: int) -> Itera
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_worker_packer: Packer | None = None
+_worker_packer: Packer | None = None  # sent once to each worker, and not with every shard
 
 
 def _start_worker(packer: Packer) -> None:
     global _worker_packer
     _worker_packer = packer
     torch.set_num_threads(1)
-    # Ctrl-C reaches all processes; one traceback is enough.
+    # Ctrl-C reaches all processes. Workers end without a word, because one traceback is enough.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A worker whose parent was killed would go on for ever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    wait([multiprocessing.parent_process().sentinel])  # returns when the parent is gone
     os._exit(1)
 
 

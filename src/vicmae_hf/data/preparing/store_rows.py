@@ -1,4 +1,4 @@
-"""An item as a row of a frame store: which items, which of their frames, encoded how."""
+"""Turns items into rows of a frame store: which items, which of their frames, how they are encoded."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ from ..sources.sources import open_source
 
 # The paper stores every 4th frame of videos that mostly have 30 frames/s.
 DEFAULT_FRAMES_PER_SECOND = 7.5
-# Of decoded frames held at a time. A longer video is decoded in parts, each from the keyframe before it.
+# Decoded frames in memory at a time. A longer video is decoded in parts, each from the keyframe before it.
 DECODED_BYTES = 256 * 2**20
 # Arrow's `list` and `binary` count bytes in 32 bits.
 MAX_ROW_BYTES = 2**31 - 2**24
@@ -34,7 +34,7 @@ MAX_ROW_BYTES = 2**31 - 2**24
 
 @dataclass(kw_only=True)
 class PackingSettings(DecodingArguments):
-    """What decides the content of a store, together with the list of items."""
+    """Settings that decide the content of a store, together with the list of items."""
 
     frames_per_second: float | None = setting(
         None,
@@ -72,7 +72,7 @@ class PackingInput:
         name: as the user gave it.
         items: anything that `open_source` returns.
         item_names: path of each within the input.
-        item_sizes: bytes of each (frames, of a store's rows), which tell other files of the same names.
+        item_sizes: bytes of each (number of frames for a store's rows), to notice other files of the same names.
         labels: class indices, int64, -1 for none; or None.
         class_names: of the labels; or None.
     """
@@ -89,8 +89,8 @@ class PackingInput:
         cls, name: str | os.PathLike, labelled: bool = False, class_names: Sequence[str] | None = None
     ) -> "PackingInput":
         """
-        Opens a source; if `labelled`, as a folder ROOT/CLASS_NAME/FILE whose classes have the order of `class_names`
-        (see `open_labelled`). A dataset with a column of labels brings them along in any case.
+        Opens a source. If `labelled`, it is a folder ROOT/CLASS_NAME/FILE whose classes have the order of
+        `class_names` (see `open_labelled`). A dataset with a column of labels keeps them in any case.
         """
         name = os.fspath(name)
         if labelled:
@@ -101,13 +101,14 @@ class PackingInput:
         return cls(name, source, source.list_names(), source.list_sizes(), source.labels, source.class_names)
 
     def digest(self) -> str:
-        """SHA-256 of names, sizes, labels and classes in their order."""
+        """Computes the SHA-256 of names, sizes, labels and classes in their order."""
+        # Sizes and not contents: hashing terabytes would take as long as packing them.
         labels = None if self.labels is None else self.labels.tolist()
         content = [self.item_names, self.item_sizes, labels, self.class_names]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def features(self) -> datasets.Features:
-        """The columns of a store; `fps` is the source's own rate, an image has none."""
+        """Describes the columns of a store; `fps` is the source's own rate, an image has none."""
         columns = {
             "name": datasets.Value("string"),
             "frames": datasets.List(datasets.Image(decode=False)),
@@ -122,7 +123,7 @@ class PackingInput:
 
 def encode_frame(frame: torch.Tensor, settings: PackingSettings) -> bytes:
     """
-    A frame, uint8 `(3, H, W)`, made smaller (bicubic, antialiased) and encoded by Pillow.
+    Makes a frame, uint8 `(3, H, W)`, smaller (bicubic, antialiased) and encodes it by Pillow.
 
     Raises:
         MediaDecodingError: if the format cannot hold it: WebP ends at 16,383 pixels, JPEG at 65,535.
@@ -142,11 +143,12 @@ def encode_frame(frame: torch.Tensor, settings: PackingSettings) -> bytes:
 
 
 def pack_item(item: MediaItem, settings: PackingSettings) -> dict[str, Any]:
-    """The columns `frames`, `timestamps`, `duration` and `fps` of an item."""
+    """Makes the columns `frames`, `timestamps`, `duration` and `fps` of an item."""
     with item.open(settings.video_backend) as reader:
         indices = choose_stored_frames(
             reader.timestamps, reader.duration, settings.frames_per_second, settings.num_frames
         )
+        # The first frame tells how many fit into memory.
         first = reader.get_frames(indices[:1])
         frames = [encode_frame(first[0], settings)]
         step = max(DECODED_BYTES // first.numel(), 1)
@@ -158,7 +160,7 @@ def pack_item(item: MediaItem, settings: PackingSettings) -> dict[str, Any]:
             f"its {len(frames)} encoded frames exceed the 2 GiB of a row; store fewer or smaller ones, or cut it"
         )
     return {
-        "frames": [{"bytes": frame, "path": None} for frame in frames],
+        "frames": [{"bytes": frame, "path": None} for frame in frames],  # as `datasets` stores an Image
         "timestamps": reader.timestamps[indices],
         "duration": reader.duration,
         "fps": reader.num_frames / reader.duration if reader.duration > 0 else None,
