@@ -5,7 +5,7 @@ import pytest
 from vicmae_hf import ViCMAEForPreTraining
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
-from vicmae_hf.training.session import adopt_accumulation, build_model, check_trackers
+from vicmae_hf.training.session import adopt_accumulation, build_model, check_output_dir, check_trackers
 
 
 def arguments(**changes):
@@ -38,3 +38,14 @@ def test_accumulation_set_twice_is_refused_if_it_differs():
 def test_a_config_that_cannot_be_is_one_line(overrides):
     with pytest.raises(ArgumentsError, match="The model cannot be built from --image_size and --config_overrides"):
         build_model(ViCMAEForPreTraining, arguments(config_overrides=overrides))
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again_by_latest(tmp_path):
+    settings = arguments(output_dir=str(tmp_path), resume_from_checkpoint="latest")
+    check_output_dir(settings)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ArgumentsError, match="holds a finished run, but no checkpoint to go on from"):
+        check_output_dir(settings)
+    check_output_dir(arguments(**vars(settings) | {"overwrite_output_dir": True}))
+    (tmp_path / "checkpoint-3").mkdir()
+    check_output_dir(settings)

@@ -102,6 +102,29 @@ def test_a_line_that_is_still_being_written_is_read_later(tmp_path):
     assert list(bad_files.errors) == ["/data/é0.mp4", "/data/é1.mp4"]
 
 
+def test_a_line_that_is_no_record_is_passed_over_and_told(tmp_path, caplog):
+    """Half a line of a killed process with a whole one behind it, a list, an object without a path."""
+    path = tmp_path / "bad_files.jsonl"
+    whole = json.dumps({"path": "/data/1.mp4", "error": "no header"}) + "\n"
+    path.write_text('{"path": "/data/0.mp4", "err' + whole + '["path"]\n{"error": "x"}\n' + whole)
+    bad_files = BadFiles(path, 40, 1.0)
+    assert list(bad_files.errors) == ["/data/1.mp4"]
+    assert caplog.text.count("passed over a line that is no record") == 3
+    assert not bad_files.has_timed_out("/data/1.mp4")
+
+
+def test_a_record_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    bad_files = BadFiles(tmp_path / "file" / "bad_files.jsonl", 40, 1.0)
+    bad_files.add("/data/0.mp4", "no header")
+    assert "cannot be written" in caplog.text
+    assert list(bad_files.errors) == ["/data/0.mp4"]
+    # A folder that is missing, as on a second machine, is made.
+    elsewhere = BadFiles(tmp_path / "missing" / "out" / "bad_files.jsonl", 40, 1.0)
+    elsewhere.add("/data/0.mp4", "no header")
+    assert list(BadFiles(elsewhere.path, 40, 1.0).errors) == ["/data/0.mp4"]
+
+
 def add_many(path, start):
     bad_files = BadFiles(path, 1000, 1.0)
     start.wait()

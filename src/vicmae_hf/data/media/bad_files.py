@@ -153,12 +153,18 @@ class BadFiles:
     def _append(self, name: str) -> None:
         if self.path is None:
             return
-        # One write call in append mode, so that lines of several workers do not mix.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, self._line(name).encode())
-        finally:
-            os.close(descriptor)
+            # On another machine the output folder may be missing.
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # One write call in append mode, so that lines of several workers do not mix.
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, self._line(name).encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            # A full disk must not end a training that only lost a line of its record.
+            logger.warning("%s: cannot be written (%s); the run goes on.", self.path, error)
 
     def update(self) -> None:
         """Reads what other processes have recorded."""
@@ -170,11 +176,16 @@ class BadFiles:
                 # Another process is still writing it; reading on would find the rest as a line of its own.
                 if not line.endswith(b"\n"):
                     break
-                entry = json.loads(line)
-                self.errors.setdefault(entry["path"], entry["error"])
+                self.num_bytes_read += len(line)
+                try:
+                    entry = json.loads(line)
+                    self.errors.setdefault(entry["path"], entry["error"])
+                except (ValueError, KeyError, TypeError):
+                    # A process that was killed while it wrote left half a line, and another went on behind it.
+                    logger.warning("%s: passed over a line that is no record: %r", self.path, line[:80])
+                    continue
                 if entry.get("timed_out"):
                     self.timed_out.add(entry["path"])
-                self.num_bytes_read += len(line)
 
 
 def write_failures(path: str | os.PathLike, failures: Sequence[dict[str, str]]) -> None:
