@@ -124,13 +124,13 @@ def check_output_dir(arguments: TrainingArguments) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArgumentsError(f"--output_dir {folder} is a file; expected a folder.")
     has_checkpoints, has_model = bool(list_checkpoints(folder)), (folder / "model.safetensors").exists()
-    if arguments.resume_from_checkpoint == "latest" and has_model and not has_checkpoints:
-        if not arguments.overwrite_output_dir:
-            raise ArgumentsError(
-                f"--resume_from_checkpoint latest: {folder} holds a finished run, but no checkpoint to go on from. "
-                f"Choose another folder, start from its weights (--model_name_or_path {folder}), or replace it "
-                "(--overwrite_output_dir)."
-            )
+    is_latest = arguments.resume_from_checkpoint == "latest"
+    if is_latest and has_model and not has_checkpoints and not arguments.overwrite_output_dir:
+        raise ArgumentsError(
+            f"--resume_from_checkpoint latest: {folder} holds a finished run, but no checkpoint to go on from. Choose "
+            f"another folder, start from its weights (--model_name_or_path {folder}), or replace it "
+            "(--overwrite_output_dir)."
+        )
     holds_run = has_checkpoints or has_model
     if holds_run and not arguments.resume_from_checkpoint and not arguments.overwrite_output_dir:
         raise ArgumentsError(

@@ -104,6 +104,7 @@ def test_a_line_that_is_still_being_written_is_read_later(tmp_path):
 
 def test_a_line_that_is_no_record_is_passed_over_and_told(tmp_path, caplog):
     """Half a line of a killed process with a whole one behind it, a list, an object without a path."""
+    caplog.set_level(logging.WARNING, logger="vicmae_hf.data.media.bad_files")
     path = tmp_path / "bad_files.jsonl"
     whole = json.dumps({"path": "/data/1.mp4", "error": "no header"}) + "\n"
     path.write_text('{"path": "/data/0.mp4", "err' + whole + '["path"]\n{"error": "x"}\n' + whole)
@@ -114,6 +115,7 @@ def test_a_line_that_is_no_record_is_passed_over_and_told(tmp_path, caplog):
 
 
 def test_a_record_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="vicmae_hf.data.media.bad_files")
     (tmp_path / "file").touch()
     bad_files = BadFiles(tmp_path / "file" / "bad_files.jsonl", 40, 1.0)
     bad_files.add("/data/0.mp4", "no header")
