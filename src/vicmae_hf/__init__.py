@@ -21,6 +21,7 @@ from .modeling_vicmae import (
 from .video_processing_vicmae import ViCMAEVideoProcessor
 
 
+# So `AutoModel.from_pretrained` and its like find these classes by `model_type`, and ask nobody to trust remote code.
 AutoConfig.register("vicmae", ViCMAEConfig)
 AutoModel.register(ViCMAEConfig, ViCMAEModel)
 AutoModelForPreTraining.register(ViCMAEConfig, ViCMAEForPreTraining)

@@ -47,6 +47,7 @@ class ViCMAEConfig(PreTrainedConfig):
 
     model_type = "vicmae"
 
+    # `float | int`, because `@strict` refuses the 0 or 1 of a JSON file for a float.
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -141,6 +142,7 @@ class ViCMAEConfig(PreTrainedConfig):
         ]:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        # Not 0 either: the pixel loss is a mean over masked patches, of which there would be none.
         if not 0 < self.mask_ratio < 1:
             raise ValueError(
                 f"mask_ratio must lie between 0 and 1, both excluded, got {self.mask_ratio}. "

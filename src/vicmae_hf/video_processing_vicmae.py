@@ -28,6 +28,7 @@ from transformers.video_utils import (
 )
 
 
+# Arrays and tensors can be processed without PyAV, and this file must import where it is missing.
 if is_av_available():
     import av
 
@@ -178,9 +179,10 @@ def read_video(
             stream = container.streams.best("video")
             if stream is None:
                 raise ValueError(f"{video}: expected a file with a video stream, found none.")
-            stream.thread_type = "AUTO"
+            stream.thread_type = "AUTO"  # one file at a time, so it may use all cores
             frame_rate = stream.average_rate or stream.guessed_rate
             metadata = VideoMetadata(
+                # Some containers don't state their number of frames; then packets are counted.
                 total_num_frames=stream.frames or sum(packet.size > 0 for packet in container.demux(stream)),
                 fps=float(frame_rate) if frame_rate else None,
                 video_backend="pyav",
@@ -200,7 +202,7 @@ def read_video(
     if num_decoded == 0:
         raise ValueError(f"{video}: expected at least one frame, found none.")
 
-    pixels = torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)  # (T, 3, H, W)
     metadata.frames_indices = indices
     metadata.height, metadata.width = pixels.shape[-2:]
     if metadata.fps is not None:
@@ -349,6 +351,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
             views = torch.stack(crops, dim=1).unflatten(2, (num_clips, -1))  # (B, num_crops, num_clips, T, C, H, W)
             views = views.transpose(1, 2).flatten(1, 2)  # (B, num_clips * num_crops, T, C, H, W)
             views = self.rescale_and_normalize(views, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            # A single view gets no axis of its own, as in other processors.
             grouped_videos[shape] = views.squeeze(1) if views.shape[1] == 1 else views
         pixel_values = reorder_videos(grouped_videos, grouped_videos_index)
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
@@ -358,6 +361,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         height, width = videos.shape[-2:]
         axis, length, crop_length = (-2, height, crop_size.height) if height > width else (-1, width, crop_size.width)
         offsets = spatial_crop_offsets(length, crop_length, num_crops)
+        # A side shorter than the crop is taken whole, and `center_crop` pads it.
         windows = [videos.narrow(axis, offset, min(crop_length, length)) for offset in offsets]
         return [self.center_crop(window, crop_size) for window in windows]
 
@@ -385,6 +389,7 @@ def channels_first(video: np.ndarray | torch.Tensor, input_data_format: str | Ch
     channels = (1, 3, 4)
     if input_data_format is None:
         input_data_format = ChannelDimension.FIRST if video.shape[1] in channels else ChannelDimension.LAST
+    # Contiguous, because torch takes no arrays with negative strides, as flipped ones have.
     frames = torch.as_tensor(np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video)
     if input_data_format == ChannelDimension.LAST:
         frames = frames.permute(0, 3, 1, 2)

@@ -77,6 +77,7 @@ def train_classifier(
     module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
     best_model = BestModel(accelerator, output_dir, unwrap(accelerator, module).save_pretrained)
     checkpoints = open_checkpoints(accelerator, train_source, eval_source, best_model, arguments)
+    # Before the samples are opened: features are computed only after a checkpoint was found to fit.
     start_step = checkpoints.start(arguments.resume_from_checkpoint)
     samples = open_samples(accelerator, module, train_source, eval_source, bad_files, arguments)
     schedule = replace(plan_run(arguments, accelerator.num_processes, len(samples.train)), start_step=start_step)

@@ -38,7 +38,7 @@ class LinearClassifier(TrainedModule):
     def __init__(self, model: ViCMAEForImageClassification):
         super().__init__()
         self.model = model
-        self.model.vicmae.requires_grad_(False)
+        self.model.vicmae.requires_grad_(False)  # before the optimizer looks for what it trains
         self.norm = start_linear_head(model.classifier)
 
     @property
@@ -82,7 +82,7 @@ class LinearClassifier(TrainedModule):
         # The result must not depend on how many processes share a batch.
         if not self.training or world_size() == 1:
             return self.norm(features)
-        return self.norm(gather_batch(features)).chunk(world_size())[dist.get_rank()]
+        return self.norm(gather_batch(features)).chunk(world_size())[dist.get_rank()]  # (B, D), the rows from here
 
     def folded_classifier(self) -> dict[str, torch.Tensor]:
         """
@@ -108,6 +108,7 @@ class LinearClassifier(TrainedModule):
         save_file(state, folder / CLASSIFIER_FILE)
 
     def load_checkpoint(self, folder: Path) -> None:
+        # This also loads the folded classifier, which the second file replaces.
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         state = load_file(folder / CLASSIFIER_FILE)
         for prefix, module in [("norm.", self.norm), ("classifier.", self.model.classifier)]:
@@ -142,5 +143,6 @@ def predict_features(module: LinearClassifier, samples: FeatureSamples) -> Predi
     device = module.model.classifier.weight.device
     features = samples.features
     with evaluating(module):
+        # In parts, because the embeddings of a large dataset do not fit onto the device.
         logits = [module(features=part.to(device)).logits.cpu() for part in features.embeddings.split(4096)]
     return Predictions(torch.cat(logits).softmax(-1), samples.labels, features.indices, features.failures)

@@ -60,6 +60,7 @@ def load_encoder(name: str, pooling: Literal["frame", "clip"]) -> tuple[ViCMAEMo
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: no encoder can be loaded from there: {error}") from error
+    # Transformers only warns, and features of random weights look like features.
     if loading["missing_keys"]:
         raise InputError(f"{name}: lacks weights of the encoder, the first: {min(loading['missing_keys'])}.")
     return model, processor

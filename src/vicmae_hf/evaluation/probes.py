@@ -70,6 +70,7 @@ def train_linear_probe(
     Trains a linear classifier on features `(N, D)` that are held in memory, by SGD with momentum 0.9, cosine decay and
     no weight decay (Table 3, at a smaller batch). Linear evaluation with random views is in `classification`.
     """
+    # All random numbers of a probe come from its seed, so that encoders are compared with equal luck.
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(features.shape[1], num_classes)
     probe = nn.Sequential(start_linear_head(linear, generator), linear)
@@ -170,7 +171,7 @@ def probe_beside_untrained(
             encoder.to(accelerator.device),
             views,
             batch_size=batch_size,
-            num_workers=0,
+            num_workers=0,  # what workers read would be lost with them: see `HeldViews`
             average=False,
         )
         return LabelledFeatures.of(features, views.source)
@@ -178,7 +179,7 @@ def probe_beside_untrained(
     train, evaluation = features_of(model, train_views), features_of(model, eval_views)
     runs = {"pretrained": linear_probe(train, evaluation, range(num_seeds)), "untrained": []}
     for seed in range(num_seeds):
-        set_seed(seed)
+        set_seed(seed)  # of the random weights
         encoder = ViCMAEModel(model.config)
         runs["untrained"] += linear_probe(features_of(encoder, train_views), features_of(encoder, eval_views), [seed])
     results = {}
@@ -186,7 +187,7 @@ def probe_beside_untrained(
         for name in ("top1", "top5", "knn_top1"):
             results[f"{prefix}eval_{name}"] = statistics.fmean(probe[name] for probe in probes)
         top1 = [probe["top1"] for probe in probes]
-        results[f"{prefix}eval_top1_spread"] = statistics.stdev(top1) if num_seeds > 1 else 0.0
+        results[f"{prefix}eval_top1_spread"] = statistics.stdev(top1) if num_seeds > 1 else 0.0  # undefined for one
     failures = train.failures + evaluation.failures
     return results | {
         "num_classes": len(train.class_names),

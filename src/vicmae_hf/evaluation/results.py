@@ -31,7 +31,7 @@ def prepare_output_dir(output_dir: str | os.PathLike) -> None:
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; expected a folder.")
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists():  # a run and an evaluation both write all_results.json
         raise InputError(f"--output_dir {folder} holds a model; choose another folder, for example {folder}/eval.")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -86,6 +86,7 @@ def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.nda
     return {
         **accuracies[0],
         "eval_top1_of_all": accuracies[0]["eval_top1"] * accuracies[0]["num_eval_samples"] / num_items,
+        # Classes without videos have no accuracy, so they are left out of the mean.
         "eval_top1_mean_over_classes": float(100 * (counts.diagonal() / np.maximum(num_videos, 1))[has_videos].mean()),
         "protocols": {
             protocol.name: {name: accuracy[name] for name in ("eval_top1", "eval_top5")}
@@ -149,6 +150,7 @@ def write_predictions(output_dir: Path, dataset: ViewDataset, predictions: ViewP
         for protocol, outcome in zip(dataset.protocols, predictions.protocols, strict=True)
     }
     table = pa.table({"file": files, "class": classes, "label": first.labels.numpy(), **probabilities})
+    # All probabilities, in a format that keeps their digits: for ensembles and other metrics.
     pyarrow.parquet.write_table(table, output_dir / "predictions.parquet")
 
 

@@ -38,12 +38,13 @@ class FrameOrders:
 
     def __call__(self, index: int) -> torch.Tensor:
         """Orders as places of frames in the clip, `(num_permutations + num_frames, num_frames)`, int64."""
+        # Of the index and not of the batch: the same orders for any number of processes.
         generator = np.random.default_rng([self.seed, index])
         in_order = tuple(range(self.num_frames))
         permutations: dict[tuple[int, ...], None] = {}  # a set that keeps its order
         while len(permutations) < self.num_permutations:
             permutation = tuple(generator.permutation(self.num_frames).tolist())
-            if permutation != in_order:
+            if permutation != in_order:  # frames in their order are the standard that it is compared with
                 permutations[permutation] = None
         repetitions = [[frame] * self.num_frames for frame in in_order]
         return torch.tensor([*map(list, permutations), *repetitions])

@@ -85,10 +85,11 @@ def pretrain(
         NonFiniteLossError: if the loss becomes infinite or NaN.
     """
     schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples)
-    check_contrast(arguments, model.config, schedule)
+    check_contrast(arguments, model.config, schedule)  # before `checkpoints.start` deletes those of an older run
     checkpoints = open_checkpoints(accelerator, dataset, arguments)
     groups = parameter_groups(model, arguments.weight_decay)
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)  # Table 1
+    # Table 1. The schedule sets the learning rate before every update.
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
     prepared, optimizer = accelerator.prepare(model, adamw)  # wrapped, where processes share the work
     schedule = replace(schedule, start_step=checkpoints.start(arguments.resume_from_checkpoint))
     if is_finished(arguments.output_dir, schedule):
@@ -97,6 +98,7 @@ def pretrain(
     objective = Objective(prepared, unwrap(accelerator, prepared), processors[0], arguments.contrastive_start_epoch)
     adamw.register_step_pre_hook(objective.hold_projector)
     if accelerator.is_main_process:
+        # Now and not at the end: whoever finds an interrupted run can read what it was.
         write_json(Path(arguments.output_dir) / "arguments.json", settings_of_run(arguments, model.config, schedule))
         for processor in processors:
             processor.save_pretrained(arguments.output_dir)
@@ -156,6 +158,7 @@ class Objective:
                 parameter.grad = None
 
     def __call__(self, batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
+        # Set anew for every batch and not once, so that a resumed run needs no state of it.
         self.set_contrastive(epoch >= self.contrastive_start_epoch)
         # Pixels travel as bytes, a quarter of what floats would be, and become floats here on the device.
         self.output = self.prepared(normalize_pixels(batch["pixel_values"], self.mean, self.std))
@@ -197,6 +200,7 @@ def load_batches(
         start_batch=schedule.start_step * schedule.gradient_accumulation_steps,
         **loading,
     )
+    # Not prepared by Accelerate, which would divide it again: each process already reads shards of its own.
     return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
 
 
@@ -209,7 +213,7 @@ def finish(
     results: dict[str, float],
 ) -> dict[str, Any]:
     """Saves the model and the record of bad files; returns the results of the run."""
-    accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()  # workers of any process may still record bad files
     if accelerator.is_main_process:
         dataset.bad_files.rewrite()
         model.save_pretrained(arguments.output_dir)

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 
 
+# The Hub reads what stands between the two lines of hyphens.
 CARD = """---
 {metadata}
 ---
@@ -51,6 +52,7 @@ CLASSIFIER_PROGRAM = """from transformers import pipeline
 classifier = pipeline("{task}-classification", model="{source}", trust_remote_code=True)
 print(classifier("{example}"))"""
 
+# Settings that a reader needs to judge or repeat a run; `arguments.json` has them all.
 COMMON_SETTINGS = [
     "model_name_or_path",
     "config_overrides",

@@ -140,7 +140,7 @@ def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int)
     return Schedule(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
-        num_warmup_steps=arguments.warmup_epochs * steps_per_epoch,
+        num_warmup_steps=arguments.warmup_epochs * steps_per_epoch,  # may be a fraction
         peak_learning_rate=scaled_learning_rate(arguments.base_learning_rate, batch_size),
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         total_batch_size=batch_size,
@@ -167,7 +167,7 @@ def order_batches(
         lengths,
         num_samples,
         arguments.per_device_train_batch_size,
-        num_epochs=math.ceil(schedule.num_steps / schedule.steps_per_epoch),
+        num_epochs=math.ceil(schedule.num_steps / schedule.steps_per_epoch),  # the last one may be cut short
         batch_multiple=schedule.batches_per_step,
         weights=weights,
         start_batch=schedule.start_step * schedule.batches_per_step,

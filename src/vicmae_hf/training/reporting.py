@@ -127,10 +127,10 @@ class MetricsLog:
         line = {
             "step": step,
             "epoch": round(epoch, 4),
-            **{name: value / self.num_updates for name, value in self.sums.items()},
+            **{name: value / self.num_updates for name, value in self.sums.items()},  # single losses are noisy
             "learning_rate": learning_rate,
             f"{self.samples_name}_per_second": samples / seconds,
-            "data_wait_share": waited / seconds,
+            "data_wait_share": waited / seconds,  # near 0: the device is busy; near 1: data is too slow
             **figures,
         }
         self.sums, self.num_updates = {}, 0

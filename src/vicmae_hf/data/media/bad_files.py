@@ -70,7 +70,7 @@ class BadFiles:
         self.max_share = max_share
         self.errors: dict[str, str] = {}
         self.timed_out: set[str] = set()
-        self.num_bytes_read = 0
+        self.num_bytes_read = 0  # of the record: only what others add is read again
         self.update()
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class BadFiles:
         if name not in self.errors:
             # A decoder that was given bytes does not know the name.
             self.errors[name] = error = error if name in error else f"{name}: {error}"
-            if timed_out:
+            if timed_out:  # kept apart, because only these files are skipped
                 self.timed_out.add(name)
             logger.warning("Unreadable: %s", error)
             self._append(name)

@@ -73,6 +73,7 @@ def decode_image(data: bytes) -> torch.Tensor:
             # Pillow may still read what simplejpeg rejects. If it cannot, its error says why.
             with contextlib.suppress(ValueError):
                 return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+        # All other formats, and JPEGs that have to be turned or are damaged.
         with Image.open(io.BytesIO(data)) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):

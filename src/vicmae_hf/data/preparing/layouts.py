@@ -302,6 +302,7 @@ def list_folder(request: Request) -> Listing:
     media = find_media(request, SPLIT_NAMES[request.split] if request.split else ["."])
     training = Path(request.root, "train")
     class_names = request.class_names or class_folders(training if request.split and training.is_dir() else media)
+    # One kind of file in a table, whose column is of type Video or Image.
     suffixes = {os.path.splitext(path)[1].lower() for path in list_files(Path(media))}
     if suffixes & VIDEO_EXTENSIONS and suffixes & IMAGE_EXTENSIONS:
         raise InputError(f"{media}: holds both videos and images; prepare them from folders of their own.")
@@ -323,6 +324,7 @@ def list_class_folders(
     rows = []
     for name, paths in files.items():
         places = [relative_name(media, path).split("/") for path in paths]
+        # A name in two classes makes two rows, which `match_files` reports as a contradiction.
         rows += [(name, label) for label in dict.fromkeys(indices[place[0]] for place in places if len(place) == 2)]
     is_video = extensions is VIDEO_EXTENSIONS
     return Listing(media, media, is_video, class_names, rows, files, f"{class_names[0]}/FILE")
@@ -402,6 +404,7 @@ def indexed_classes(request: Request, list_path: Path, name: str, separator: str
     names = {}
     for where, line in read_lines(path):
         class_name, _, index = line.rpartition(separator)
+        # An index or a name that comes twice would shift or merge classes without an error later on.
         if not class_name or not index.isdecimal() or int(index) in names or class_name in names.values():
             raise InputError(f"{where}: expected NAME{separator}INDEX, each of them once, got {line!r}.")
         names[int(index)] = class_name

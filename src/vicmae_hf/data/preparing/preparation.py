@@ -151,6 +151,7 @@ def match_files(listing: Listing) -> tuple[datasets.Dataset, list[Problem]]:
             continue
         problems += [Problem("present twice", name, class_name, path, f"used: {paths[0]}") for path in paths[1:]]
         found.append((name, labels[0], paths[0]))
+    # Reported, because files that the list lacks are often a sign of a wrong list or a wrong split.
     for name, paths in listing.files.items():
         if name not in labels_of and name not in listing.listed_elsewhere:
             problems += [Problem("not listed", name, "", path, "") for path in paths]
@@ -242,6 +243,7 @@ def keep_readable(
     column = "video" if "video" in table.features else "image"
     source = MediaSource("table", table, column, is_video=column == "video")
     files = CheckedFiles(source, check, loader)
+    # `list` keeps the outcomes as they are, where the default would try to make tensors of them.
     batches = torch.utils.data.DataLoader(files, batch_size=16, num_workers=num_proc, collate_fn=list)
     outcomes = []
     with tqdm(total=len(files), desc="Checking files", unit="file", dynamic_ncols=True) as progress:
@@ -271,6 +273,7 @@ def find_same_content(source: MediaSource, outcomes: list[Outcome]) -> list[list
     for row, outcome in enumerate(outcomes):
         if outcome.content is not None:
             groups.setdefault(outcome.content, []).append(row)
+    # Only now, and only candidates, are files read whole.
     same: dict[bytes, list[int]] = {}
     for row in (row for rows in groups.values() if len(rows) > 1 for row in rows):
         same.setdefault(hashlib.sha256(read_bytes(source[row])).digest(), []).append(row)
@@ -295,6 +298,7 @@ def count(table: datasets.Dataset, problems: list[Problem], check: Check) -> dic
     class_names = table.features["label"].names
     was_read = check != "none"
     return {
+        # Every listed name is in exactly one of these four groups.
         "listed": len(table) + counts["unreadable"] + counts["missing"] + counts["several classes"],
         "found": len(table) + counts["unreadable"],
         "missing": counts["missing"],

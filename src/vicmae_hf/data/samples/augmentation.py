@@ -80,7 +80,7 @@ class RandomView:
         channels last. The same seed gives the same views; the global random state stays as it is.
         """
         generator = random.Random(seed)  # Python's: torch takes several times as long for so few numbers
-        views = [self.cut_view(frame, generator) for frame in frames]
+        views = [self.cut_view(frame, generator) for frame in frames]  # (1, 3, height, width) each
         if self.first_colors is not None:
             views = self.change_colors(views, seed)
         return torch.cat(views).contiguous(memory_format=torch.channels_last)

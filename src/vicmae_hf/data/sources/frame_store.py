@@ -45,6 +45,7 @@ class FrameStoreSource:
         self.table = table
         self.labels = labels
         self.class_names = class_names
+        # Arrow's own columns, because `table[index]` would decode or copy every frame of the row.
         self.columns = {column: table.data.column(column) for column in ROW_COLUMNS}
         self.row_names = table.data.column("name") if "name" in table.column_names else None
 
@@ -126,7 +127,7 @@ class StoredFrames:
             raise ValueError(f"{self.name} has frames 0 to {self.num_frames - 1}, asked for {indices}")
         distinct = list(dict.fromkeys(indices))
         encoded = [self._read(index) for index in distinct]
-        frames = decode_jpegs(encoded)
+        frames = decode_jpegs(encoded)  # the fast way for the usual case: all are JPEGs of one size
         if frames is None:
             frames = torch.stack(self._decode_each(distinct, encoded)).permute(0, 3, 1, 2)
         if distinct != indices:
