@@ -38,7 +38,7 @@ class FrameOrders:
 
     def __call__(self, index: int) -> torch.Tensor:
         """Orders as places of frames in the clip, `(num_permutations + num_frames, num_frames)`, int64."""
-        # Of the index and not of the batch: the same orders for any number of processes.
+        # The seed has the index of the item, so orders are the same for any number of processes.
         generator = np.random.default_rng([self.seed, index])
         in_order = tuple(range(self.num_frames))
         permutations: dict[tuple[int, ...], None] = {}  # a set that keeps its order

@@ -10,7 +10,7 @@ from ..settings import MAX_SEED, REQUIRED, ArgumentsError, setting
 
 @dataclass(kw_only=True)
 class ProcessArguments(ReadingArguments):
-    """How the processes of a script load and compute."""
+    """Settings of loading and computing in the processes of a script."""
 
     dataloader_num_workers: int = setting(
         4, "loading processes per process of the script; 0 loads in the process itself", minimum=0

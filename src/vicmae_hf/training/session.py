@@ -82,7 +82,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
             create_repository(arguments)
         Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
         if not arguments.resume_from_checkpoint:
-            # Of another run, whose bad files may be repaired by now.
+            # The record belongs to another run, whose bad files may be repaired by now.
             (Path(arguments.output_dir) / "bad_files.jsonl").unlink(missing_ok=True)
     accelerator.wait_for_everyone()  # until the folder is there
     if arguments.report_to:

@@ -22,7 +22,7 @@ Sample = TypeVar("Sample")
 
 @dataclass(kw_only=True)
 class BadFilesArguments(Settings):
-    """How many files may be unreadable: what `BadFiles` takes."""
+    """The share of files that may be unreadable, for `BadFiles`."""
 
     max_bad_files: float = setting(
         0.05, "share of unreadable files that stops the run; one is allowed unless 0", minimum=0, maximum=1
@@ -129,8 +129,8 @@ class BadFiles:
     @contextmanager
     def errors_of_workers(self) -> Iterator[None]:
         """
-        A BadFilesError of a worker arrives with the worker's traceback in its message. In this block, one of a single
-        line replaces it, made from the record.
+        Replaces BadFilesErrors of its block by one made from the record, of a single line. An error of a worker
+        arrives with the worker's traceback in its message.
         """
         try:
             yield
@@ -189,7 +189,7 @@ class BadFiles:
 
 
 def write_failures(path: str | os.PathLike, failures: Sequence[dict[str, str]]) -> None:
-    """The files that something could not read, `{"path", "error"}` a line; no file if there are none."""
-    Path(path).unlink(missing_ok=True)
+    """Writes failures, `{"path", "error"}` a line; no file if there are none."""
+    Path(path).unlink(missing_ok=True)  # an older one would be taken for this run's
     if failures:
         write_json_lines(path, failures)

@@ -73,7 +73,7 @@ class DecodingArguments(Settings):
 
 @dataclass(kw_only=True)
 class ReadingArguments(DecodingArguments):
-    """How files are read: what a `MediaLoader` takes."""
+    """Settings of reading files, for a `MediaLoader`."""
 
     seconds_per_file: float = setting(
         60.0, "a file that takes longer to read counts as unreadable; 0: no limit", minimum=0

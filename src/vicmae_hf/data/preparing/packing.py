@@ -78,7 +78,7 @@ def pack_frames(
 
     Raises:
         InputError: if the folder holds something else, or a store of other items or settings, or cannot be written to.
-        BadFilesError: if too many items cannot be read. What is written stays; allowing more goes on with it.
+        BadFilesError: if too many items cannot be read. Written shards stay; allow more to go on with them.
     """
     if not 0 <= process_index < num_processes:
         raise InputError(f"RANK must be between 0 and WORLD_SIZE - 1 = {num_processes - 1}, got {process_index}.")
