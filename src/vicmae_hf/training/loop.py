@@ -19,7 +19,7 @@ ComputeLosses = Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tenso
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN; the message says at which step."""
+    """A loss or a gradient became infinite or NaN; the message says at which step."""
 
 
 class Stopwatch:
@@ -75,7 +75,7 @@ def train(
         `evaluate`, and the losses of the last update.
 
     Raises:
-        NonFiniteLossError: before an update whose loss is infinite or NaN in any process.
+        NonFiniteLossError: before an update whose loss or gradient is infinite or NaN in any process.
     """
     model.train()
     batches, watch, losses = iter(batches), Stopwatch(), {}
@@ -138,8 +138,9 @@ def run_update(
             for name, value in batch_losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / accumulation
             if accelerator.sync_gradients:
-                losses = mean_over_processes(accelerator, sums)
+                losses = mean_over_processes(accelerator, sums | gradient_norm(accelerator, model))
                 check_finite(losses, step + 1, checkpoints)  # before the step: the weights are still sound
+                losses = {name: losses[name] for name in sums}
             optimizer.step()
             optimizer.zero_grad()
     return losses
@@ -156,6 +157,17 @@ def seed_batch(seed: int, micro_step: int, process_index: int) -> None:
     torch.manual_seed(mixed % 2**63)
 
 
+def gradient_norm(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
+    """
+    `{"gradient_norm"}` of an update. A gradient may be infinite under a finite loss, and one such update makes every
+    weight NaN. None with a gradient scaler (fp16): it expects overflows, and passes over the update by itself.
+    """
+    if accelerator.scaler is not None:
+        return {}
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return {"gradient_norm": torch.nn.utils.get_total_norm(gradients).float()}
+
+
 def mean_over_processes(accelerator: Accelerator, losses: dict[str, torch.Tensor]) -> dict[str, float]:
     """Averages named scalars over the processes; returns numbers."""
     # Stacked, because one exchange between processes is faster than one for each loss.
@@ -170,6 +182,6 @@ def check_finite(losses: dict[str, float], step: int, checkpoints: Checkpoints) 
     last = checkpoints.find("latest")
     values = ", ".join(f"{name} {value}" for name, value in losses.items())
     raise NonFiniteLossError(
-        f"The loss is not finite at step {step} ({values}); that update was not made. Last checkpoint: "
+        f"Loss or gradient is not finite at step {step} ({values}); that update was not made. Last checkpoint: "
         f"{last or 'none'}. Try a lower --base_learning_rate, a longer warmup, or bf16 in place of fp16."
     )
