@@ -920,7 +920,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
     def can_contrast(self, batch_size: int) -> bool:
         """
         Whether a batch has a contrastive part. One sample has no negatives, and no statistics for the batch norm, so
-        it trains the reconstruction alone. The last batch of an epoch may be such a one.
+        it trains the reconstruction alone: under Transformers' Trainer, the last batch of an epoch may be one sample.
         """
         if not self.training or batch_size * world_size() > 1:
             return True

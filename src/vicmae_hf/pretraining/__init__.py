@@ -1,4 +1,4 @@
-"""Takes videos and images without labels; gives a pretrained model. `pretraining.py` is the page to read first.
+"""Takes videos and images without labels; gives a pretrained model. `run.py` calls everything, `pretraining.py` trains.
 
 Uses the model, `data`, `training`, `reports`, and `evaluation` (for the probe during training).
 """

@@ -67,7 +67,7 @@ def train(
     Args:
         model, optimizer, batches: prepared by `accelerator`.
         arguments: how often lines are logged and checkpoints written, and the seed.
-        evaluate: called after every update with their number, before the checkpoint. The figures that it returns, if
+        evaluate: called after every update with the number of updates made so far, before the checkpoint. The figures that it returns, if
             any, are written to the log.
 
     Returns:

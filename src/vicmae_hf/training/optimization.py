@@ -119,7 +119,12 @@ class Schedule:
 
 
 def plan_run(arguments: TrainingArguments, num_processes: int, num_samples: int) -> Schedule:
-    """Plans a run with `num_samples` samples in an epoch. Raises an ArgumentsError if the warmup is as long."""
+    """
+    Plans a run with `num_samples` samples in an epoch.
+
+    Raises:
+        ArgumentsError: if the warmup is as long as the run or longer. A run cut short by `max_train_steps` only warns.
+    """
     batches_per_step = arguments.gradient_accumulation_steps * num_processes
     batch_size = arguments.per_device_train_batch_size * batches_per_step
     if num_samples < batch_size:

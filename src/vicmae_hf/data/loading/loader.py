@@ -26,8 +26,8 @@ def draw_items(key: SampleKey, num_items: int, seed: int) -> Iterator[tuple[int,
     """
     epoch, position, index = key
     for attempt in range(RANDOM_REPLACEMENTS + num_items):
-        # 1 + attempt, because numpy fills seeds up to four numbers with zeros: [seed, epoch, 0, 0] would be the seed
-        # [seed, epoch], which orders the epoch.
+        # numpy pads a short seed with zeros, so [seed, epoch, 0, 0] would be [seed, epoch], the seed of the epoch's
+        # order. 1 + attempt is never 0.
         generator = np.random.default_rng([seed, epoch, position, 1 + attempt])
         if attempt >= RANDOM_REPLACEMENTS:
             index = (index + 1) % num_items

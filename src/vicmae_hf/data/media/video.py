@@ -1,4 +1,4 @@
-"""Decodes videos; in `data` no other module does. `open_video` hides which library is used.
+"""Decodes videos with PyAV; `other_decoders.py` has the alternatives. `open_video` hides which library is used.
 
 Most frames of a video are stored as differences from other frames. Only keyframes are whole, so decoding starts at the
 keyframe before a wanted frame. PyAV first reads the packets (encoded frames) of every video, without decoding them.
