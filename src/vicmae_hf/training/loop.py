@@ -67,8 +67,8 @@ def train(
     Args:
         model, optimizer, batches: prepared by `accelerator`.
         arguments: how often lines are logged and checkpoints written, and the seed.
-        evaluate: called after every update with the number of updates made so far, before the checkpoint. The figures that it returns, if
-            any, are written to the log.
+        evaluate: called after every update with the number of updates made so far, before the checkpoint. The figures
+            that it returns, if any, are written to the log.
 
     Returns:
         `train_seconds`, `samples_per_second`, `data_wait_share` of the updates run here, without the time of

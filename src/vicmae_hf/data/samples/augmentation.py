@@ -19,7 +19,7 @@ def normalize_pixels(pixel_values: torch.Tensor, mean: Sequence[float], std: Seq
 
 
 def color_steps(is_first: bool) -> list[v2.Transform]:
-    """Colour augmentation of the authors' released code: blur of the first view, solarisation of some of the others."""
+    """Colour augmentation of the authors' released code: the first view is blurred, some others are solarised."""
     jitter = v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8)
     last = v2.GaussianBlur(kernel_size=(5, 9), sigma=(0.1, 2)) if is_first else v2.RandomSolarize(128, p=0.2)
     return [jitter, v2.RandomGrayscale(0.2), last]

@@ -72,8 +72,8 @@ class FrameSampling(Settings):
     def _distant(self, timestamps, duration, generator):
         window = min(self.window_seconds or duration, duration)
         start = generator.uniform(0, duration - window)
-        # Two different segments: the second number skips the first one. (numpy's choice without replacement alone would
-        # cost 4 % of the time to make a pair from a store.)
+        # Two different segments: the second number skips the first one. (numpy's choice without replacement would be
+        # 4 % of the time to make a pair from a store.)
         segment, other = int(generator.integers(self.num_segments)), int(generator.integers(self.num_segments - 1))
         segments = sorted((segment, other + (other >= segment)))
         # A random time in each, then the frame that is on the screen at that time: the last one that starts before it.
