@@ -164,12 +164,8 @@ def find_imports_that_do_not_travel(package: Path) -> list[str]:
     return wrong
 
 
-# To be shortened in steps that are under way.
-STILL_LONG = {"classification/classification.py train_classifier", "evaluation/prediction.py predict_views"}
-
-
 def test_functions_are_short():
-    assert find_long_functions(PACKAGE).keys() <= STILL_LONG
+    assert find_long_functions(PACKAGE) == {}
 
 
 @pytest.mark.parametrize("folder", ["examples", "benchmarks"])
