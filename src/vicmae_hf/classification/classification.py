@@ -104,13 +104,7 @@ def train_classifier(
         **results,
         **peak_memory_mib(accelerator.device),
     }
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        bad_files.rewrite()
-        results["num_train_failed"] = count_failures(bad_files, train_source)
-        write_report(output_dir, settings, results, arguments)
-    accelerator.wait_for_everyone()
-    return results
+    return finish(accelerator, bad_files, train_source, settings, results, arguments)
 
 
 def open_checkpoints(
@@ -197,13 +191,25 @@ def write_settings(
         write_names(train_source, output_dir / "train_files.txt")
 
 
-def write_report(
-    output_dir: Path, settings: dict[str, Any], results: dict[str, Any], arguments: ClassificationArguments
-) -> None:
-    """Writes `all_results.json`, pictures and model card."""
-    write_json(output_dir / RESULTS_FILE, results)
-    write_pictures(output_dir)
-    write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
+def finish(
+    accelerator: Accelerator,
+    bad_files: BadFiles,
+    train_source: LabelledSource,
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    arguments: ClassificationArguments,
+) -> dict[str, Any]:
+    """Writes `all_results.json`, pictures and model card, and returns the results."""
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output_dir = Path(arguments.output_dir)
+        bad_files.rewrite()
+        results["num_train_failed"] = count_failures(bad_files, train_source)
+        write_json(output_dir / RESULTS_FILE, results)
+        write_pictures(output_dir)
+        write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
+    accelerator.wait_for_everyone()
+    return results
 
 
 def resolve_settings(arguments: ClassificationArguments, config: ViCMAEConfig, num_processes: int) -> None:
