@@ -240,6 +240,7 @@ def build_loss(
     module: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments
 ) -> Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]]:
     """Builds the loss that `loop.train` minimises: cross entropy against smoothed and mixed targets."""
+    # By the mean and deviation that are saved with the processor, so that users normalise as training did.
     image_processor, _ = build_classifier_processors(config, arguments)
     mean, std = image_processor.image_mean, image_processor.image_std
     mixing = BatchMixing(config.num_labels, arguments.label_smoothing, arguments.mixup, arguments.cutmix)
@@ -307,6 +308,7 @@ def open_samples(
         )
         for source in (train_source, eval_source)
     )
+    # Test views of the training files, too: they are the samples if there is no augmentation.
     loading = {"batch_size": arguments.per_device_eval_batch_size, "num_workers": arguments.dataloader_num_workers}
     if not arguments.train_augmentation:
         encoder = model.model.vicmae

@@ -42,6 +42,7 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
         train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path, names is not None)
     if len(train_source.class_names) < 2:
         raise InputError(f"{train_source.name}: expected at least 2 classes, got {train_source.class_names}.")
+    # With the indices of training, whatever folders the evaluation data has.
     eval_source = open_labelled(arguments.eval_data, train_source.class_names, "the training data")
     for source in (train_source, eval_source):
         check_task(source, arguments.task)

@@ -179,7 +179,7 @@ class HeldViews(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index not in self.items:
+        if index not in self.items:  # unreadable items are kept as well: the decoder would fail again
             self.items[index] = self.dataset[index]
         return self.items[index]
 
@@ -209,6 +209,7 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
     if path.suffix == ".parquet":
         columns = {"file": files, "embedding": matrix_column(features.embeddings)}
         if labels is not None:
+            # Names and not indices: a Parquet file is read without this package.
             columns["class"] = [source.class_names[label] if label >= 0 else None for label in labels.tolist()]
         table = pa.table(columns)
         table = table.replace_schema_metadata({"settings": json.dumps(settings)})

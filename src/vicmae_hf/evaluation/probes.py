@@ -81,7 +81,7 @@ def train_linear_probe(
     num_steps = num_epochs * steps_per_epoch
     probe.train()
     for step in range(num_steps):
-        if step % steps_per_epoch == 0:
+        if step % steps_per_epoch == 0:  # a new epoch, another order
             order = torch.randperm(len(features), generator=generator)
         start = step % steps_per_epoch * batch_size
         batch = order[start : start + batch_size]
@@ -117,6 +117,7 @@ def probe_accuracy(
     Trains a probe and returns `top1` and `top5` in percent on held-out files, from features `(N, V, D)` of V views of
     each file. The classifier learns from single views; the probabilities of a file's views are averaged.
     """
+    # Every view is a sample of its own, (N * V, D): more samples, and nothing has to be averaged in training.
     probe = train_linear_probe(
         train_features.flatten(0, 1), train_labels.repeat_interleave(train_features.shape[1]), num_classes, seed=seed
     )

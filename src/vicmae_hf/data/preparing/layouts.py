@@ -36,7 +36,7 @@ from ..sources.sources import (
 OFFICIAL_CLASS_NAMES = Path(__file__).parent / "class_names"
 # Names of a split in folders, in lists and in a list's own column.
 SPLIT_NAMES = {"train": ["train"], "val": ["val", "validate", "validation"], "test": ["test"]}
-NO_LABEL = -1
+NO_LABEL = -1  # `datasets` stores a missing ClassLabel so
 KINETICS_SUFFIXES = (".csv", ".txt")  # the second for some lists of Kinetics-600
 
 
@@ -133,6 +133,7 @@ def read_kinetics_list(path: Path, split: str) -> Iterator[tuple[str, str, str |
             )
         for row in reader:
             where = f"{path}, line {reader.line_num}"
+            # DictReader puts fields too many under None, and None for those that lack.
             if None in row or None in row.values():
                 raise InputError(f"{where}: expected {len(columns)} fields ({','.join(columns)}), got more or fewer.")
             # Lists are easily swapped, and training on the test split would not show.
@@ -149,6 +150,7 @@ def read_kinetics_list(path: Path, split: str) -> Iterator[tuple[str, str, str |
             if not row.get("label") and split != "test":
                 raise InputError(f"{where}: expected a class in the column label, got nothing.")
             start, end = map(int, times)
+            # The CVD Foundation names its files so.
             yield where, f"{row['youtube_id']}_{start:06d}_{end:06d}", row.get("label") or None
 
 
@@ -157,6 +159,7 @@ def sorted_training_classes(request: Request, path: Path, num_classes: int) -> l
     if request.split != "train":
         names = [f"{folder}train{suffix}" for folder in ["", "annotations/"] for suffix in KINETICS_SUFFIXES]
         path = find_one([path.parent, Path(request.root)], names, "training list")
+    # The training list for every split: another list may lack a class, which would shift the indices behind it.
     class_names = sorted({label for _, _, label in read_kinetics_list(path, "train")})
     if len(class_names) != num_classes:
         raise InputError(
@@ -274,7 +277,7 @@ def list_places(request: Request) -> Listing:
             raise InputError(
                 f"{where}: expected a path and a class index from 0 to {len(class_names) - 1}, got {line!r}."
             )
-        rows.append((name.lstrip("/"), int(index)))
+        rows.append((name.lstrip("/"), int(index)))  # the training list begins its paths with a slash
     media = find_media(request, folders[request.split])
     files = index_files(media, IMAGE_EXTENSIONS, partial(relative_name, media))
     example = "a/airfield/00000001.jpg" if request.split == "train" else "Places365_val_00000001.jpg"
@@ -385,6 +388,7 @@ def open_imagenet_table(request: Request) -> datasets.Dataset:
     # Only the paths are read; the images stay on disk.
     batches = table.with_format("arrow").select_columns("image").iter(1000)
     paths = [path for batch in batches for path in pc.struct_field(batch["image"], "path").to_pylist()]
+    # Without the Hub's synset a name is that of the folders, and two laboratories can compare lists.
     names = [re.sub(r"_n\d{8}$", "", stem(path or "")) for path in paths]
     if len(set(names)) < len(names):
         names = [f"{row:09d}" for row in range(len(names))]

@@ -145,6 +145,7 @@ def match_files(listing: Listing) -> tuple[datasets.Dataset, list[Problem]]:
             problems.append(Problem("several classes", name, "", paths[0] if paths else "", f"listed as {classes}"))
             continue
         if len(labels) > 1:
+            # Only a note: the class is not in doubt.
             problems.append(Problem("listed twice", name, class_name, "", f"{len(labels)} times"))
         if not paths:
             problems.append(Problem("missing", name, class_name, "", ""))
@@ -318,6 +319,7 @@ def count(table: datasets.Dataset, problems: list[Problem], check: Check) -> dic
 def write_results(output: Path, table: datasets.Dataset, problems: list[Problem], report: dict[str, Any]) -> None:
     """Writes everything into a folder beside `output` and renames it at the end: `output` is whole or absent."""
     output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, because renaming works at once only within a file system.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         folder = Path(temporary, output.name)
         save_table(table, folder)
@@ -336,6 +338,8 @@ def save_table(table: datasets.Dataset, folder: Path) -> None:
         if "video" in table.features
         else {"image": datasets.Image(decode=False)}
     )
+    # `save_to_disk` wrote a plain structure. Only the description changes, so the files are read as media and not
+    # copied.
     info = table.info.copy()
     info.features = datasets.Features({**table.features, **media})
     info.write_to_directory(str(folder))
