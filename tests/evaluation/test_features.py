@@ -87,6 +87,30 @@ def test_frame_pooling_is_the_mean_over_frames_of_the_image_encoder(model_class,
     torch.testing.assert_close(features.embeddings[2], encode([picture])[0], atol=1e-5, rtol=1e-4)
 
 
+def test_views_may_be_kept_one_by_one_and_repeat_where_a_video_has_too_few_frames(tmp_path):
+    """Each frame's embedding in the order of time, computed again from the file."""
+    (tmp_path / "media").mkdir()
+    write_video(tmp_path / "media" / "0.mp4", numbered_frames(20, 40, 56), fps=15)
+    write_video(tmp_path / "media" / "1.mp4", numbered_frames(3, 40, 56, seed=1), fps=15)
+    Image.fromarray(numbered_frames(7, 30, 44)[-1]).save(tmp_path / "media" / "2.png")
+    save_model(tmp_path / "model", pooling="mean")
+    model, processor = load_encoder(str(tmp_path / "model"), "frame")
+    views = build_feature_views(
+        open_source(tmp_path / "media"), processor, MediaLoader(), pooling="frame", num_frames=4
+    )
+    embeddings = extract_embeddings(
+        Accelerator(cpu=True), model, views, batch_size=5, num_workers=0, average=False
+    ).embeddings
+    assert embeddings.shape == (3, 4, 16)
+    middles = {"0.mp4": [2, 7, 12, 17], "1.mp4": [0, 1, 1, 2], "2.png": [0, 0, 0, 0]}
+    for row, (name, indices) in zip(embeddings, middles.items(), strict=True):
+        with open_source(tmp_path / "media")[list(middles).index(name)].open("pyav") as reader:
+            frames = list(reader.get_frames(indices))
+        with torch.no_grad():
+            expected = model(processor(frames, return_tensors="pt").pixel_values).pooler_output
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_clip_pooling_is_the_clip_encoder(media, tmp_path):
     model = save_model(tmp_path, ViCMAEForVideoClassification)
     features = embed(tmp_path, open_source(media), "clip", num_frames=4, frames_per_second=5)

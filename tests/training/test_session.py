@@ -43,7 +43,10 @@ def test_a_config_that_cannot_be_is_one_line(overrides):
 def test_a_finished_run_without_checkpoints_is_not_trained_again_by_latest(tmp_path):
     settings = arguments(output_dir=str(tmp_path), resume_from_checkpoint="latest")
     check_output_dir(settings)
+    # The best model of a classification that was killed before its first checkpoint.
     (tmp_path / "model.safetensors").touch()
+    check_output_dir(settings)
+    (tmp_path / "all_results.json").touch()
     with pytest.raises(ArgumentsError, match="holds a finished run, but no checkpoint to go on from"):
         check_output_dir(settings)
     check_output_dir(arguments(**vars(settings) | {"overwrite_output_dir": True}))

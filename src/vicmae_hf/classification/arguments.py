@@ -52,7 +52,10 @@ class ClassificationArguments(TrainingArguments):
         None, "file of class names in the order of their indices, one a line; default: the model's, or the data's"
     )
     label_fraction: float | None = setting(
-        None, "share of each class's training samples (Table 5); RandAugment and mixup are then off unless set"
+        None,
+        "share of each class's training samples (Table 5); RandAugment and mixup are then off unless set",
+        above=0,
+        maximum=1,
     )
     new_classifier: bool = setting(False, "replace the classifier of a finetuned checkpoint, for other classes")
     num_train_epochs: int | None = setting(None, "passes over the data; default: finetune 100, linear 90", minimum=1)
@@ -64,26 +67,34 @@ class ClassificationArguments(TrainingArguments):
     layer_decay: float | None = setting(
         None, "learning-rate decay from layer to layer; default: finetune 0.65", above=0, maximum=1
     )
-    drop_path_rate: float | None = setting(None, "stochastic depth of the last layer; default: finetune 0.1")
+    drop_path_rate: float | None = setting(
+        None, "stochastic depth of the last layer; default: finetune 0.1", minimum=0, below=1
+    )
     per_device_eval_batch_size: int | None = setting(
         None, "views per process and step; default: as in training", minimum=1
     )
     eval_epochs: int = setting(1, "epochs between evaluations; the last update is always evaluated", minimum=1)
     num_frames: int | None = setting(None, "frames of a clip; default: the config's", minimum=1)
     frames_per_second: float = setting(
-        7.5, "of a clip, which starts at a random time (16 of every 4th at 30/s); 0 spreads it over the whole video"
+        7.5,
+        "of a clip, which starts at a random time (16 of every 4th at 30/s); 0 spreads it over the whole video",
+        minimum=0,
     )
     train_augmentation: bool = setting(
         True, "random views; without them (linear only) the encoder's features are computed once and kept"
     )
-    crop_scale: list[float] = setting([0.08, 1.0], "smallest and largest share of a frame's area in a random crop")
+    crop_scale: list[float] = setting(
+        [0.08, 1.0], "smallest and largest share of a frame's area in a random crop", above=0, maximum=1
+    )
     horizontal_flip: bool | None = setting(None, "flip every second sample; default: finetune yes, linear no")
-    rand_augment_magnitude: float | None = setting(None, "0 to 10, 0 is none; default: finetune 9, linear none")
-    rand_augment_std: float = setting(0.5, "standard deviation of that magnitude")
-    random_erasing: float = setting(0.0, "probability of erasing a rectangle")
-    label_smoothing: float | None = setting(None, "default: finetune 0.1, linear 0")
-    mixup: float | None = setting(None, "alpha of mixup, 0 is none; default: finetune 0.8, linear none")
-    cutmix: float = setting(0.0, "alpha of cutmix; with mixup, each batch draws one of both")
+    rand_augment_magnitude: float | None = setting(
+        None, "0 to 10, 0 is none; default: finetune 9, linear none", minimum=0, maximum=10
+    )
+    rand_augment_std: float = setting(0.5, "standard deviation of that magnitude", minimum=0)
+    random_erasing: float = setting(0.0, "probability of erasing a rectangle", minimum=0, maximum=1)
+    label_smoothing: float | None = setting(None, "default: finetune 0.1, linear 0", minimum=0, below=1)
+    mixup: float | None = setting(None, "alpha of mixup, 0 is none; default: finetune 0.8, linear none", minimum=0)
+    cutmix: float = setting(0.0, "alpha of cutmix; with mixup, each batch draws one of both", minimum=0)
 
     def __post_init__(self):
         # None means that the user set nothing; so even a value that equals the other method's default is kept.

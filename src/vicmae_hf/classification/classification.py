@@ -24,7 +24,7 @@ from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
 from ..evaluation.features import extract_embeddings
 from ..evaluation.prediction import Predictions, predict
-from ..files import write_json
+from ..files import write_json, write_whole
 from ..modeling_vicmae import ViCMAEForImageClassification
 from ..reports.model_card import write_classification_card
 from ..reports.plots import plot_accuracies, plot_losses
@@ -73,14 +73,20 @@ def train_classifier(
     resolve_settings(arguments, model.config, accelerator.num_processes)
     output_dir = Path(arguments.output_dir)
     bad_files = BadFiles(output_dir / "bad_files.jsonl", len(train_source) + len(eval_source), arguments.max_bad_files)
+    # All that may be refused comes before `checkpoints.start`, which deletes the run that this one replaces.
+    schedule = plan_run(arguments, accelerator.num_processes, len(train_source))
+    view = build_view(model.config, arguments)
     module = LinearClassifier(model) if arguments.method == "linear" else model
     module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
+    compute_losses = build_loss(module, model.config, arguments)
     best_model = BestModel(accelerator, output_dir, unwrap(accelerator, module).save_pretrained)
     checkpoints = open_checkpoints(accelerator, train_source, eval_source, best_model, arguments)
     # Before the samples are opened: features are computed only after a checkpoint was found to fit.
     start_step = checkpoints.start(arguments.resume_from_checkpoint)
-    samples = open_samples(accelerator, module, train_source, eval_source, bad_files, arguments)
-    schedule = replace(plan_run(arguments, accelerator.num_processes, len(samples.train)), start_step=start_step)
+    samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
+    if len(samples.train) < len(train_source):  # unreadable files have no features
+        schedule = plan_run(arguments, accelerator.num_processes, len(samples.train))
+    schedule = replace(schedule, start_step=start_step)
     if is_finished(output_dir, schedule):
         return read_results(output_dir)
     batches = load_batches(accelerator, samples, arguments, schedule)
@@ -88,7 +94,6 @@ def train_classifier(
     if accelerator.is_main_process:
         write_settings(output_dir, settings, model.config, train_source, arguments)
     evaluate = HeldOutEvaluation(accelerator, samples, bad_files, best_model, schedule, arguments.eval_epochs)
-    compute_losses = build_loss(module, model.config, arguments)
     with (
         bad_files.errors_of_workers(),
         MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, schedule.start_step) as log,
@@ -199,15 +204,16 @@ def finish(
     results: dict[str, Any],
     arguments: ClassificationArguments,
 ) -> dict[str, Any]:
-    """Writes `all_results.json`, pictures and model card, and returns the results."""
+    """Writes pictures, model card and `all_results.json`, and returns the results."""
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output_dir = Path(arguments.output_dir)
         bad_files.rewrite()
         results["num_train_failed"] = count_failures(bad_files, train_source)
-        write_json(output_dir / RESULTS_FILE, results)
         write_pictures(output_dir)
         write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
+        # Last, because this file says that the run is finished.
+        write_json(output_dir / RESULTS_FILE, results)
     accelerator.wait_for_everyone()
     return results
 
@@ -289,6 +295,7 @@ def open_samples(
     module: nn.Module,
     train_source: LabelledSource,
     eval_source: LabelledSource,
+    view: RandomClip,
     bad_files: BadFiles,
     arguments: ClassificationArguments,
 ) -> Samples:
@@ -320,7 +327,7 @@ def open_samples(
     clips = ClipDataset(
         train_source,
         ClipSampling(config.num_frames, arguments.frames_per_second) if arguments.task == "video" else None,
-        build_view(config, arguments),
+        view,
         bad_files,
         loader,
         arguments.seed,
@@ -349,7 +356,7 @@ def count_failures(bad_files: BadFiles, source: LabelledSource) -> int:
 
 def write_names(source: LabelledSource, path: Path) -> None:
     """Writes the names of all items of a source, one a line."""
-    path.write_text("".join(f"{source[index].name}\n" for index in range(len(source))))
+    write_whole(path, "".join(f"{source[index].name}\n" for index in range(len(source))))
 
 
 def write_pictures(output_dir: Path) -> None:

@@ -24,6 +24,7 @@ from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
 from .loop import NonFiniteLossError
+from .reporting import RESULTS_FILE
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -124,8 +125,10 @@ def check_output_dir(arguments: TrainingArguments) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArgumentsError(f"--output_dir {folder} is a file; expected a folder.")
     has_checkpoints, has_model = bool(list_checkpoints(folder)), (folder / "model.safetensors").exists()
+    # A classification keeps its best model long before its first checkpoint; the results are written at the end.
+    is_finished = (folder / RESULTS_FILE).exists()
     is_latest = arguments.resume_from_checkpoint == "latest"
-    if is_latest and has_model and not has_checkpoints and not arguments.overwrite_output_dir:
+    if is_latest and is_finished and not has_checkpoints and not arguments.overwrite_output_dir:
         raise ArgumentsError(
             f"--resume_from_checkpoint latest: {folder} holds a finished run, but no checkpoint to go on from. Choose "
             f"another folder, start from its weights (--model_name_or_path {folder}), or replace it "

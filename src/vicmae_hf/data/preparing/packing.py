@@ -24,7 +24,6 @@ from .shards import Packer, ShardRecord, packed_shards
 from .store_rows import PackingInput, PackingSettings
 
 
-FORMAT_VERSION = 2  # raise it when other shards would be written for the same settings
 # The default: few enough shards to open, many enough for some processes with some workers to share.
 MIN_SHARDS, MAX_SHARDS, MIN_ITEMS_PER_SHARD = 16, 512, 8
 
@@ -133,6 +132,12 @@ def items_per_shard(source: PackingInput) -> int:
     return -(-num_items // num_shards)  # rounded up
 
 
+def format_version(settings: PackingSettings) -> int:
+    """What is raised when other shards would be written for the same settings."""
+    # Since 2, --num_frames spreads frames by time, not by number.
+    return 1 if settings.num_frames is None else 2
+
+
 def claim_folder(packer: Packer, command: Sequence[str]) -> None:
     """
     Writes down of what the store is made, or compares it with the record that is there.
@@ -142,7 +147,7 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
     """
     output, path = packer.output, packer.output / STORE_FILE
     wanted = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(packer.settings),
         "settings": asdict(packer.settings),
         "num_items": len(packer.source.items),
         "items_sha256": packer.source.digest(),
@@ -167,7 +172,7 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
             f"now {wanted['num_items']} of {wanted['input']}. Choose another --output, or delete this one."
         )
     pairs = [(name, found["settings"].get(name), value) for name, value in wanted["settings"].items()]
-    pairs.append(("format_version", found["format_version"], FORMAT_VERSION))
+    pairs.append(("format_version", found["format_version"], wanted["format_version"]))
     differences = [f"{name} {before}, now {now}" for name, before, now in pairs if before != now]
     if differences:
         raise InputError(
@@ -202,7 +207,7 @@ def finish_store(packer: Packer, records: dict[int, ShardRecord]) -> None:
     """Writes the files that `datasets.load_from_disk` reads. Several runs may do so, with the same content."""
     info = {"features": packer.source.features().to_dict()}
     write_json(packer.output / "dataset_info.json", info)
-    identity = [FORMAT_VERSION, asdict(packer.settings), packer.source.digest()]
+    identity = [format_version(packer.settings), asdict(packer.settings), packer.source.digest()]
     state = {
         # Without empty shards: an empty table has nothing to stream.
         "_data_files": [

@@ -169,7 +169,7 @@ def choose_stored_frames(
     Args:
         timestamps, duration: as in `FrameSampling.sample`.
         frames_per_second: takes the frames nearest to even times at this rate, each once; 0 takes all.
-        num_frames: takes the frame at the start of each of `num_frames` equal parts; all if there are no more.
+        num_frames: takes the frame shown at the start of each of `num_frames` equal parts, each once.
     """
     if num_frames is not None:
         starts = np.arange(num_frames) * duration / num_frames

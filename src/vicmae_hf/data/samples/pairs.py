@@ -104,7 +104,9 @@ class FramePairDataset(torch.utils.data.Dataset):
 class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments):
     """Settings of how pairs are drawn: options of `load_frame_pairs` and flags of `run_pretraining.py`."""
 
-    crop_scale: list[float] = setting([0.5, 1.0], "smallest and largest share of a frame's area in a random crop")
+    crop_scale: list[float] = setting(
+        [0.5, 1.0], "smallest and largest share of a frame's area in a random crop", above=0, maximum=1
+    )
     horizontal_flip: bool = setting(True, "flip every second view")
     color_augmentation: bool = setting(False, "colour jitter, grayscale, blur, solarisation, as in the released code")
     samples_per_file: int = setting(
