@@ -5,12 +5,19 @@ the others inside the commit."""
 import base64
 import hashlib
 import json
+import os
 import re
+import socket
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
+from unittest import mock
 from urllib.parse import urlsplit
+
+import datasets
+from huggingface_hub import constants
 
 
 USER = "someone"
@@ -32,13 +39,35 @@ class LocalHub(ThreadingHTTPServer):
         self.lfs_objects: dict[str, bytes] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def environment(self, token: str = TOKEN) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Leads another process here."""
         # hf_xet would upload to a content store with a protocol of its own.
-        return {"HF_ENDPOINT": self.url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        return {"HF_ENDPOINT": self.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
 
 @contextmanager
-def run_local_hub():
+def hub_of_this_process(url: str, token: str = TOKEN) -> Iterator[None]:
+    """Leads the libraries of this process, which have read their environment already, to the Hub at `url`."""
+    with (
+        mock.patch.multiple(constants, ENDPOINT=url, HF_HUB_OFFLINE=False, HF_HUB_DISABLE_XET=True),
+        mock.patch.multiple(datasets.config, HF_ENDPOINT=url, HF_HUB_OFFLINE=False),
+        mock.patch.dict(os.environ, {"HF_TOKEN": token}),
+    ):
+        yield
+
+
+@contextmanager
+def unreachable_hub() -> Iterator[str]:
+    """The Hub of a machine without network: yields its address, a port that is taken and where nobody listens."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        with hub_of_this_process(url):
+            yield url
+
+
+@contextmanager
+def run_local_hub() -> Iterator[LocalHub]:
     with LocalHub() as hub:
         thread = threading.Thread(target=hub.serve_forever)
         thread.start()

@@ -1,5 +1,5 @@
-"""Saved folders: the code in them, model cards, shards, and their way to and from a local stand-in of the Hub, and
-those of frame stores."""
+"""Saved folders: the code in them, shards, and their way to and from a local stand-in of the Hub, and those of frame
+stores."""
 
 import json
 import os
@@ -13,9 +13,9 @@ import hub_store_worker
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants, metadata_load
-from huggingface_hub.repocard_data import model_index_to_eval_results
-from local_hub import READ_TOKEN, run_local_hub
+from huggingface_hub import ModelCard
+from launching import run_here
+from local_hub import hub_of_this_process, run_local_hub
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -44,15 +44,10 @@ from vicmae_hf import (
 )
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
 from vicmae_hf.processors import build_processors
-from vicmae_hf.reports.model_card import write_classification_card, write_pretraining_card
-from vicmae_hf.settings import ArgumentsError
-from vicmae_hf.training.arguments import TrainingArguments
-from vicmae_hf.training.session import UploadError, create_repository, upload
 
 
 PACKAGE = Path(vicmae_hf.__file__).parent
 TESTS = Path(__file__).parent
-PRETRAINING_SCRIPT = TESTS.parent / "examples" / "pytorch" / "run_pretraining.py"
 AUTO_MAP = {
     "AutoConfig": "configuration_vicmae.ViCMAEConfig",
     "AutoModel": "modeling_vicmae.ViCMAEModel",
@@ -83,7 +78,7 @@ def run_python(*arguments, **environment: str) -> str:
     """Runs Python in a new process and returns what it prints."""
     process = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -296,19 +291,9 @@ def training_settings(tmp_path):
     return tmp_path / "settings.json"
 
 
-def run_pretraining(settings, *flags, **environment):
-    return subprocess.run(
-        [sys.executable, str(PRETRAINING_SCRIPT), str(settings), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_a_run_uploads_what_it_leaves_without_checkpoints(training_settings):
-    with run_local_hub() as hub:
-        process = run_pretraining(training_settings, **hub.environment())
+    with run_local_hub() as hub, hub_of_this_process(hub.url):
+        process = run_here("run_pretraining.py", training_settings)
     assert process.returncode == 0, process.stderr
     folder = training_settings.parent / "tiny-run"
     assert (folder / "checkpoint-2" / "model.safetensors").exists()
@@ -339,61 +324,6 @@ def test_a_run_uploads_what_it_leaves_without_checkpoints(training_settings):
     assert "4 files, 0 unreadable" in card.text
 
 
-@pytest.fixture
-def no_offline_mode(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-
-
-@pytest.mark.parametrize(
-    ("token", "message"), [("hf_wrong", "401 Unauthorized.*Invalid username or password"), (READ_TOKEN, "403 Forb")]
-)
-def test_a_refused_token_is_one_line_before_training(token, message, no_offline_mode, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", token)
-    arguments = TrainingArguments(train_data=["x"], output_dir="outputs/run", push_to_hub=True)
-    with run_local_hub() as hub:
-        hub.repositories["someone/run"] = {}
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        with pytest.raises(ArgumentsError, match=f"--push_to_hub: the repository run on .*{message}") as caught:
-            create_repository(arguments)
-        # With a full name the repository of a read-only token is found, and only then refused.
-        arguments.hub_model_id = "someone/run"
-        with pytest.raises(ArgumentsError, match=message):
-            create_repository(arguments)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_unreachable_hub_is_one_line_before_training(no_offline_mode, monkeypatch, tmp_path):
-    with run_local_hub() as hub:
-        closed = hub.url
-    monkeypatch.setattr(constants, "ENDPOINT", closed)
-    arguments = TrainingArguments(train_data=["x"], output_dir=str(tmp_path / "run"), push_to_hub=True)
-    with pytest.raises(ArgumentsError, match=rf"run on {closed} cannot be written to \(.+\)\. Log in") as caught:
-        create_repository(arguments)
-    assert "\n" not in str(caught.value)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ArgumentsError, match="offline mode is enabled"):
-        create_repository(arguments)
-
-
-def test_a_wrong_repository_name_is_one_line_before_training(no_offline_mode):
-    arguments = TrainingArguments(train_data=["x"], output_dir="x", push_to_hub=True, hub_model_id="no such/name!")
-    with pytest.raises(ArgumentsError, match="repository no such/name! on"):
-        create_repository(arguments)
-
-
-def test_a_failed_upload_says_that_the_training_is_safe(no_offline_mode, monkeypatch, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    arguments = TrainingArguments(
-        train_data=["x"], output_dir=str(tmp_path), push_to_hub=True, hub_model_id="someone/run"
-    )
-    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    with run_local_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        with pytest.raises(UploadError, match=f"saved in {tmp_path}, .*403.* hf upload someone/run {tmp_path}"):
-            upload(arguments)
-
-
 # Frame stores
 
 
@@ -407,11 +337,11 @@ def test_a_frame_store_goes_to_the_hub_and_is_streamed_and_opened_from_there(tmp
     pack_frames(PackingInput.open(tmp_path / "videos", labelled=True), tmp_path / "store", settings)
     table = datasets.load_from_disk(tmp_path / "store")
 
-    push = "import datasets, sys; datasets.load_from_disk(sys.argv[1]).push_to_hub('someone/store', num_shards=3)"
     with run_local_hub() as hub:
-        run_python("-c", push, tmp_path / "store", **hub.environment(), HF_HOME=str(tmp_path / "first_home"))
+        with hub_of_this_process(hub.url):
+            table.push_to_hub("someone/store", num_shards=3)
         worker = [TESTS / "hub_store_worker.py", "someone/store", tmp_path]
-        run_python(*worker, **hub.environment(), HF_HOME=str(tmp_path / "second_home"))
+        run_python(*worker, **hub.environment(), HF_HOME=str(tmp_path / "home"))
     arrived = hub.repositories["datasets/someone/store"]
     sizes = {path: len(data) for path, data in arrived.items() if path != "README.md"}
     assert sorted(sizes) == [f"data/train-0000{shard}-of-00003.parquet" for shard in range(3)]
@@ -442,64 +372,3 @@ def test_a_frame_store_goes_to_the_hub_and_is_streamed_and_opened_from_there(tmp
     assert {name: read_numbers(rows) for name, rows in frames.items()} == {
         name: list(range(count)) for name, count in numbers_of_frames.items()
     }
-
-
-# Cards
-
-
-ARGUMENTS = {
-    "train_data": ["someone/clips"],
-    "hub_model_id": "someone/tiny",
-    "model_name_or_path": None,
-    "config_overrides": None,
-    "total_batch_size": 8,
-    "method": "finetune",
-    "label_fraction": 0.1,
-    "model": {"pooling": "mean", "mask_ratio": 0.75, "drop_path_rate": 0.1},
-}
-RESULTS = {"num_train_files": 90, "num_failed": 2, "eval_top1": 81.25, "eval_top5": 100.0, "num_eval_samples": 16}
-
-
-@pytest.mark.parametrize("task", ["image", "video"])
-def test_the_card_of_a_classifier_can_be_read_by_the_hub(task, tmp_path):
-    write_classification_card(tmp_path, ARGUMENTS, RESULTS, task=task, dataset_name="Clips, held out")
-    metadata = metadata_load(tmp_path / "README.md")
-    assert metadata["license"] == "apache-2.0"
-    assert metadata["library_name"] == "transformers"
-    assert metadata["pipeline_tag"] == f"{task}-classification"
-    assert metadata["datasets"] == ["someone/clips"]
-    assert "base_model" not in metadata
-    name, results = model_index_to_eval_results(metadata["model-index"])
-    assert name == "someone/tiny"
-    assert {(result.task_type, result.dataset_name, result.metric_type) for result in results} == {
-        (f"{task}-classification", "Clips, held out", "accuracy")
-    }
-    assert {result.metric_name: result.metric_value for result in results} == {
-        "Top-1 accuracy": 0.8125,
-        "Top-5 accuracy": 1.0,
-    }
-    text = ModelCard.load(tmp_path / "README.md").text
-    assert f'pipeline("{task}-classification", model="someone/tiny", trust_remote_code=True)' in text
-    assert "| eval_top1 | 81.25 |" in text
-    assert "| label_fraction | 0.1 |" in text
-    assert "16 samples of Clips, held out" in text
-    assert "90 files, 2 unreadable" in text
-    assert "config_overrides" not in text
-    assert "## Limits" in text
-
-
-def test_the_licence_is_that_of_the_weights_a_run_started_from(tmp_path):
-    base = tmp_path / "base"
-    base.mkdir()
-
-    def written_metadata(**changes):
-        write_pretraining_card(tmp_path, {**ARGUMENTS, **changes}, RESULTS)
-        return metadata_load(tmp_path / "README.md")
-
-    # Weights without a card may be under any licence: those of ViC-MAE's authors are not free.
-    assert written_metadata(model_name_or_path=str(base))["license"] == "unknown"
-    ModelCard("---\nlicense: cc-by-nc-4.0\n---\n# Base").save(base / "README.md")
-    metadata = written_metadata(model_name_or_path=str(base), train_data=[str(base)])
-    assert metadata["license"] == "cc-by-nc-4.0"
-    assert "base_model" not in metadata
-    assert "datasets" not in metadata

@@ -1,11 +1,21 @@
-"""What is refused before any data is read."""
+"""What is refused before any data is read, and uploads that fail."""
 
 import pytest
+from huggingface_hub import constants
+from local_hub import READ_TOKEN, hub_of_this_process, run_local_hub, unreachable_hub
 
 from vicmae_hf import ViCMAEForPreTraining
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
-from vicmae_hf.training.session import adopt_accumulation, build_model, check_output_dir, check_trackers
+from vicmae_hf.training.session import (
+    UploadError,
+    adopt_accumulation,
+    build_model,
+    check_output_dir,
+    check_trackers,
+    create_repository,
+    upload,
+)
 
 
 def arguments(**changes):
@@ -52,3 +62,52 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again_by_latest(tmp_p
     check_output_dir(arguments(**vars(settings) | {"overwrite_output_dir": True}))
     (tmp_path / "checkpoint-3").mkdir()
     check_output_dir(settings)
+
+
+@pytest.fixture
+def hub():
+    with run_local_hub() as hub:
+        yield hub
+
+
+@pytest.mark.parametrize(
+    ("token", "message"), [("hf_wrong", "401 Unauthorized.*Invalid username or password"), (READ_TOKEN, "403 Forb")]
+)
+def test_a_refused_token_is_one_line_before_training(token, message, hub):
+    settings = arguments(output_dir="outputs/run", push_to_hub=True)
+    hub.repositories["someone/run"] = {}
+    with hub_of_this_process(hub.url, token):
+        with pytest.raises(ArgumentsError, match=f"--push_to_hub: the repository run on .*{message}") as caught:
+            create_repository(settings)
+        # With a full name the repository of a read-only token is found, and only then refused.
+        settings.hub_model_id = "someone/run"
+        with pytest.raises(ArgumentsError, match=message):
+            create_repository(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_hub_is_one_line_before_training(monkeypatch, tmp_path):
+    settings = arguments(output_dir=str(tmp_path / "run"), push_to_hub=True)
+    with unreachable_hub() as address:
+        with pytest.raises(ArgumentsError, match=rf"run on {address} cannot be written to \(.+\)\. Log in") as caught:
+            create_repository(settings)
+        assert "\n" not in str(caught.value)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(ArgumentsError, match="offline mode is enabled"):
+            create_repository(settings)
+
+
+def test_a_wrong_repository_name_is_one_line_before_training(hub):
+    settings = arguments(push_to_hub=True, hub_model_id="no such/name!")
+    with hub_of_this_process(hub.url), pytest.raises(ArgumentsError, match="repository no such/name! on"):
+        create_repository(settings)
+
+
+def test_a_failed_upload_says_that_the_training_is_safe(hub, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    settings = arguments(output_dir=str(tmp_path), push_to_hub=True, hub_model_id="someone/run")
+    with (
+        hub_of_this_process(hub.url, READ_TOKEN),
+        pytest.raises(UploadError, match=f"saved in {tmp_path}, .*403.* hf upload someone/run {tmp_path}"),
+    ):
+        upload(settings)

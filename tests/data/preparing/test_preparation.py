@@ -12,6 +12,7 @@ import av
 import datasets
 import numpy as np
 import pytest
+from local_hub import unreachable_hub
 from PIL import Image
 from video_files import numbered_frames, read_numbers, write_video
 
@@ -493,11 +494,11 @@ def test_tables_that_are_not_imagenet(tmp_path):
         prepare_dataset("imagenet", tmp_path / "shuffled.parquet", tmp_path / "out", "val")
 
 
-def test_imagenet_that_cannot_be_had(tmp_path, monkeypatch):
-    # A port at which nobody listens stands for a machine without network.
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="no such folder, and no dataset of that name could be loaded"):
+def test_imagenet_that_cannot_be_had(tmp_path):
+    with (
+        unreachable_hub(),
+        pytest.raises(InputError, match="no such folder, and no dataset of that name could be loaded"),
+    ):
         prepare_dataset("imagenet", "some-user/no-such-dataset", tmp_path / "out", "val")
     with pytest.raises(InputError, match="/gone: no such file or folder"):
         prepare_dataset("imagenet", tmp_path / "gone", tmp_path / "out", "val")

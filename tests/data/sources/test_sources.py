@@ -4,6 +4,7 @@ import os
 import datasets
 import numpy as np
 import pytest
+from local_hub import unreachable_hub
 from PIL import Image
 from video_files import numbered_frames, write_video
 
@@ -154,11 +155,9 @@ def test_file_name_that_is_no_text(tmp_path):
     assert r"caf\udce9.mp4" in error_of(tmp_path)
 
 
-def test_dataset_that_cannot_be_had_from_the_hub(monkeypatch):
-    # A port at which nobody listens stands for a machine without network.
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
-    for name in ["some-user/no-such-dataset", "no-such-dataset"]:
+@pytest.mark.parametrize("name", ["some-user/no-such-dataset", "no-such-dataset"])
+def test_dataset_that_cannot_be_had_from_the_hub(name):
+    with unreachable_hub():
         message = error_of(name)
         assert "no such folder, and no dataset of that name could be loaded" in message
         assert "refused" in message
