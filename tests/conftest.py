@@ -1,12 +1,22 @@
+import os
+import tempfile
+
 import pytest
-import torch
 
 
-# The models here are too small for threads, which would only fight with those of other processes.
-torch.set_num_threads(1)
+# Before any library reads them. No test reaches the network, and each process of tests keeps what it caches to itself.
+CACHE = tempfile.TemporaryDirectory(prefix="vicmae_tests_")
+os.environ.update({"HF_HOME": CACHE.name, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+for name in ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_DATASETS_CACHE"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
-def seed():
-    """The same start for every test, whichever tests ran before it."""
+def same_start():
+    """For every test, whichever tests ran before it, and in whichever process."""
+    # Not above: the process that hands out the tests need not load it.
+    import torch
+
+    # The models here are too small for threads, which would only fight with those of other processes.
+    torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,16 +1,32 @@
-"""Runs the examples and benchmarks: as a user does, in processes of their own, or inside the tests' process."""
+"""
+Runs the examples and benchmarks, in one of three ways:
+
+- `run` as a user does, with a launcher: where the launcher is what is tested. Its processes import for seconds.
+- `Forked` and `run_together` in processes that fork from a server which has imported everything: where it matters that
+  they are processes, because they are killed or work together.
+- `run_here` in the tests' process: everything else.
+"""
 
 import contextlib
 import io
 import logging
+import multiprocessing
 import os
+import random
 import runpy
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch.distributed import TCPStore
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -19,54 +35,132 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "vicmae_hf.pretraining.run",
+        "vicmae_hf.classification.classification",
+        "vicmae_hf.evaluation.results",
+        "vicmae_hf.evaluation.features",
+        "vicmae_hf.data.preparing.packing",
+    ]
+)
 
 
 def script_path(script: str) -> str:
-    """Of a script, in whichever folder of examples/ it is, or in benchmarks/."""
+    """Of a script, in whichever folder of examples/ it is, or in benchmarks/. A whole path is returned as it is."""
+    if os.path.isabs(script):
+        return script
     (path,) = [*EXAMPLES.glob(f"*/{script}"), *BENCHMARKS.glob(script)]
     return str(path)
 
 
-def command(script: str, *flags: str, launcher: list[str] = ACCELERATE) -> list[str]:
-    return [sys.executable, *launcher, script_path(script), *map(str, flags)]
-
-
-def run(script: str, *flags: str, launcher: list[str] = ACCELERATE) -> subprocess.CompletedProcess:
+def run(script: str, *flags, launcher: list[str] = ACCELERATE) -> subprocess.CompletedProcess:
     """Runs a script to its end; stdout and stderr are text."""
-    return subprocess.run(
-        command(script, *flags, launcher=launcher), env=environment(), capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, *launcher, script_path(script), *map(str, flags)]
+    return subprocess.run(command, env={**os.environ, **ON_CPU}, capture_output=True, text=True, timeout=300)
+
+
+class Forked:
+    """A script in a process of its own, beside the test. It has the tests' environment variables, and those given."""
+
+    def __init__(self, script: str, *flags, **environment: str):
+        self.logs = tempfile.TemporaryDirectory()
+        arguments = ([script_path(script), *map(str, flags)], ON_CPU | environment, self.logs.name)
+        self.process = FORKS.Process(target=_run_forked, args=arguments)
+        self.process.start()
+
+    def is_running(self) -> bool:
+        return self.process.is_alive()
+
+    def kill(self) -> None:
+        """At once, with all processes that it started in its group."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+    def finish(self) -> subprocess.CompletedProcess:
+        """Waits for its end, for five minutes at most."""
+        self.process.join(300)
+        if self.is_running():
+            self.kill()
+        stdout, stderr = (Path(self.logs.name, name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess([], self.process.exitcode, stdout, stderr)
+
+
+def _run_forked(command: list[str], environment: dict[str, str], logs: str) -> None:
+    os.setsid()
+    for descriptor, name in [(1, "stdout"), (2, "stderr")]:
+        with Path(logs, name).open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    # The platform's own, as in any new process, for the workers of a loader; here it is that of FORKS.
+    multiprocessing.set_start_method(None, force=True)
+    os.environ.update(environment)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def run_together(script: str, *flags, num_processes: int = 2) -> subprocess.CompletedProcess:
+    """As torchrun, in processes that find each other, to their end. What they print is joined, by rank."""
+    # They meet at a store of this process, so that no port is chosen which something else could take meanwhile.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    world = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+    }
+    ranks = [Forked(script, *flags, **world, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(num_processes)]
+    finished = [process.finish() for process in ranks]
+    returncode = next((process.returncode for process in finished if process.returncode), 0)
+    stdout, stderr = ("".join(getattr(process, name) for process in finished) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess([script, *flags], returncode, stdout, stderr)
 
 
 def run_here(script: str, *flags) -> subprocess.CompletedProcess:
-    """As `run`, but in this process: seconds less for each. For what the launcher has no part in."""
+    """As `run`, but in this process. What the script leaves behind is undone."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    handlers, root.handlers = root.handlers, []
-    # Accelerate keeps one state a process, which the test before may have left.
-    forget_accelerate()
-    try:
-        with (
-            mock.patch.object(sys, "argv", [script, *map(str, flags)]),
-            mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}),
-            contextlib.redirect_stdout(stdout),
-            contextlib.redirect_stderr(stderr),
-        ):
+    returncode = 0
+    with (
+        undone(),
+        mock.patch.object(sys, "argv", [script_path(script), *map(str, flags)]),
+        mock.patch.dict(os.environ, ON_CPU),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
             runpy.run_path(script_path(script), run_name="__main__")
-        returncode = 0
-    except SystemExit as error:
-        returncode = error.code or 0
-    finally:
-        root.handlers = handlers
-        forget_accelerate()
+        except SystemExit as error:
+            returncode = error.code or 0
     return subprocess.CompletedProcess([script, *flags], returncode, stdout.getvalue(), stderr.getvalue())
 
 
+@contextlib.contextmanager
+def undone() -> Iterator[None]:
+    """Restores what scripts change in their process: logging, progress bars, threads, random numbers, accelerate."""
+    root = logging.getLogger()
+    handlers, level, bars, threads = root.handlers, root.level, is_progress_bar_enabled(), torch.get_num_threads()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    # A script configures logging only where nobody has.
+    root.handlers = []
+    forget_accelerate()
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+        (enable_progress_bar if bars else disable_progress_bar)()
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        forget_accelerate()
+
+
 def forget_accelerate() -> None:
+    """Accelerate keeps one state a process, which the run before may have left."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     PartialState._reset_state()

@@ -1,10 +1,7 @@
-import os
-import subprocess
-import sys
-
 import distributed_worker
 import pytest
 import torch
+from launching import run_together
 
 
 # Weights are float64.
@@ -17,14 +14,7 @@ TOLERANCE = {"atol": 1e-12, "rtol": 1e-12}
 def outcomes(request, tmp_path_factory) -> list[dict]:
     """What real processes, each with its share of the batch, computed: by rank, then by objective."""
     path = tmp_path_factory.mktemp("distributed")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
-    finished = subprocess.run(
-        [*torchrun, distributed_worker.__file__, str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    finished = run_together(distributed_worker.__file__, path, num_processes=request.param)
     assert finished.returncode == 0, finished.stderr
     return [torch.load(path / f"rank_{rank}.pt") for rank in range(request.param)]
 

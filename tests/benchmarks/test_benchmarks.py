@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import store_memory
 from demo_data import write_demo_data
-from launching import BENCHMARKS, run, script_path
+from launching import BENCHMARKS, Forked, script_path
 
 from vicmae_hf.data import load_frame_pairs
 
@@ -32,7 +32,7 @@ def run_benchmark(script: str, *flags) -> dict[str, list[list[str]]]:
     In a process of its own: what they load beside the package (decord, OpenCV's libraries under it) breaks encoders of
     PyAV in the tests that come after.
     """
-    process = run(script, *flags, launcher=[])
+    process = Forked(script, *flags).finish()
     assert process.returncode == 0, process.stderr
     tables = {}
     for lines in re.findall(r"(?:^\|.*\|\n)+", process.stdout, re.MULTILINE):
@@ -47,13 +47,11 @@ def first_column(table: list[list[str]]) -> list[str]:
     return [row[0] for row in table[1:]]
 
 
-@pytest.mark.slow
 def test_decoding(videos):
     tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--repeats", 1)
     assert {"naive decord", "decord", "pyav"} <= set(first_column(tables["backend"]))
 
 
-@pytest.mark.slow
 def test_decoding_over_many_opens(videos):
     tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--opens", 10)
     table = tables["opens by pyav"]
@@ -62,7 +60,6 @@ def test_decoding_over_many_opens(videos):
     assert len({row[2] for row in table[1:]}) == 1
 
 
-@pytest.mark.slow
 def test_image_steps(videos):
     tables = run_benchmark("image_steps.py", "--videos", videos, "--num_frames", 16, "--rounds", 1)
     decoding, resizing = tables.values()
@@ -73,7 +70,6 @@ def test_image_steps(videos):
     assert differences["torch bilinear, channels last"] > 0.1
 
 
-@pytest.mark.slow
 def test_loading(videos):
     flags = ["--videos", videos, "--max_files", 2, "--rounds", 1, "--seconds", 0.1]
     tables = run_benchmark("loading.py", *flags)
@@ -84,16 +80,15 @@ def test_loading(videos):
 
 
 @needs_no_ffcv
-@pytest.mark.slow
-def test_an_interpreter_without_ffcv_is_left_out():
-    program = """
+def test_an_interpreter_without_ffcv_is_left_out(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("""
 import sys
 from loading import Path, what_ffcv_lacks
 print(what_ffcv_lacks(None))
 print(what_ffcv_lacks(Path(sys.executable)))
-"""
-    process = subprocess.run([sys.executable, "-c", program], cwd=BENCHMARKS, capture_output=True, text=True)
-    first, second = process.stdout.splitlines()
+""")
+    first, second = Forked(str(program)).finish().stdout.splitlines()
     assert first == "no interpreter at --ffcv_python None"
     assert second.endswith("ModuleNotFoundError: No module named 'ffcv'")
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from launching import TORCHRUN, run, run_here
+from launching import run_here, run_together
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -36,7 +36,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("launch", "batch_size"), [(run_here, 4), (lambda *a: run(*a, launcher=TORCHRUN), 2)])
+@pytest.mark.parametrize(("launch", "batch_size"), [(run_here, 4), (run_together, 2)])
 def test_the_projector_is_left_alone_until_the_contrastive_loss_starts(images, tmp_path, launch, batch_size):
     """Two updates an epoch; the contrastive loss counts from the fifth on."""
     process = launch(

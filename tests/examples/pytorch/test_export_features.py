@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from launching import TORCHRUN, run
+from launching import run_together
 from safetensors import safe_open
 from tiny_models import shake, tiny_config
 from torch import no_grad
@@ -27,7 +27,7 @@ def test_two_processes_embed_a_folder(tmp_path):
     (tmp_path / "data" / "bee" / "5.mp4").write_bytes(b"no video")
     flags = ["--model_name_or_path", tmp_path / "model", "--data", tmp_path / "data", "--dataloader_num_workers", "0"]
     flags += ["--pooling", "frame", "--num_frames", "1", "--labelled", "--output", tmp_path / "features.safetensors"]
-    process = run("export_features.py", *flags, launcher=TORCHRUN)
+    process = run_together("export_features.py", *flags)
     assert process.returncode == 0, process.stderr
     assert "5 embeddings of 16 numbers" in process.stdout
     assert "1 unreadable files" in process.stdout

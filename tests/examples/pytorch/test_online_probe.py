@@ -4,7 +4,7 @@ import json
 import shutil
 
 from demo_data import write_demo_data
-from launching import run
+from launching import run_here
 from safetensors.torch import load_file
 
 
@@ -25,7 +25,7 @@ def test_a_probe_leaves_the_training_as_it_is(tmp_path):
     data = tmp_path / "data"
     write_demo_data(data, appearance_videos=(3, 1), motion_videos=(1, 1), images=(1, 1), num_workers=1)
     flags = ["--train_data", data / "images" / "train", "--probe_data", data / "appearance" / "train", *SETTINGS]
-    process = run("run_pretraining.py", *flags, "--probe_steps", "4", "--output_dir", tmp_path / "run", launcher=[])
+    process = run_here("run_pretraining.py", *flags, "--probe_steps", "4", "--output_dir", tmp_path / "run")
     assert process.returncode == 0, process.stderr
     first = metrics(tmp_path / "run")
     weights = load_file(tmp_path / "run" / "model.safetensors")
@@ -36,7 +36,7 @@ def test_a_probe_leaves_the_training_as_it_is(tmp_path):
     # From step 3 on again, without the probe after step 4.
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     flags += ["--probe_steps", "100", "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "run"]
-    process = run("run_pretraining.py", *flags, launcher=[])
+    process = run_here("run_pretraining.py", *flags)
     assert process.returncode == 0, process.stderr
     second = metrics(tmp_path / "run")
     assert [[line[name] for name in LEARNED] for line in second] == [

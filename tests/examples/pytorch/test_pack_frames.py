@@ -2,15 +2,12 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from launching import TORCHRUN, command, environment, run
+from launching import Forked, run_here, run_together
 from safetensors.torch import load_file
 from video_files import numbered_frames, read_numbers, write_video
 
@@ -74,13 +71,12 @@ def wait_until(condition, seconds=60):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(videos, uninterrupted, tmp_path):
     store = tmp_path / "store"
-    script = command("pack_frames.py", *flags(videos, store), launcher=[])
-    with subprocess.Popen(
-        [*script, "--num_proc", "2"], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        assert wait_until(lambda: list(store.glob("data-*.arrow")))
-        workers = child_processes(process.pid)
-        process.kill()
+    killed = Forked("pack_frames.py", *flags(videos, store), "--num_proc", "2")
+    assert wait_until(lambda: list(store.glob("data-*.arrow")))
+    workers = child_processes(killed.process.pid)
+    # Alone, not with its group.
+    killed.process.kill()
+    killed.finish()
     assert len(workers) >= 2
     # Nobody is left who would go on writing.
     assert wait_until(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers), seconds=10)
@@ -90,7 +86,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(videos, uninterrupted
     assert all(uninterrupted[name] == data for name, data in whole.items())
     times = {name: (store / name).stat().st_mtime_ns for name in whole}
 
-    finished = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=120)
+    finished = run_here("pack_frames.py", *flags(videos, store))
     assert finished.returncode == 0, finished.stderr
     assert content(store) == uninterrupted
     assert {name: (store / name).stat().st_mtime_ns for name in whole} == times
@@ -104,7 +100,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(videos, uninterrupted
 
 def test_two_ranks_write_one_store(videos, uninterrupted, tmp_path):
     store = tmp_path / "store"
-    process = run("pack_frames.py", *flags(videos, store), launcher=TORCHRUN)
+    process = run_together("pack_frames.py", *flags(videos, store))
     assert process.returncode == 0, process.stderr
     assert content(store) == uninterrupted
     source = open_labelled(store)
@@ -167,19 +163,13 @@ def read_losses(folder):
 
 def test_a_killed_run_goes_on_in_the_stream_where_it_was(training, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = run("run_pretraining.py", training, "--streaming", "--output_dir", whole)
+    process = run_here("run_pretraining.py", training, "--streaming", "--output_dir", whole)
     assert process.returncode == 0, process.stderr
-    with subprocess.Popen(
-        command("run_pretraining.py", training, "--streaming", "--output_dir", killed),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        assert wait_until(lambda: (killed / "checkpoint-3").exists())
-        os.killpg(process.pid, signal.SIGKILL)
+    process = Forked("run_pretraining.py", training, "--streaming", "--output_dir", killed)
+    assert wait_until(lambda: (killed / "checkpoint-3").exists())
+    process.kill()
     assert not (killed / "model.safetensors").exists()
-    resumed = run(
+    resumed = run_here(
         *["run_pretraining.py", training, "--streaming", "--output_dir", killed, "--resume_from_checkpoint", "latest"]
     )
     assert resumed.returncode == 0, resumed.stderr
@@ -222,13 +212,7 @@ state.destroy_process_group()
 def test_two_ranks_stream_different_rows(store, uninterrupted, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    process = subprocess.run(
-        [sys.executable, *TORCHRUN, program, store, tmp_path],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    process = run_together(str(program), store, tmp_path)
     assert process.returncode == 0, process.stderr
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert len(first) == len(second) == 8
@@ -239,7 +223,7 @@ def test_two_ranks_stream_different_rows(store, uninterrupted, tmp_path):
 
 @pytest.mark.slow
 def test_a_store_trains_like_a_folder(training, tmp_path):
-    process = run("run_pretraining.py", training, "--output_dir", tmp_path / "run")
+    process = run_here("run_pretraining.py", training, "--output_dir", tmp_path / "run")
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["num_train_files"] == 15
     assert (tmp_path / "run" / "plots" / "reconstructions.png").exists()

@@ -1,19 +1,10 @@
 """`prepare_dataset.py` as users run it."""
 
 import json
-import subprocess
-import sys
 
 import datasets
-from launching import environment, script_path
+from launching import run_here
 from video_files import numbered_frames, write_video
-
-
-def prepare(*flags) -> subprocess.CompletedProcess:
-    command = [sys.executable, script_path("prepare_dataset.py"), *flags]
-    return subprocess.run(
-        [str(part) for part in command], env=environment(), capture_output=True, text=True, timeout=200
-    )
 
 
 def test_kinetics_from_the_command_line(tmp_path):
@@ -30,7 +21,7 @@ def test_kinetics_from_the_command_line(tmp_path):
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"dataset: kinetics400\nroot: {tmp_path / 'k400'}\nsplit: val\nnum_proc: 2\n")
 
-    process = prepare(settings, "--output", tmp_path / "table", "--check", "decode")
+    process = run_here("prepare_dataset.py", settings, "--output", tmp_path / "table", "--check", "decode")
     assert process.returncode == 0, process.stderr
     report = json.loads((tmp_path / "table" / "report.json").read_text())
     assert (report["listed"], report["missing"], report["unreadable"], report["in_table"]) == (4, 1, 1, 2)
@@ -41,7 +32,7 @@ def test_kinetics_from_the_command_line(tmp_path):
     assert table.features["label"].int2str(table["label"][:]) == ["zumba", "zumba"]
 
     csv_file.write_text(csv_file.read_text().replace("20,30,zumba", "20,30,zumbaa"))
-    process = prepare(settings, "--output", tmp_path / "other")
+    process = run_here("prepare_dataset.py", settings, "--output", tmp_path / "other")
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert line.startswith(f"error: {csv_file}, line 4: unknown class 'zumbaa'")

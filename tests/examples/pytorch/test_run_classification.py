@@ -1,10 +1,7 @@
 """`run_classification.py` as users run it: what it leaves, resuming, one process against two, the linear method."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import time
 
 import numpy as np
@@ -12,8 +9,8 @@ import pytest
 import torch
 from demo_data import write_demo_data
 from huggingface_hub import ModelCard
-from launching import TORCHRUN, command, environment, run
-from local_hub import run_local_hub
+from launching import Forked, run_here, run_together
+from local_hub import hub_of_this_process, run_local_hub
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor, pipeline
@@ -91,14 +88,8 @@ def settings(tmp_path_factory, data):
 def uploaded(tmp_path_factory, settings):
     """Output folder, process, and what reached the Hub, of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with run_local_hub() as hub:
-        process = subprocess.run(
-            command("run_classification.py", settings, "--output_dir", folder, "--push_to_hub"),
-            env={**environment(), "HF_HUB_OFFLINE": "0", **hub.environment()},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    with run_local_hub() as hub, hub_of_this_process(hub.url):
+        process = run_here("run_classification.py", settings, "--output_dir", folder, "--push_to_hub")
     return folder, process, hub.repositories
 
 
@@ -210,18 +201,12 @@ def test_a_pipeline_gives_what_the_model_gives(finished, data):
 
 def test_a_killed_run_goes_on_exactly_where_it_was(finished, settings, tmp_path):
     folder = tmp_path / "killed"
-    with subprocess.Popen(
-        command("run_classification.py", settings, "--output_dir", folder),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        while not (folder / "checkpoint-4").exists():
-            assert process.poll() is None
-            time.sleep(0.005)
-        # In the middle of a later update.
-        os.killpg(process.pid, signal.SIGKILL)
+    killed = Forked("run_classification.py", settings, "--output_dir", folder)
+    while not (folder / "checkpoint-4").exists():
+        assert killed.is_running()
+        time.sleep(0.005)
+    # In the middle of a later update.
+    killed.kill()
     assert not (folder / "all_results.json").exists()
     # As a kill in the middle of writing leaves them.
     (folder / ".partial-best").mkdir(exist_ok=True)
@@ -229,7 +214,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(finished, settings, tmp_path)
     (folder / ".partial-config.json").write_bytes(b"half")
     (folder / "model.safetensors").write_bytes(b"of a later epoch that is trained again")
 
-    resumed = run("run_classification.py", settings, "--output_dir", folder, "--resume_from_checkpoint", "latest")
+    resumed = run_here("run_classification.py", settings, "--output_dir", folder, "--resume_from_checkpoint", "latest")
     assert resumed.returncode == 0, resumed.stderr
     assert "Going on from step" in resumed.stderr
     assert metrics_of(folder) == metrics_of(finished[0])
@@ -274,9 +259,8 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_on_half_batches_are_one_on_whole_ones(sound, tmp_path, method):
     flags = [*sound, *WITHOUT_CHANCE, *METHODS[method]]
-    process = run(
-        *["run_classification.py", *flags, "--per_device_train_batch_size", "4", "--output_dir", tmp_path / "two"],
-        launcher=TORCHRUN,
+    process = run_together(
+        *["run_classification.py", *flags, "--per_device_train_batch_size", "4", "--output_dir", tmp_path / "two"]
     )
     assert process.returncode == 0, process.stderr
     one = train_here(tmp_path / "one", *flags, "--per_device_train_batch_size", "8")

@@ -5,7 +5,7 @@ import json
 
 import pyarrow.parquet
 import pytest
-from launching import TORCHRUN, run
+from launching import run_here, run_together
 from tiny_models import shake, tiny_config
 from video_files import numbered_frames, write_video
 
@@ -43,8 +43,8 @@ def test_two_processes_find_what_one_finds(folder):
     protocols = ["--num_clips", "5", "7", "--num_crops", "1", "3"]
     protocols += ["--temporal_ablation", "--dataloader_num_workers", "1"]
     processes = [
-        run("run_evaluation.py", *flags(folder, "one"), *protocols, launcher=[]),
-        run("run_evaluation.py", *flags(folder, "two"), *protocols, launcher=TORCHRUN),
+        run_here("run_evaluation.py", *flags(folder, "one"), *protocols),
+        run_together("run_evaluation.py", *flags(folder, "two"), *protocols),
     ]
     for process in processes:
         assert process.returncode == 0, process.stderr
@@ -79,7 +79,7 @@ def test_two_processes_find_what_one_finds(folder):
 def test_classes_that_the_model_does_not_know_are_refused_in_one_line(folder, tmp_path):
     (tmp_path / "dog").mkdir()
     write_video(tmp_path / "dog" / "0.mp4", numbered_frames(5))
-    process = run("run_evaluation.py", *flags(folder, "refused"), "--data", tmp_path, launcher=[])
+    process = run_here("run_evaluation.py", *flags(folder, "refused"), "--data", tmp_path)
     assert process.returncode == 1
     message = f"error: {tmp_path}: 1 classes are unknown to the model: dog. Expected some of its 3"
     assert process.stderr.splitlines()[-1].startswith(message)

@@ -1,11 +1,9 @@
 """`run_linear_probe.py` as users run it."""
 
 import json
-import subprocess
-import sys
 
 from demo_data import write_demo_data
-from launching import environment, script_path
+from launching import run_here
 from tiny_models import tiny_config
 
 from vicmae_hf import ViCMAEModel
@@ -21,10 +19,7 @@ def test_a_probe_beside_an_untrained_encoder(tmp_path):
         processor.save_pretrained(tmp_path / "model")
     flags = ["--model_name_or_path", tmp_path / "model", "--train_data", data / "appearance" / "train"]
     flags += ["--eval_data", data / "appearance" / "eval", "--output_dir", tmp_path / "probe"]
-    command = [sys.executable, script_path("run_linear_probe.py"), *flags, "--num_frames", "2", "--num_seeds", "2"]
-    process = subprocess.run(
-        [str(part) for part in command], env=environment(), capture_output=True, text=True, timeout=200
-    )
+    process = run_here("run_linear_probe.py", *flags, "--num_frames", "2", "--num_seeds", "2")
     assert process.returncode == 0, process.stderr
     results = json.loads((tmp_path / "probe" / "all_results.json").read_text())
     assert (results["num_classes"], results["num_train_samples"], results["num_eval_samples"]) == (8, 16, 8)

@@ -2,13 +2,10 @@
 
 import json
 import shlex
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from launching import TORCHRUN, environment, run, script_path
+from launching import Forked, run_here, run_together, script_path
 from study_data import write_study_data
 from study_plan import TUNED, StudyArguments
 from study_runs import run_study
@@ -52,18 +49,6 @@ def chosen_weights(results: dict) -> dict[str, float]:
     }
 
 
-def run_script(name: str, *flags: str | Path) -> subprocess.CompletedProcess:
-    process = subprocess.run(
-        [sys.executable, script_path(name), *map(str, flags)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert process.returncode == 0, process.stderr
-    return process
-
-
 @pytest.mark.parametrize(
     ("weights", "first", "second"),
     [
@@ -78,26 +63,22 @@ def run_script(name: str, *flags: str | Path) -> subprocess.CompletedProcess:
     ],
 )
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(settings, tmp_path, weights, first, second):
-    folder, report, log = tmp_path / "study", tmp_path / "docs" / "study.md", tmp_path / "log.txt"
+    folder, report = tmp_path / "study", tmp_path / "docs" / "study.md"
     settings = settings | {"contrastive_weights": weights}
     (tmp_path / "study.json").write_text(json.dumps(settings))
     flags = [tmp_path / "study.json", "--output_dir", folder, "--report", report]
-    command = [sys.executable, script_path("run_study.py"), *map(str, flags)]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment(), stderr=file, stdout=file)
-        # In the middle of the second run.
-        started = time.monotonic()
-        while not (folder / "runs" / second / "checkpoint-3").exists():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() - started < 300
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
+    killed = Forked("run_study.py", *flags)
+    # In the middle of the second run.
+    while not (folder / "runs" / second / "checkpoint-3").exists():
+        assert killed.is_running(), killed.finish().stderr
+        time.sleep(0.01)
+    killed.kill()
     finished = folder / "runs" / first / "model.safetensors"
     written = finished.stat().st_mtime_ns
     assert not (folder / "all_results.json").exists()
 
-    again = run_script("run_study.py", *flags)
+    again = run_here("run_study.py", *flags)
+    assert again.returncode == 0, again.stderr
     assert finished.stat().st_mtime_ns == written
     assert f": {first}\n" not in again.stderr
     assert f": {second}\n" in again.stderr
@@ -110,7 +91,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(settings, tmp_pat
     assert chosen_weights(results) == best_weights(results["sweep"], default=weights[0])
     for result in results["runs"]:
         assert result["tuned"] == results["tuned"][result["method"]]
-    assert shlex.join(["python", *command[1:]]) in report.read_text()
+    assert shlex.join(["python", script_path("run_study.py"), *map(str, flags)]) in report.read_text()
     assert (report.parent / "images" / "study_methods.png").exists()
 
 
@@ -118,7 +99,8 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(settings, tmp_pat
 def test_a_run_s_settings_are_a_file_for_the_pretraining_script(settings, tmp_path):
     run_study(StudyArguments(**settings, contrastive_weights=[0.1], output_dir=str(tmp_path / "study")))
     path = tmp_path / "study" / "settings" / "mae_simsiam-seed0.json"
-    run_script("run_pretraining.py", path, "--output_dir", tmp_path / "repeated")
+    process = run_here("run_pretraining.py", path, "--output_dir", tmp_path / "repeated")
+    assert process.returncode == 0, process.stderr
     names = ("step", "loss", "feature_rank")
     first, second = (
         [[line[name] for name in names] for line in read_metrics(folder)]
@@ -130,7 +112,7 @@ def test_a_run_s_settings_are_a_file_for_the_pretraining_script(settings, tmp_pa
 @pytest.mark.slow
 def test_two_processes_run_a_study_together(settings, tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(settings | {"contrastive_weights": [0.1, 0.5]}))
-    process = run("run_study.py", tmp_path / "study.json", "--output_dir", tmp_path / "study", launcher=TORCHRUN)
+    process = run_together("run_study.py", tmp_path / "study.json", "--output_dir", tmp_path / "study")
     assert process.returncode == 0, process.stderr
     results = json.loads((tmp_path / "study" / "all_results.json").read_text())
     assert results["budget"]["num_processes"] == 2
