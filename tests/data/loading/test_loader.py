@@ -5,12 +5,30 @@ from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from PIL import Image
 
 from vicmae_hf.data import load_frame_pairs
-from vicmae_hf.data.loading.loader import EpochBatchSampler, build_dataloader, epoch_order
+from vicmae_hf.data.loading.loader import EpochBatchSampler, build_dataloader, draw_items, epoch_order
 from vicmae_hf.errors import InputError
 
 
 def rounds(files, length):
     return [files[start : start + length] for start in range(0, len(files), length)]
+
+
+@pytest.mark.parametrize("num_items", [1, 3, 250])
+def test_a_hundred_items_are_drawn_and_then_every_one_is_taken_in_turn(num_items):
+    drawn, generators = zip(*draw_items((2, 5, 0), num_items, seed=7), strict=True)
+    assert len(drawn) == 100 + num_items
+    assert drawn[0] == 0
+    assert {*drawn[:100]} <= {*range(num_items)}
+    steps = np.diff(drawn) % num_items
+    assert (steps[99:] == 1 % num_items).all()
+    assert sorted(drawn[100:]) == [*range(num_items)]
+    if num_items > 1:
+        # About as many of each, and not in turn.
+        assert np.bincount(drawn[1:100], minlength=num_items).max() <= 100 / num_items + 20
+        assert (steps[:99] == 1).mean() < 0.5
+        assert drawn[1:100] != [index for index, _ in draw_items((2, 6, 0), num_items, seed=7)][1:100]
+    # Each attempt has random numbers of its own.
+    assert len({generator.integers(2**63) for generator in generators}) == len(drawn)
 
 
 @pytest.mark.parametrize("num_samples", [3, 10, 27])

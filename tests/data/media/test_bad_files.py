@@ -5,7 +5,8 @@ import multiprocessing
 import pytest
 
 from vicmae_hf.data.media.bad_files import BadFiles, BadFilesError
-from vicmae_hf.errors import InputError
+from vicmae_hf.data.media.reading import TimeLimitError
+from vicmae_hf.errors import InputError, MediaDecodingError
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +167,33 @@ def test_no_record_where_all_files_are_good(tmp_path):
 def test_bad_share(max_share):
     with pytest.raises(InputError, match="max_bad_files is a share between 0 and 1"):
         BadFiles(None, 10, max_share)
+
+
+def test_the_first_that_can_be_read_is_taken(tmp_path):
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 100, 0.05)
+    opened = []
+
+    def reading(name, error=None):
+        def read():
+            opened.append(name)
+            if error is not None:
+                raise error
+            return f"sample of {name}"
+
+        return name, read
+
+    candidates = [
+        reading("a.mp4", MediaDecodingError("no header")),
+        reading("b.mp4", TimeLimitError("late")),
+        reading("c.mp4"),
+    ]
+    for _ in range(2):
+        assert bad_files.read_first("folder", [*candidates, reading("d.mp4")]) == "sample of c.mp4"
+    # Only what was late is not opened again.
+    assert opened == ["a.mp4", "b.mp4", "c.mp4", "a.mp4", "c.mp4"]
+    assert read_record(bad_files.path) == [
+        {"path": "a.mp4", "error": "a.mp4: no header"},
+        {"path": "b.mp4", "error": "b.mp4: late", "timed_out": True},
+    ]
+    with pytest.raises(BadFilesError, match="folder: none of 2 files could be read, among them a.mp4"):
+        bad_files.read_first("folder", [*candidates[:2], candidates[0], candidates[1]])

@@ -67,15 +67,17 @@ def test_a_run_goes_on_without_a_file_that_hangs_and_waits_for_it_once(tmp_path)
     for index in range(3):
         write_video(tmp_path / f"{index}.mp4", numbered_frames(8), fps=8)
     os.mkfifo(tmp_path / "stalled.mp4")
-    pairs = load_frame_pairs(tmp_path, 32, seconds_per_file=1.0, bad_files_path=tmp_path / "bad_files.jsonl")
+    # Long enough for the others on a busy machine.
+    settings = {"seconds_per_file": 2.0, "bad_files_path": tmp_path / "bad_files.jsonl"}
+    pairs = load_frame_pairs(tmp_path, 32, **settings)
     replaced = pairs[3]["pixel_values"]
     assert list(pairs.bad_files.errors) == [str(tmp_path / "stalled.mp4")]
     started = time.perf_counter()
     torch.testing.assert_close(pairs[3]["pixel_values"], replaced)
     # Another worker reads of it in the record.
-    other = load_frame_pairs(tmp_path, 32, seconds_per_file=1.0, bad_files_path=tmp_path / "bad_files.jsonl")
+    other = load_frame_pairs(tmp_path, 32, **settings)
     torch.testing.assert_close(other[3]["pixel_values"], replaced)
-    assert time.perf_counter() - started < 0.9
+    assert time.perf_counter() - started < 1.9
     assert sum(file.name != "bad_files.jsonl" for file in tmp_path.iterdir()) == 4
 
 

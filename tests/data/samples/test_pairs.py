@@ -388,6 +388,16 @@ def test_a_folder_of_bad_files_only(tmp_path, max_bad_files):
     assert str(tmp_path) in str(raised.value)
 
 
+def test_files_that_have_all_timed_out_end_the_run_without_being_opened(tmp_path):
+    record, names = tmp_path / "bad_files.jsonl", [str(tmp_path / f"{index}.png") for index in range(3)]
+    for name in names:
+        write_texture(name)
+    record.write_text("".join(json.dumps({"path": name, "error": "late", "timed_out": True}) + "\n" for name in names))
+    dataset = load_frame_pairs(tmp_path, 16, max_bad_files=1, bad_files_path=record)
+    with pytest.raises(BadFilesError, match=r"none of 3 files could be read, among them .*0\.png"):
+        dataset[0]
+
+
 def test_a_bad_row_is_named_by_its_place(tmp_path):
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "PNG")
