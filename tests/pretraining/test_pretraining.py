@@ -1,4 +1,4 @@
-"""What a run of pretraining does with its weights: the projector before and after the contrastive loss starts."""
+"""Pretraining: its defaults, and what a run does with its weights before and after the contrastive loss starts."""
 
 import json
 
@@ -8,6 +8,8 @@ import torch
 from launching import run_here, run_together
 from PIL import Image
 from safetensors.torch import load_file
+
+from vicmae_hf.pretraining.arguments import PretrainingArguments
 
 
 MODEL = (
@@ -34,6 +36,16 @@ def flags(images, output_dir, *others):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_defaults_are_table_1():
+    arguments = PretrainingArguments(train_data=["clips"], output_dir="out")
+    assert arguments.base_learning_rate == 1.5e-4
+    assert arguments.weight_decay == 0.05
+    assert arguments.warmup_epochs == 40
+    assert arguments.num_train_epochs == 800
+    assert arguments.contrastive_start_epoch == 200
+    assert arguments.max_bad_files == 0.05
 
 
 @pytest.mark.parametrize(("launch", "batch_size"), [(run_here, 4), (run_together, 2)])

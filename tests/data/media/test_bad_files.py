@@ -195,5 +195,5 @@ def test_the_first_that_can_be_read_is_taken(tmp_path):
         {"path": "a.mp4", "error": "a.mp4: no header"},
         {"path": "b.mp4", "error": "b.mp4: late", "timed_out": True},
     ]
-    with pytest.raises(BadFilesError, match="folder: none of 2 files could be read, among them a.mp4"):
+    with pytest.raises(BadFilesError, match=r"folder: none of 2 files could be read, among them a\.mp4"):
         bad_files.read_first("folder", [*candidates[:2], candidates[0], candidates[1]])

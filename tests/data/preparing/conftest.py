@@ -18,3 +18,16 @@ def media(tmp_path_factory):
     Image.fromarray(numbered_frames(6, 40, 64)[5]).save(root / "five.png")
     Image.fromarray(numbered_frames(10, 40, 64)[9]).save(root / "deep" / "nine.webp", lossless=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Bytes of eight different clips in each container; the first frame of clip N carries the number 10 N."""
+    folder = tmp_path_factory.mktemp("clips")
+    encoded = {}
+    for suffix, codec in [("mp4", "libx264"), ("webm", "libvpx-vp9")]:
+        for number in range(8):
+            path = folder / f"{number}.{suffix}"
+            write_video(path, numbered_frames(10 * number + 3, seed=number)[10 * number :], codec=codec)
+            encoded[number, suffix] = path.read_bytes()
+    return encoded

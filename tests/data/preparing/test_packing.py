@@ -170,8 +170,7 @@ def test_other_settings_or_items_are_refused(media, tmp_path):
     assert store_content(store) == before
 
 
-def test_datasets_opens_streams_and_converts_a_store(media, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+def test_datasets_opens_streams_and_converts_a_store(media, tmp_path):
     pack(media, tmp_path / "store")
     table = datasets.load_from_disk(tmp_path / "store")
     assert table.features["frames"] == datasets.List(datasets.Image(decode=False))

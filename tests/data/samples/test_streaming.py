@@ -22,11 +22,6 @@ NUM_ROWS = 23
 BAD_NUMBERS = {0, 1, 2, 5, 6, 11}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
-
-
 def numbered_picture(number):
     """Its number is in the blue channel; the others differ from place to place, so that crops do."""
     picture = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)

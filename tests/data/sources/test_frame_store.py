@@ -16,12 +16,6 @@ from vicmae_hf.data.sources.sources import DataSourceError, open_source
 from vicmae_hf.errors import MediaDecodingError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """`datasets` keeps a copy of every Parquet file that it opens."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
-
-
 def random_picture(seed, size=(24, 40)):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 

@@ -11,12 +11,6 @@ from video_files import numbered_frames, write_video
 from vicmae_hf.data.sources.sources import DataSourceError, open_source
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """`datasets` keeps a copy of every Parquet file that it opens."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
-
-
 def make_files(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

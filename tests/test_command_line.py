@@ -1,0 +1,144 @@
+"""Settings from the command line and from files."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from vicmae_hf import ViCMAEConfig
+from vicmae_hf.command_line import parse_arguments, parse_config_overrides
+from vicmae_hf.pretraining.arguments import PretrainingArguments
+from vicmae_hf.settings import ArgumentsError
+
+
+REQUIRED = ["--train_data", "clips", "--output_dir", "out"]
+
+
+def parse(*argv):
+    return parse_arguments(PretrainingArguments, [*argv])
+
+
+def test_flags_are_typed():
+    arguments = parse(
+        *["--train_data", "a", "b", "--output_dir", "out", "--image_size", "160", "96", "--push_to_hub"],
+        *[
+            "--max_train_steps",
+            "7",
+            "--report_to",
+            "tensorboard",
+            "--no-gradient_checkpointing",
+            "--warmup_epochs",
+            "0.5",
+        ],
+    )
+    assert arguments.train_data == ["a", "b"]
+    assert arguments.image_size == [160, 96]
+    assert arguments.push_to_hub is True
+    assert arguments.gradient_checkpointing is False
+    assert arguments.max_train_steps == 7
+    assert arguments.report_to == ["tensorboard"]
+    assert arguments.warmup_epochs == 0.5
+
+
+@pytest.mark.parametrize("extension", ["yaml", "json"])
+def test_a_file_gives_settings_and_flags_win(tmp_path, extension):
+    settings = {
+        "train_data": ["a", "b"],
+        "output_dir": "from_file",
+        "image_size": 96,
+        "overwrite_output_dir": True,
+        "resume_from_checkpoint": None,
+        "seed": 3,
+    }
+    path = tmp_path / f"settings.{extension}"
+    if extension == "json":
+        path.write_text(json.dumps(settings | {"base_learning_rate": 0.003, "config_overrides": {"hidden_size": 64}}))
+    else:
+        # YAML 1.1 reads 3e-3 as a string.
+        lines = [f"{name}: {json.dumps(value)}" for name, value in settings.items()]
+        path.write_text("\n".join([*lines, "base_learning_rate: 3e-3", "config_overrides:", "  hidden_size: 64"]))
+    arguments = parse(str(path), "--output_dir", "from_flag", "--train_data", "c", "--no-overwrite_output_dir")
+    assert arguments.train_data == ["c"]
+    assert arguments.output_dir == "from_flag"
+    assert arguments.overwrite_output_dir is False
+    assert arguments.image_size == [96]
+    assert arguments.seed == 3
+    assert arguments.base_learning_rate == 0.003
+    assert arguments.config_overrides == "hidden_size=64"
+    assert arguments.resume_from_checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("num_train_epoch: 3", "unknown setting 'num_train_epoch'. Did you mean 'num_train_epochs'"),
+        ("push_to_hub: 1", "push_to_hub must be true or false, got 1"),
+        ("- a", "expected settings as `name: value`, got list"),
+        ("a: [", "cannot be read as settings"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_fault(tmp_path, content, message):
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(ArgumentsError) as error:
+        parse(str(path), *REQUIRED)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ArgumentsError, match=r"missing\.yaml: cannot be read"):
+        parse("missing.yaml", *REQUIRED)
+
+
+@pytest.mark.parametrize("flags", [["--seeed", "1"], ["--frame_sampling", "distent"], ["--see", "1"], ["stray"]])
+def test_unknown_flags_and_choices_are_usage_errors(flags, capsys):
+    with pytest.raises(SystemExit):
+        parse(*REQUIRED, *flags)
+    assert flags[-1] in capsys.readouterr().err
+
+
+def test_settings_survive_being_written_and_read(tmp_path):
+    arguments = parse(*REQUIRED, "--train_data_weights", "1", "2.5", "--seed", "4")
+    path = tmp_path / "arguments.json"
+    path.write_text(json.dumps(asdict(arguments)))
+    assert parse(str(path)) == arguments
+
+
+def test_config_overrides():
+    changes = parse_config_overrides(
+        ViCMAEConfig, "hidden_size=64, norm_pix_loss=false,contrastive_loss=none,temperature=0.2"
+    )
+    assert changes == {"hidden_size": 64, "norm_pix_loss": False, "contrastive_loss": "none", "temperature": 0.2}
+    assert parse_config_overrides(ViCMAEConfig, None) == {}
+    with pytest.raises(ArgumentsError, match=r"no field 'hiden_size'. Did you mean 'hidden_size'"):
+        parse_config_overrides(ViCMAEConfig, "hiden_size=3")
+    with pytest.raises(ArgumentsError, match="expected name=value, got 'hidden_size'"):
+        parse_config_overrides(ViCMAEConfig, "hidden_size")
+
+
+def test_small_numbers_of_the_config_are_numbers():
+    """YAML reads 1e-05, as Python prints it, as a string."""
+    assert parse_config_overrides(ViCMAEConfig, f"contrastive_weight={1e-05}")["contrastive_weight"] == 1e-05
+    assert parse_config_overrides(ViCMAEConfig, "pooling=mean,hidden_size=32") == {
+        "pooling": "mean",
+        "hidden_size": 32,
+    }
+
+
+def test_config_overrides_may_be_lists():
+    changes = parse_config_overrides(ViCMAEConfig, "image_size=[64,96],mask_ratio=0.5")
+    assert changes == {"image_size": [64, 96], "mask_ratio": 0.5}
+    assert parse_config_overrides(ViCMAEConfig, "image_size=(64, 96)") == {"image_size": "(64, 96)"}
+    with pytest.raises(ArgumentsError, match=r"cannot read the value of 'image_size=\[64'"):
+        parse_config_overrides(ViCMAEConfig, "image_size=[64")
+
+
+def test_no_is_no_in_a_yaml_file(tmp_path):
+    (tmp_path / "settings.yaml").write_text("mixed_precision: no\n")
+    assert parse(str(tmp_path / "settings.yaml"), *REQUIRED).mixed_precision == "no"
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "settings.json").write_bytes(b"\xef\xbb\xbf" + b'{"seed": 3}')
+    assert parse(str(tmp_path / "settings.json"), *REQUIRED).seed == 3
