@@ -17,6 +17,7 @@ from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.evaluation.features import HeldViews, build_feature_views, load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained
+from vicmae_hf.evaluation.results import prepare_output_dir
 from vicmae_hf.files import write_json
 from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.session import run_script
@@ -44,9 +45,9 @@ def main() -> None:
         HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
         for source in (train_source, eval_source)
     )
+    prepare_output_dir(arguments.output_dir)
     results = probe_beside_untrained(Accelerator(), model, train, evaluation, arguments.num_seeds)
     output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))
     write_json(output_dir / "all_results.json", results)
     write_json(output_dir / "arguments.json", asdict(arguments))
@@ -57,7 +58,7 @@ def main() -> None:
         f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
         f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
         f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
-        f"Results: {output_dir / 'all_results.json'}"
+        f"{results['num_failed']} unreadable files. Results: {output_dir / 'all_results.json'}"
     )
 
 

@@ -71,6 +71,9 @@ class Settings:
             value = getattr(self, entry.name)
             if value is None:
                 continue
+            if "" in (value if isinstance(value, list) else [value]) and not entry.metadata["may_be_empty"]:
+                # An unset variable of a shell; as a path it would mean the folder one happens to be in.
+                raise ArgumentsError(f"--{entry.name} must not be empty.")
             value = expand_home(value)
             setattr(self, entry.name, value)
             value_type = without_none(entry.type)
@@ -103,8 +106,8 @@ def check_limits(name: str, number: float, limits: dict[str, float]) -> None:
         expected = f"between {limits['minimum']} and {limits['maximum']}"
     else:
         expected = " and ".join(f"{BOUNDS[bound][0]} {limit}" for bound, limit in limits.items())
-    finite = "" if math.isfinite(number) else "finite and "
-    raise ArgumentsError(f"--{name} must be {finite}{expected}, got {number}.")
+    words = [expected] if math.isfinite(number) else ["finite", *filter(None, [expected])]
+    raise ArgumentsError(f"--{name} must be {' and '.join(words)}, got {number}.")
 
 
 def without_none(annotation: Any) -> Any:

@@ -98,3 +98,33 @@ def test_a_trial_of_a_few_updates_runs_and_says_what_it_leaves_out(images, tmp_p
     assert process.returncode == 0, process.stderr
     assert "--contrastive_start_epoch 200 is not reached in 1 epochs" in process.stderr
     assert "--warmup_epochs 40 is no shorter than the run of 1 epochs" in process.stderr
+
+
+def test_what_is_refused_leaves_the_run_that_it_would_have_replaced(images, tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "all_results.json").write_text("{}")
+    for refused, message in [
+        (["--train_data_weights", 1, 2], "Expected one positive weight for each of 1 sources"),
+        (["--contrastive_start_epoch", 9], "--contrastive_start_epoch 9 is not reached in 5 epochs"),
+        (["--crop_scale", 0.5], "crop_scale must be two ascending shares"),
+        (["--probe_data", ""], "--probe_data must not be empty"),
+    ]:
+        process = run_here(
+            "run_pretraining.py",
+            *flags(images, tmp_path, "--per_device_train_batch_size", 4, "--num_train_epochs", 5),
+            *("--contrastive_start_epoch", 0, "--overwrite_output_dir", *refused),
+        )
+        assert process.returncode == 1 and message in process.stderr, process.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["all_results.json", "checkpoint-5"]
+
+
+def test_results_of_a_shorter_run_do_not_outlive_its_going_on(images, tmp_path):
+    """Longer, and stopped by a loss that is not finite after its last checkpoint: it is not taken for finished."""
+    common = flags(images, tmp_path, "--per_device_train_batch_size", 4, "--checkpointing_steps", 1)
+    common += ["--contrastive_start_epoch", 0]
+    first = run_here("run_pretraining.py", *common, "--num_train_epochs", 1)
+    assert first.returncode == 0 and (tmp_path / "all_results.json").exists()
+    longer = ["--num_train_epochs", 3, "--base_learning_rate", 1e38, "--resume_from_checkpoint", "latest"]
+    second = run_here("run_pretraining.py", *common, *longer)
+    assert second.returncode == 1 and "not finite" in second.stderr
+    assert not (tmp_path / "all_results.json").exists()

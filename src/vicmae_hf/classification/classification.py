@@ -189,6 +189,7 @@ def write_settings(
     arguments: ClassificationArguments,
 ) -> None:
     """Writes `arguments.json`, the processors and, with `--label_fraction`, the list of the training files."""
+    (output_dir / RESULTS_FILE).unlink(missing_ok=True)  # of a shorter run that goes on
     write_json(output_dir / "arguments.json", settings)
     for processor in build_classifier_processors(config, arguments):
         processor.save_pretrained(output_dir)

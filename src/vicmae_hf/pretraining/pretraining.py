@@ -21,7 +21,7 @@ from ..settings import part_of
 from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
 from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
-from ..training.reporting import MetricsLog, is_finished, peak_memory_mib, settings_of_run
+from ..training.reporting import RESULTS_FILE, MetricsLog, is_finished, peak_memory_mib, settings_of_run
 from ..video_processing_vicmae import ViCMAEVideoProcessor
 from .arguments import PretrainingArguments, check_contrast
 
@@ -85,7 +85,9 @@ def pretrain(
         NonFiniteLossError: if the loss becomes infinite or NaN.
     """
     schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples)
-    check_contrast(arguments, model.config, schedule)  # before `checkpoints.start` deletes those of an older run
+    # What may be refused comes before `checkpoints.start`, which deletes the checkpoints of an older run.
+    check_contrast(arguments, model.config, schedule)
+    build_loader(accelerator, dataset, arguments, schedule)
     checkpoints = open_checkpoints(accelerator, dataset, arguments)
     groups = parameter_groups(model, arguments.weight_decay)
     # Table 1. The schedule sets the learning rate before every update.
@@ -98,6 +100,7 @@ def pretrain(
     objective = Objective(prepared, unwrap(accelerator, prepared), processors[0], arguments.contrastive_start_epoch)
     adamw.register_step_pre_hook(objective.hold_projector)
     if accelerator.is_main_process:
+        (Path(arguments.output_dir) / RESULTS_FILE).unlink(missing_ok=True)  # of a shorter run that goes on
         # Now and not at the end: whoever finds an interrupted run can read what it was.
         write_json(Path(arguments.output_dir) / "arguments.json", settings_of_run(arguments, model.config, schedule))
         for processor in processors:
@@ -183,23 +186,31 @@ def open_checkpoints(
     return Checkpoints(accelerator, arguments.output_dir, arguments.save_total_limit, run_settings)
 
 
-def load_batches(
+def build_loader(
     accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments, schedule: Schedule
-) -> Iterable[dict[str, torch.Tensor]]:
-    """Loads the batches still to come, `{"pixel_values": uint8 (B, 2, 3, H, W)}`, to this process's device."""
+) -> torch.utils.data.DataLoader:
+    """Builds the loader of the batches still to come; of a stream, those of this process."""
     loading = {"num_workers": arguments.dataloader_num_workers, "pin_memory": accelerator.device.type == "cuda"}
     if not arguments.streaming:
-        sampler = order_batches(
-            arguments, schedule, dataset.lengths, dataset.num_samples, arguments.train_data_weights
-        )
-        return accelerator.prepare_data_loader(build_dataloader(dataset, sampler, **loading))
-    loader = dataset.dataloader(
+        weights = arguments.train_data_weights
+        sampler = order_batches(arguments, schedule, dataset.lengths, dataset.num_samples, weights)
+        return build_dataloader(dataset, sampler, **loading)
+    return dataset.dataloader(
         arguments.per_device_train_batch_size,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         start_batch=schedule.start_step * schedule.gradient_accumulation_steps,
         **loading,
     )
+
+
+def load_batches(
+    accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments, schedule: Schedule
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Loads the batches still to come, `{"pixel_values": uint8 (B, 2, 3, H, W)}`, to this process's device."""
+    loader = build_loader(accelerator, dataset, arguments, schedule)
+    if not arguments.streaming:
+        return accelerator.prepare_data_loader(loader)
     # Not prepared by Accelerate, which would divide it again: each process already reads shards of its own.
     return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
 

@@ -25,7 +25,7 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     train_data: list[str] = setting(REQUIRED, "folders, frame stores, Parquet files or dataset names")
     output_dir: str = setting(REQUIRED, "where everything is written")
     model_name_or_path: str | None = setting(None, "checkpoint to start from; without it, random weights")
-    config_overrides: str | None = setting(None, 'config fields as "name=value,name=value"')
+    config_overrides: str | None = setting(None, 'config fields as "name=value,name=value"', may_be_empty=True)
     image_size: list[int] | None = setting(
         None, "pixels: one number, or height and width; default: the config's", minimum=1
     )

@@ -191,7 +191,7 @@ def build_model(
             model, loaded = load_model(model_class, arguments.model_name_or_path, changes)
             check_shapes(loaded["mismatched_keys"], replaced)
             check_encoder(loaded["missing_keys"])
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError) as error:
         source = arguments.model_name_or_path or "--image_size and --config_overrides"
         raise ArgumentsError(f"The model cannot be built from {source}: {error}") from error
     if arguments.gradient_checkpointing:

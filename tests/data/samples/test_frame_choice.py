@@ -229,6 +229,12 @@ def test_stored_frames_of_special_videos():
     # By time: the frames shown at 0, 2.5, 5 and 7.5 s.
     assert choose_stored_frames(slides, 10.0, num_frames=4).tolist() == [0, 1, 2, 3]
     assert choose_stored_frames(slides, 10.0, num_frames=2).tolist() == [0, 2]
+    # Of a frame that is shown for long its neighbours are taken too, and all where there are no more.
+    assert choose_stored_frames(np.array([0.0, 9.0]), 9.04, num_frames=2).tolist() == [0, 1]
+    assert choose_stored_frames(np.array([0.0, 5.0, 10.0]), 10.04, num_frames=16).tolist() == [0, 1, 2]
+    burst = np.append(np.arange(30) / 50, 10.0)
+    assert choose_stored_frames(burst, 10.02, num_frames=4).tolist() == [0, 28, 29, 30]
+    assert len(set(choose_stored_frames(burst, 10.02, num_frames=16).tolist())) == 16
 
 
 def test_a_frame_at_an_absurd_time_costs_no_memory():

@@ -66,7 +66,7 @@ class RandomView:
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(size) != 2 or min(size) <= 0:
             raise InputError(f"image_size must be one positive number or (height, width), got {image_size}.")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise InputError(f"crop_scale must be two ascending shares in (0, 1], got {crop_scale}.")
         self.size = size
         self.crop_scale = crop_scale

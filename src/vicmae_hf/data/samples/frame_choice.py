@@ -169,11 +169,15 @@ def choose_stored_frames(
     Args:
         timestamps, duration: as in `FrameSampling.sample`.
         frames_per_second: takes the frames nearest to even times at this rate, each once; 0 takes all.
-        num_frames: takes the frame shown at the start of each of `num_frames` equal parts, each once.
+        num_frames: takes the frames shown at the start of `num_frames` equal parts, or, where that is one frame
+            several times, its neighbours too; all frames if there are no more.
     """
     if num_frames is not None:
-        starts = np.arange(num_frames) * duration / num_frames
-        return np.unique(frames_shown(exact_times(timestamps, duration), starts))
+        places = np.arange(min(num_frames, len(timestamps)))
+        shown = frames_shown(exact_times(timestamps, duration), places * duration / len(places))
+        # A frame that is shown for long counts once; those next to it, earlier at the end, fill up the number.
+        distinct = np.maximum.accumulate(shown - places) + places
+        return np.minimum(distinct, len(timestamps) - len(places) + places)
     if frames_per_second == 0:
         return np.arange(len(timestamps))
     # A frame is the nearest from halfway after the frame before to halfway before the next frame. It is kept if one of
