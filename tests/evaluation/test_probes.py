@@ -63,6 +63,8 @@ def test_a_balanced_subset_has_its_share_of_every_class():
     assert len(set(chosen.tolist())) == len(chosen)
     assert torch.bincount(labels[chosen]).tolist() == [8, 4, 1]
     assert not torch.equal(chosen, balanced_subset(labels, 0.8, seed=4))
+    # Half a file counts as one, as in `select_label_fraction`.
+    assert torch.bincount(labels[balanced_subset(labels, 0.25, seed=3)]).tolist() == [3, 1, 1]
 
 
 def test_a_probe_averages_the_probabilities_of_frames_and_tells_seeds_apart():

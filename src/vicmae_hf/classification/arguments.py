@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..evaluation.probes import LINEAR_BASE_LEARNING_RATE, LINEAR_EPOCHS, LINEAR_WARMUP_EPOCHS
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.arguments import TrainingArguments
 
@@ -22,9 +23,9 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
         "mixup": 0.8,
     },
     "linear": {
-        "num_train_epochs": 90,
-        "base_learning_rate": 0.1,
-        "warmup_epochs": 10.0,
+        "num_train_epochs": LINEAR_EPOCHS,
+        "base_learning_rate": LINEAR_BASE_LEARNING_RATE,
+        "warmup_epochs": LINEAR_WARMUP_EPOCHS,
         "weight_decay": 0.0,
         "layer_decay": 1.0,
         "drop_path_rate": 0.0,

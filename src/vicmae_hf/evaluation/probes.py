@@ -1,7 +1,7 @@
 """Trains linear probes on frozen features (Table 3)."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,13 @@ from ..modeling_vicmae import ViCMAEModel
 from ..training.optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
 from .features import Features, HeldViews, extract_embeddings, nearest_neighbour_scores
 from .prediction import accuracy
+
+
+# The recipe of Table 3, here and in linear evaluation with random views (`classification`).
+LINEAR_EPOCHS = 90
+LINEAR_WARMUP_EPOCHS = 10.0
+LINEAR_BASE_LEARNING_RATE = 0.1
+LINEAR_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -55,20 +62,26 @@ def start_linear_head(linear: nn.Linear, generator: torch.Generator | None = Non
     return nn.BatchNorm1d(linear.in_features, affine=False)
 
 
+def build_linear_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> torch.optim.SGD:
+    """Builds SGD with momentum (Table 3) for parameters or groups of them. Its learning rate is still 0."""
+    # Whoever trains sets the learning rate before every update.
+    return torch.optim.SGD(parameters, lr=0.0, momentum=LINEAR_MOMENTUM)
+
+
 def train_linear_probe(
     features: torch.Tensor,
     labels: torch.Tensor,
     num_classes: int,
     *,
     seed: int,
-    num_epochs: int = 90,
-    warmup_epochs: int = 10,
-    base_learning_rate: float = 0.1,
+    num_epochs: int = LINEAR_EPOCHS,
+    warmup_epochs: float = LINEAR_WARMUP_EPOCHS,
+    base_learning_rate: float = LINEAR_BASE_LEARNING_RATE,
     batch_size: int = 256,
 ) -> nn.Module:
     """
-    Trains a linear classifier on features `(N, D)` that are held in memory, by SGD with momentum 0.9, cosine decay and
-    no weight decay (Table 3, at a smaller batch). Linear evaluation with random views is in `classification`.
+    Trains a linear classifier on features `(N, D)` that are held in memory, by SGD with momentum, cosine decay and no
+    weight decay (Table 3, at a smaller batch). Linear evaluation with random views is in `classification`.
     """
     # All random numbers of a probe come from its seed, so that encoders are compared with equal luck.
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +89,7 @@ def train_linear_probe(
     probe = nn.Sequential(start_linear_head(linear, generator), linear)
     batch_size = min(batch_size, len(features))  # full batches only, because batch norm needs them
     peak = scaled_learning_rate(base_learning_rate, batch_size)
-    optimizer = torch.optim.SGD(probe.parameters(), lr=peak, momentum=0.9)
+    optimizer = build_linear_optimizer(probe.parameters())
     steps_per_epoch = len(features) // batch_size
     num_steps = num_epochs * steps_per_epoch
     probe.train()
@@ -121,6 +134,7 @@ def probe_accuracy(
     probe = train_linear_probe(
         train_features.flatten(0, 1), train_labels.repeat_interleave(train_features.shape[1]), num_classes, seed=seed
     )
+    # Probabilities and not logits: every view has the same say, however large its logits are.
     with torch.no_grad():  # (N * V, D) -> (N * V, C) -> (N, C)
         probabilities = probe(eval_features.flatten(0, 1)).softmax(-1).unflatten(0, eval_features.shape[:2]).mean(1)
     return accuracy(probabilities, eval_labels)
@@ -144,6 +158,21 @@ def linear_probe(
     return results
 
 
+def embed_labelled(
+    accelerator: Accelerator, encoder: ViCMAEModel, views: HeldViews, batch_size: int
+) -> LabelledFeatures:
+    """Computes features of every view by itself, with the labels of their files."""
+    features = extract_embeddings(
+        accelerator,
+        encoder.to(accelerator.device),
+        views,
+        batch_size=batch_size,
+        num_workers=0,  # what workers read would be lost with them: see `HeldViews`
+        average=False,
+    )
+    return LabelledFeatures.of(features, views.source)
+
+
 def probe_beside_untrained(
     accelerator: Accelerator,
     model: ViCMAEModel,
@@ -165,24 +194,13 @@ def probe_beside_untrained(
         the same for random weights, with `untrained_` before the names; numbers of classes and files; each probe under
         `runs`; `failures`, the files that could not be read.
     """
-
-    def features_of(encoder: ViCMAEModel, views: HeldViews) -> LabelledFeatures:
-        features = extract_embeddings(
-            accelerator,
-            encoder.to(accelerator.device),
-            views,
-            batch_size=batch_size,
-            num_workers=0,  # what workers read would be lost with them: see `HeldViews`
-            average=False,
-        )
-        return LabelledFeatures.of(features, views.source)
-
-    train, evaluation = features_of(model, train_views), features_of(model, eval_views)
+    train, evaluation = (embed_labelled(accelerator, model, views, batch_size) for views in (train_views, eval_views))
     runs = {"pretrained": linear_probe(train, evaluation, range(num_seeds)), "untrained": []}
     for seed in range(num_seeds):
         set_seed(seed)  # of the random weights
         encoder = ViCMAEModel(model.config)
-        runs["untrained"] += linear_probe(features_of(encoder, train_views), features_of(encoder, eval_views), [seed])
+        features = (embed_labelled(accelerator, encoder, views, batch_size) for views in (train_views, eval_views))
+        runs["untrained"] += linear_probe(*features, [seed])
     results = {}
     for prefix, probes in zip(("", "untrained_"), runs.values(), strict=True):
         for name in ("top1", "top5", "knn_top1"):

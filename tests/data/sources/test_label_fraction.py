@@ -37,6 +37,12 @@ def test_fractions_are_balanced_nested_and_decided_by_the_seed(tmp_path):
     assert names[0.25] != [source[index].name for index in range(10)]
 
 
+def test_half_a_sample_counts_as_one(tmp_path):
+    source = fraction_source(tmp_path, {"a": 25, "b": 24, "c": 5})
+    for fraction, counts in [(0.5, [13, 12, 3]), (0.3, [8, 7, 2]), (0.7, [18, 17, 4])]:
+        assert np.bincount(select_label_fraction(source, fraction, seed=0).labels).tolist() == counts
+
+
 def test_a_fraction_too_small_for_a_class(tmp_path):
     source = fraction_source(tmp_path, {"a": 40, "b": 19})
     with pytest.raises(

@@ -45,7 +45,7 @@ def take_share(labels: np.ndarray, fraction: float, shuffle: Callable[[int, np.n
 
     Args:
         labels: class indices `(N,)`.
-        fraction: above 0, at most 1.
+        fraction: above 0, at most 1. Half an item counts as one.
         shuffle: (label, indices of its members) -> the indices in the order in which they are taken.
     """
     chosen = []
