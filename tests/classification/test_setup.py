@@ -16,7 +16,7 @@ from transformers import VideoMAEConfig
 
 from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.classification.arguments import ClassificationArguments
-from vicmae_hf.classification.classification import build_loss
+from vicmae_hf.classification.classification import Objective
 from vicmae_hf.classification.linear import LinearClassifier
 from vicmae_hf.classification.setup import build_classifier, build_classifier_processors, open_sources
 from vicmae_hf.command_line import parse_arguments
@@ -337,10 +337,10 @@ def test_a_linear_checkpoint_restores_what_is_not_folded(tmp_path):
 def test_the_loss_is_cross_entropy_against_smoothed_targets(folders):
     model = shake(ViCMAEForImageClassification(tiny_config())).eval()
     arguments = parse(folders, "--mixup", "0", task="image")
-    compute_losses = build_loss(model, model.config, arguments)
+    objective = Objective(model, model.config, arguments)
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 1, 1])
-    loss = compute_losses({"pixel_values": pixels, "labels": labels}, 0.0)["loss"]
+    loss = objective({"pixel_values": pixels, "labels": labels}, 0.0)["loss"]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalized = (pixels.numpy() / 255 - mean[:, None, None]) / std[:, None, None]
     logits = model(torch.tensor(normalized, dtype=torch.float32)).logits

@@ -24,6 +24,7 @@ from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
 from ..evaluation.features import extract_embeddings
 from ..evaluation.prediction import Predictions, predict
+from ..evaluation.probes import build_linear_optimizer
 from ..files import write_json, write_whole
 from ..modeling_vicmae import ViCMAEForImageClassification
 from ..reports.model_card import write_classification_card
@@ -78,7 +79,7 @@ def train_classifier(
     view = build_view(model.config, arguments)
     module = LinearClassifier(model) if arguments.method == "linear" else model
     module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
-    compute_losses = build_loss(module, model.config, arguments)
+    objective = Objective(module, model.config, arguments)
     best_model = BestModel(accelerator, output_dir, unwrap(accelerator, module).save_pretrained)
     checkpoints = open_checkpoints(accelerator, train_source, eval_source, best_model, arguments)
     # Before the samples are opened: features are computed only after a checkpoint was found to fit.
@@ -99,16 +100,9 @@ def train_classifier(
         MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, schedule.start_step) as log,
     ):
         results = train(
-            accelerator, module, optimizer, batches, compute_losses, schedule, log, checkpoints, arguments, evaluate
+            accelerator, module, optimizer, batches, objective, schedule, log, checkpoints, arguments, evaluate
         )
-    results = {
-        **best_model.figures,
-        "num_steps": schedule.num_steps,
-        "epochs": schedule.num_steps / schedule.steps_per_epoch,
-        "num_train_files": len(train_source),
-        **results,
-        **peak_memory_mib(accelerator.device),
-    }
+    results = best_model.figures | lengths_of_run(schedule, train_source) | results
     return finish(accelerator, bad_files, train_source, settings, results, arguments)
 
 
@@ -197,6 +191,14 @@ def write_settings(
         write_names(train_source, output_dir / "train_files.txt")
 
 
+def lengths_of_run(schedule: Schedule, train_source: LabelledSource) -> dict[str, float]:
+    return {
+        "num_steps": schedule.num_steps,
+        "epochs": schedule.num_steps / schedule.steps_per_epoch,
+        "num_train_files": len(train_source),
+    }
+
+
 def finish(
     accelerator: Accelerator,
     bad_files: BadFiles,
@@ -205,7 +207,8 @@ def finish(
     results: dict[str, Any],
     arguments: ClassificationArguments,
 ) -> dict[str, Any]:
-    """Writes pictures, model card and `all_results.json`, and returns the results."""
+    """Writes pictures, model card and `all_results.json`, and returns the results with the memory that they took."""
+    results = results | peak_memory_mib(accelerator.device)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output_dir = Path(arguments.output_dir)
@@ -232,35 +235,42 @@ def build_optimizer(
     module: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments
 ) -> torch.optim.Optimizer:
     """Builds AdamW with layer-wise decay of the learning rate (Table 2), or SGD with momentum (Table 3)."""
-    # lr=0.0, because the schedule sets the learning rate before every update.
     if arguments.method == "linear":
-        return torch.optim.SGD(parameter_groups(module, arguments.weight_decay), lr=0.0, momentum=0.9)
+        return build_linear_optimizer(parameter_groups(module, arguments.weight_decay))
     groups = parameter_groups(
         module,
         arguments.weight_decay,
         lambda name: layer_decay_scale(name, config.num_hidden_layers, arguments.layer_decay),
     )
+    # lr=0.0, because the schedule sets the learning rate before every update.
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
-def build_loss(
-    module: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments
-) -> Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]]:
-    """Builds the loss that `loop.train` minimises: cross entropy against smoothed and mixed targets."""
-    # By the mean and deviation that are saved with the processor, so that users normalise as training did.
-    image_processor, _ = build_classifier_processors(config, arguments)
-    mean, std = image_processor.image_mean, image_processor.image_std
-    mixing = BatchMixing(config.num_labels, arguments.label_smoothing, arguments.mixup, arguments.cutmix)
+class Objective:
+    """
+    Loss of a batch: cross entropy against smoothed and mixed targets.
 
-    def compute_losses(batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
+    Args:
+        prepared: the model or linear classifier as Accelerate prepared it.
+        config: the model's.
+        arguments: how targets are smoothed and samples mixed.
+    """
+
+    def __init__(self, prepared: nn.Module, config: ViCMAEConfig, arguments: ClassificationArguments):
+        self.prepared = prepared
+        # By the mean and deviation that are saved with the processor, so that users normalise as training did.
+        processor, _ = build_classifier_processors(config, arguments)
+        self.mean, self.std = processor.image_mean, processor.image_std
+        self.mixing = BatchMixing(config.num_labels, arguments.label_smoothing, arguments.mixup, arguments.cutmix)
+
+    def __call__(self, batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
         if "features" in batch:
-            inputs, targets = mixing(batch["features"], batch["labels"])
-            return {"loss": module(features=inputs, labels=targets).loss}
+            inputs, targets = self.mixing(batch["features"], batch["labels"])
+            return {"loss": self.prepared(features=inputs, labels=targets).loss}
         # Pixels travel as bytes and become floats here on the device; mixing needs floats.
-        inputs, targets = mixing(normalize_pixels(batch["pixel_values"], mean, std), batch["labels"])
-        return {"loss": module(pixel_values=inputs, labels=targets).loss}
-
-    return compute_losses
+        pixel_values = normalize_pixels(batch["pixel_values"], self.mean, self.std)
+        inputs, targets = self.mixing(pixel_values, batch["labels"])
+        return {"loss": self.prepared(pixel_values=inputs, labels=targets).loss}
 
 
 def build_view(config: ViCMAEConfig, arguments: ClassificationArguments) -> RandomClip:
