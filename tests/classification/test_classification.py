@@ -1,8 +1,16 @@
-"""Training of classifiers: what is refused, and what stays then. Whole runs are in tests/examples."""
+"""Training of classifiers: its loss; what is refused, and what stays then. Whole runs are in tests/examples."""
 
+import numpy as np
 import pytest
+import torch
+from classifier_flags import parse
 from launching import run_here
+from tiny_models import shake, tiny_config
+from torch import nn
 from video_files import numbered_frames, write_video
+
+from vicmae_hf import ViCMAEForImageClassification
+from vicmae_hf.classification.classification import Objective
 
 
 MODEL = (
@@ -40,3 +48,17 @@ def test_what_is_refused_leaves_the_run_that_it_would_have_replaced(videos, tmp_
     )
     assert process.returncode == 1 and message in process.stderr, process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all_results.json", "checkpoint-5"]
+
+
+def test_the_loss_is_cross_entropy_against_smoothed_targets(folders):
+    model = shake(ViCMAEForImageClassification(tiny_config())).eval()
+    arguments = parse(folders, "--mixup", "0", task="image")
+    objective = Objective(model, model.config, arguments)
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 1, 1])
+    loss = objective({"pixel_values": pixels, "labels": labels}, 0.0)["loss"]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalized = (pixels.numpy() / 255 - mean[:, None, None]) / std[:, None, None]
+    logits = model(torch.tensor(normalized, dtype=torch.float32)).logits
+    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)

@@ -1,49 +1,20 @@
-"""Classifiers: their classes, the linear classifier, the best model. Whole runs are in tests/examples."""
+"""What a classifier is trained from: its classes, its data, its checkpoint, its processors."""
 
 import io
-import json
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from classifier_flags import make_files, parse
 from PIL import Image
-from safetensors.torch import load_file
-from tiny_models import random_tensor, shake, tiny_config
-from torch import nn
+from tiny_models import shake, tiny_config
 from transformers import VideoMAEConfig
 
-from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEForVideoClassification
-from vicmae_hf.classification.arguments import ClassificationArguments
-from vicmae_hf.classification.classification import Objective
-from vicmae_hf.classification.linear import LinearClassifier
+from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.classification.setup import build_classifier, build_classifier_processors, open_sources
-from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.errors import InputError
 from vicmae_hf.settings import ArgumentsError
-from vicmae_hf.training.best_model import BestModel
-
-
-def make_files(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Flags of a run on videos of three classes."""
-    make_files(tmp_path / "train", *(f"{name}/{index}.mp4" for name in "abc" for index in range(4)))
-    make_files(tmp_path / "eval", "c/0.mp4", "a/0.mp4")
-    return ["--train_data", tmp_path / "train", "--eval_data", tmp_path / "eval", "--output_dir", tmp_path / "out"]
-
-
-def parse(folders, *flags, task="video", method="finetune"):
-    return parse_arguments(
-        ClassificationArguments, [*map(str, folders), "--task", task, "--method", method, *map(str, flags)]
-    )
 
 
 def finetuned(folder, class_names=("a", "b", "c"), model_class=ViCMAEForVideoClassification):
@@ -220,178 +191,6 @@ def test_the_video_processor_samples_as_the_model_is_trained(folders, tmp_path, 
     arguments = parse(folders, "--frames_per_second", flag)
     _, video_processor = build_classifier_processors(tiny_config(num_frames=6), arguments)
     assert (video_processor.do_sample_frames, video_processor.num_frames, video_processor.fps) == (True, 6, fps)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--layer_decay", "0"], "layer_decay must be above 0"),
-        (["--eval_epochs", "0"], "eval_epochs must be at least 1"),
-        (["--config_overrides", "drop_path_rate=0.1"], "set by --drop_path_rate"),
-        (["--no-train_augmentation"], "--method linear only"),
-        (["--train_data", "a", "b"], "expected one labelled source, got 2"),
-    ],
-)
-def test_settings_that_contradict_each_other(folders, flags, message):
-    with pytest.raises(ArgumentsError, match=message):
-        parse(folders, *flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--drop_path_rate", "0.1"], "leaves the encoder as it is"),
-        (["--no-train_augmentation", "--mixup", "0.8"], "--no-train_augmentation contradicts --mixup 0.8"),
-    ],
-)
-def test_settings_that_contradict_the_linear_method(folders, flags, message):
-    with pytest.raises(ArgumentsError, match=message):
-        parse(folders, *flags, method="linear")
-
-
-def test_a_label_fraction_turns_randaugment_and_mixup_off_unless_they_are_set(folders):
-    chosen = ["rand_augment_magnitude", "mixup", "label_smoothing"]
-    for flags, expected in [
-        ([], [9, 0.8, 0.1]),
-        (["--label_fraction", "1.0"], [0, 0, 0.1]),
-        (["--label_fraction", "0.1", "--mixup", "0.4"], [0, 0.4, 0.1]),
-    ]:
-        arguments = parse(folders, *flags)
-        assert [getattr(arguments, name) for name in chosen] == expected
-
-
-def trained_linear_classifier(dtype=torch.float32):
-    torch.manual_seed(0)
-    model = shake(ViCMAEForImageClassification(tiny_config(drop_path_rate=0.5, hidden_dropout_prob=0.5)))
-    module = LinearClassifier(model.to(dtype)).to(dtype).train()
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.5, momentum=0.9)
-    for step in range(5):
-        pixel_values = 2 + 3 * random_tensor(6, 3, 16, 16, seed=step, dtype=dtype)
-        module(pixel_values, labels=torch.arange(6) % 3).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return module.eval()
-
-
-def test_batch_norm_is_folded_into_the_classifier_exactly():
-    module = trained_linear_classifier()
-    module.norm.double()
-    module.model.classifier.double()
-    features = random_tensor(50, 16, seed=9, dtype=torch.float64) * 4 + 1
-    expected = module(features=features).logits
-    folded = module.folded_classifier()
-    found = features @ folded["weight"].T + folded["bias"]
-    torch.testing.assert_close(found, expected, atol=1e-13, rtol=1e-12)
-    # Not by accident: without the fold the logits are others.
-    assert (module.model.classifier(features) - expected).abs().max() > 0.1
-
-
-def test_what_is_saved_is_a_plain_model(tmp_path):
-    module = trained_linear_classifier()
-    module.save_pretrained(tmp_path)
-    model, info = ViCMAEForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    pixel_values = random_tensor(4, 3, 16, 16, seed=20)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model.eval()(pixel_values).logits, module(pixel_values).logits, atol=1e-5, rtol=1e-5
-        )
-    assert not any("norm.running" in name for name in load_file(tmp_path / "model.safetensors"))
-
-
-def test_only_the_classifier_of_a_linear_classifier_learns():
-    module = trained_linear_classifier()
-    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert trainable == {"model.classifier.weight", "model.classifier.bias"}
-    module.train()
-    assert module.norm.training and not any(layer.training for layer in module.model.vicmae.modules())
-    torch.manual_seed(0)
-    untouched = shake(ViCMAEForImageClassification(tiny_config(drop_path_rate=0.5, hidden_dropout_prob=0.5)))
-    for name, tensor in untouched.vicmae.state_dict().items():
-        assert torch.equal(module.model.vicmae.state_dict()[name], tensor), name
-
-
-def test_the_running_statistics_are_those_of_the_features():
-    module = LinearClassifier(shake(ViCMAEForImageClassification(tiny_config()))).train()
-    features = random_tensor(64, 16, seed=3) * 5 + 2
-    with torch.no_grad():
-        logits = module(features=features).logits
-    values = features.numpy().astype(np.float64)
-    normalized = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
-    weight = module.model.classifier.weight.detach().numpy()
-    np.testing.assert_allclose(logits, normalized @ weight.T, atol=1e-5)
-    np.testing.assert_allclose(module.norm.running_var, 0.9 + 0.1 * values.var(0, ddof=1), rtol=1e-5)
-
-
-def test_a_linear_checkpoint_restores_what_is_not_folded(tmp_path):
-    module = trained_linear_classifier()
-    module.save_checkpoint(tmp_path)
-    other = LinearClassifier(ViCMAEForImageClassification(tiny_config()))
-    other.load_checkpoint(tmp_path)
-    expected = module.state_dict()
-    assert other.state_dict().keys() == expected.keys()
-    for name, tensor in other.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
-
-
-def test_the_loss_is_cross_entropy_against_smoothed_targets(folders):
-    model = shake(ViCMAEForImageClassification(tiny_config())).eval()
-    arguments = parse(folders, "--mixup", "0", task="image")
-    objective = Objective(model, model.config, arguments)
-    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    labels = torch.tensor([0, 1, 2, 1, 1])
-    loss = objective({"pixel_values": pixels, "labels": labels}, 0.0)["loss"]
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    normalized = (pixels.numpy() / 255 - mean[:, None, None]) / std[:, None, None]
-    logits = model(torch.tensor(normalized, dtype=torch.float32)).logits
-    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels)
-    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
-
-
-class Counter:
-    """Writes how often it was saved."""
-
-    def __init__(self):
-        self.value = 0
-
-    def save(self, folder):
-        folder.mkdir()
-        (folder / "model.safetensors").write_text(str(self.value))
-
-
-def test_the_best_model_is_kept_and_goes_with_checkpoints(tmp_path):
-    counter = Counter()
-    output_dir = tmp_path / "run"
-    output_dir.mkdir()
-    best = BestModel(Accelerator(cpu=True), output_dir, counter.save)
-
-    def kept():
-        return (output_dir / "model.safetensors").read_text()
-
-    for counter.value, top1 in enumerate([10.0, 30.0, 30.0, 20.0]):
-        best.update({"eval_top1": top1, "best_step": counter.value})
-    assert kept() == "1"
-    assert best.figures == {"eval_top1": 30.0, "best_step": 1}
-    checkpoint = tmp_path / "checkpoint-3"
-    checkpoint.mkdir()
-    best.save(checkpoint)
-    assert json.loads((checkpoint / "best.json").read_text()) == best.figures
-    counter.value = 4
-    best.update({"eval_top1": 40.0, "best_step": 4})
-    assert kept() == "4"
-    # What the checkpoint holds was not written over.
-    assert (checkpoint / "best" / "model.safetensors").read_text() == "1"
-
-    resumed = BestModel(Accelerator(cpu=True), output_dir, counter.save)
-    resumed.load(checkpoint)
-    assert kept() == "1"
-    counter.value = 5
-    resumed.update({"eval_top1": 29.0, "best_step": 5})
-    assert kept() == "1"
-    resumed.update({"eval_top1": 31.0, "best_step": 5})
-    assert kept() == "5"
-    assert (checkpoint / "best" / "model.safetensors").read_text() == "1"
-    assert sorted(path.name for path in output_dir.iterdir()) == ["model.safetensors"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(folders, tmp_path):
