@@ -20,7 +20,7 @@ OBJECTIVES = {
 }
 
 
-def build_model(objective: str) -> ViCMAEForPreTraining:
+def seeded_model(objective: str) -> ViCMAEForPreTraining:
     torch.manual_seed(0)
     config = tiny_config(contrastive_weight=1.0, **OBJECTIVES[objective])
     return shake(ViCMAEForPreTraining(config).double()).train()
@@ -48,7 +48,7 @@ def main(output_dir: Path) -> None:
     share = {name: tensor.chunk(size)[rank] for name, tensor in joined_batch().items()}
     outcomes = {}
     for objective in OBJECTIVES:
-        model = DistributedDataParallel(build_model(objective))
+        model = DistributedDataParallel(seeded_model(objective))
         loss = model(**share).loss
         loss.backward()
         outcomes[objective] = outcome(model.module, loss)

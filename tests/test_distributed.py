@@ -21,7 +21,7 @@ def outcomes(request, tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("objective", distributed_worker.OBJECTIVES)
 def test_processes_on_shares_of_a_batch_equal_one_process_on_the_whole(outcomes, objective):
-    model = distributed_worker.build_model(objective)
+    model = distributed_worker.seeded_model(objective)
     loss = model(**distributed_worker.joined_batch()).loss
     loss.backward()
     expected = distributed_worker.outcome(model, loss)

@@ -1,4 +1,4 @@
-"""Embeddings of files, nearest neighbours among them, and the probe that runs beside pretraining."""
+"""Embeddings of files, and nearest neighbours among them."""
 
 import json
 
@@ -28,7 +28,6 @@ from vicmae_hf.evaluation.features import (
     nearest_neighbour_scores,
     write_features,
 )
-from vicmae_hf.pretraining.online_probe import OnlineProbe
 from vicmae_hf.processors import build_processors
 from vicmae_hf.video_processing_vicmae import sample_frame_indices
 
@@ -187,74 +186,3 @@ def test_a_near_neighbour_outvotes_many_far_ones():
     assert scores.argmax(1).item() == 0
     flat = nearest_neighbour_scores(features, labels, torch.tensor([[1.0, 0.0]]), 2, 11, temperature=100)
     assert flat.argmax(1).item() == 1
-
-
-def write_pictures(root, num_files, is_meaningful):
-    """Pictures of two classes that differ in colour, or in nothing."""
-    generator = np.random.default_rng(0)
-    for name, colour in [("blue", (60, 60, 200)), ("red", (200, 60, 60))]:
-        (root / name).mkdir(parents=True)
-        for index in range(num_files):
-            base = np.array(colour if is_meaningful else (128, 128, 128))
-            pixels = base + generator.normal(0, 40, (24, 24, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{index}.png")
-
-
-def build_probe(root, encoder, **options):
-    settings = {"probe_steps": 10, "seed": 0, "batch_size": 8, "num_workers": 0}
-    return OnlineProbe(
-        Accelerator(cpu=True),
-        encoder,
-        open_labelled(root),
-        build_processors(encoder.config)[0],
-        MediaLoader(),
-        **{**settings, **options},
-    )
-
-
-def test_an_online_probe_tells_features_that_know_the_class_from_features_that_do_not(tmp_path):
-    encoder = ViCMAEModel(tiny_config(pooling="mean"), video=False)
-    write_pictures(tmp_path / "colours", 25, is_meaningful=True)
-    figures = build_probe(tmp_path / "colours", encoder)(10, False, None)
-    assert set(figures) == {"probe_knn_top1", "probe_linear_top1"}
-    # Five held-out pictures of each class.
-    assert min(figures.values()) >= 90
-    write_pictures(tmp_path / "noise", 25, is_meaningful=False)
-    assert max(build_probe(tmp_path / "noise", encoder)(10, False, None).values()) <= 80
-
-
-def test_an_online_probe_is_due_every_so_often_and_at_the_end_and_leaves_no_trace(tmp_path):
-    encoder = ViCMAEModel(tiny_config(hidden_dropout_prob=0.5), video=False).train()
-    write_pictures(tmp_path, 5, is_meaningful=True)
-    probe = build_probe(tmp_path, encoder, num_workers=1)
-    state, random_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    weights = {name: value.clone() for name, value in encoder.state_dict().items()}
-    assert [bool(probe(step, step == 25, None)) for step in (1, 9, 10, 11, 20, 24, 25)] == [
-        False,
-        False,
-        True,
-        False,
-        True,
-        False,
-        True,
-    ]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(np.random.get_state()[1], random_state)
-    assert all(module.training for module in encoder.modules())
-    assert all(parameter.grad is None for parameter in encoder.parameters())
-    assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
-    # The same at any step, for nothing was trained.
-    assert probe(10, False, None) == probe(20, False, None)
-
-
-def test_a_probe_learns_from_four_fifths_of_every_class(tmp_path):
-    write_pictures(tmp_path, 10, is_meaningful=True)
-    encoder = ViCMAEModel(tiny_config(), video=False)
-    probes = [build_probe(tmp_path, encoder, seed=seed) for seed in (0, 0, 1)]
-    for probe in probes:
-        assert torch.bincount(probe.labels[probe.is_training]).tolist() == [8, 8]
-    assert torch.equal(probes[0].is_training, probes[1].is_training)
-    assert not torch.equal(probes[0].is_training, probes[2].is_training)
-    write_pictures(tmp_path / "few", 2, is_meaningful=True)
-    with pytest.raises(InputError, match="few: expected a class with at least 3 files"):
-        build_probe(tmp_path / "few", encoder)

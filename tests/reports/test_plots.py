@@ -10,7 +10,7 @@ from vicmae_hf.reports.plots import plot_losses, plot_reconstructions, reconstru
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
 
-def build_model(**overrides):
+def wide_model(**overrides):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     sizes |= {f"decoder_{name}": value for name, value in sizes.items()}
@@ -18,7 +18,7 @@ def build_model(**overrides):
 
 
 def test_reconstructions_are_where_the_mask_is():
-    model = build_model(norm_pix_loss=False, mask_ratio=0.5)
+    model = wide_model(norm_pix_loss=False, mask_ratio=0.5)
     # A decoder that predicts the same normalised pixel everywhere: red 1, green 0, blue -1.
     with torch.no_grad():
         model.decoder.prediction.weight.zero_()
@@ -39,7 +39,7 @@ def test_reconstructions_are_where_the_mask_is():
 
 
 def test_normalised_predictions_get_the_statistics_of_the_patch():
-    model = build_model(norm_pix_loss=True)
+    model = wide_model(norm_pix_loss=True)
     with torch.no_grad():
         model.decoder.prediction.weight.zero_()
         model.decoder.prediction.bias.zero_()
