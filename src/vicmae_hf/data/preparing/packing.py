@@ -93,7 +93,7 @@ def pack_frames(
     check_failures(packer, records, max_bad_files)
     failures = all_failures(records)
     if failures:
-        write_failures(packer, failures)
+        write_bad_files(packer, failures)
     summary = summarize(packer, records)
     if summary.is_finished:
         finish_store(packer, records)
@@ -195,11 +195,11 @@ def check_failures(packer: Packer, records: dict[int, ShardRecord], max_share: f
     try:
         check_bad_files(errors, len(packer.source.items), max_share, remedy)
     except BadFilesError:
-        write_failures(packer, failures)
+        write_bad_files(packer, failures)
         raise
 
 
-def write_failures(packer: Packer, failures: Iterable[dict[str, str]]) -> None:
+def write_bad_files(packer: Packer, failures: Iterable[dict[str, str]]) -> None:
     write_json_lines(packer.output / "bad_files.jsonl", failures)
 
 

@@ -53,6 +53,7 @@ class FramePairDataset(torch.utils.data.Dataset):
         self.loader = loader
         self.samples_per_file = samples_per_file
         self.seed = seed
+        self.name = ", ".join(source.name for source in self.sources)
         self.lengths = [len(source) for source in self.sources]
         self.ends = list(accumulate(self.lengths))  # of the sources, laid end to end
         self.num_files = self.ends[-1]
@@ -73,7 +74,7 @@ class FramePairDataset(torch.utils.data.Dataset):
             for index, generator in draw_items(key, self.num_files, self.seed)
         )
         return self.bad_files.read_first(
-            ", ".join(source.name for source in self.sources),
+            self.name,
             ((item.name, partial(self.read_pair, item, generator)) for item, generator in items),
         )
 
