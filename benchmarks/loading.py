@@ -34,7 +34,7 @@ from vicmae_hf.data.media.images import decode_image
 from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
 from vicmae_hf.data.samples.augmentation import RandomView
-from vicmae_hf.data.samples.frame_choice import FrameSampling
+from vicmae_hf.data.samples.frame_sampling import FrameSampling
 from vicmae_hf.data.samples.pairs import load_frame_pairs
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -15,15 +15,18 @@ from ..data.loading.loader import build_dataloader
 from ..data.samples.augmentation import normalize_pixels
 from ..data.samples.pairs import FramePairDataset, PairSettings, load_frame_pairs
 from ..files import write_json
-from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEForPreTrainingOutput
 from ..settings import part_of
 from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
 from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
 from ..training.reporting import RESULTS_FILE, MetricsLog, is_finished, peak_memory_mib, settings_of_run
-from ..video_processing_vicmae import ViCMAEVideoProcessor
 from .arguments import PretrainingArguments, check_contrast
+
+
+if TYPE_CHECKING:  # only for annotations: training takes no more of them than mean and deviation
+    from ..image_processing_vicmae import ViCMAEImageProcessor
+    from ..video_processing_vicmae import ViCMAEVideoProcessor
 
 
 class Measure(Protocol):
@@ -64,7 +67,7 @@ def pretrain(
     model: ViCMAEForPreTraining,
     dataset: FramePairDataset,
     arguments: PretrainingArguments,
-    processors: tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor],
+    processors: tuple["ViCMAEImageProcessor", "ViCMAEVideoProcessor"],
     measures: Sequence[Measure] = (),
 ) -> dict[str, Any] | None:
     """
@@ -139,7 +142,7 @@ class Objective:
         self,
         prepared: nn.Module,
         model: ViCMAEForPreTraining,
-        processor: ViCMAEImageProcessor,
+        processor: "ViCMAEImageProcessor",
         contrastive_start_epoch: float,
     ):
         self.prepared = prepared

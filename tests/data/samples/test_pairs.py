@@ -20,7 +20,7 @@ from vicmae_hf.data import load_frame_pairs
 from vicmae_hf.data.loading.loader import EpochBatchSampler, build_dataloader
 from vicmae_hf.data.media.bad_files import BadFiles, BadFilesError
 from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.samples.frame_choice import FrameSampling
+from vicmae_hf.data.samples.frame_sampling import FrameSampling
 from vicmae_hf.data.samples.pairs import FramePairDataset
 from vicmae_hf.data.sources.sources import DataSourceError, open_source
 from vicmae_hf.errors import InputError

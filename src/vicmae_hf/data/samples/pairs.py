@@ -19,7 +19,7 @@ from ..media.bad_files import BadFiles, BadFilesArguments
 from ..media.reading import MediaItem, MediaLoader, MediaReader, ReadingArguments
 from ..sources.sources import DataSourceError, MediaSource, open_source
 from .augmentation import RandomView
-from .frame_choice import FrameSampling
+from .frame_sampling import FrameSampling
 
 
 if TYPE_CHECKING:  # only for annotations: most people never load it

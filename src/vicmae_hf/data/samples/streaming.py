@@ -25,7 +25,7 @@ from ..sources.sources import (
     open_source,
 )
 from .augmentation import RandomView
-from .frame_choice import FrameSampling
+from .frame_sampling import FrameSampling
 
 
 READ_ROWS = 32  # taken from a stream at a time; few, because their frames stay in memory
