@@ -25,6 +25,7 @@ from vicmae_hf.evaluation.features import (
     write_features,
 )
 from vicmae_hf.settings import REQUIRED, setting
+from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import run_script
 
 
@@ -47,6 +48,7 @@ class ExportArguments(InferenceArguments):
 
 def main() -> None:
     arguments = parse_arguments(ExportArguments)
+    check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     is_clip = arguments.pooling == "clip"
     model, processor = load_encoder(arguments.model_name_or_path, arguments.pooling)

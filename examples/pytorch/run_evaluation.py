@@ -22,6 +22,7 @@ from vicmae_hf.evaluation.prediction import predict_views
 from vicmae_hf.evaluation.results import describe, prepare_output_dir, write_evaluation
 from vicmae_hf.evaluation.temporal_ablation import FrameOrders
 from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
+from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import run_script
 
 
@@ -48,6 +49,7 @@ class EvaluationArguments(InferenceArguments):
 
 def main() -> None:
     arguments = parse_arguments(EvaluationArguments)
+    check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     classifier = load_classifier(arguments.model_name_or_path, arguments.label_names)
     if arguments.num_frames is None:

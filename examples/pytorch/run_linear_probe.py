@@ -20,6 +20,7 @@ from vicmae_hf.evaluation.probes import probe_beside_untrained
 from vicmae_hf.evaluation.results import prepare_output_dir
 from vicmae_hf.files import write_json
 from vicmae_hf.settings import REQUIRED, setting
+from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import run_script
 
 
@@ -37,6 +38,7 @@ class ProbeArguments(ReadingArguments):
 
 def main() -> None:
     arguments = parse_arguments(ProbeArguments)
+    check_engine()
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     train_source = open_labelled(arguments.train_data)

@@ -18,11 +18,13 @@ from study_report import check_report, write_report
 from study_runs import run_study
 
 from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import run_script
 
 
 def main() -> None:
     arguments = parse_arguments(StudyArguments)
+    check_engine()
     report = Path(arguments.report or Path(arguments.output_dir) / "report.md")
     check_report(report)
     results = run_study(arguments)

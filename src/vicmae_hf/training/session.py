@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
+from .engines import check_engine
 from .loop import NonFiniteLossError
 from .reporting import RESULTS_FILE
 
@@ -62,8 +63,10 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
     because of the settings fails here, before any data is read.
 
     Raises:
-        ArgumentsError: if the output folder holds a run that this one would replace, or the Hub refuses.
+        ArgumentsError: if accelerate's configuration has an engine that is not supported, the output folder holds a
+            run that this one would replace, or the Hub refuses.
     """
+    check_engine(arguments.mixed_precision)
     check_trackers(arguments.report_to)
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,

@@ -1,0 +1,89 @@
+"""Engines chosen by `accelerate config` that are not supported: refused in one line, before anything is read."""
+
+import pytest
+from launching import ACCELERATE, Forked, run
+
+from vicmae_hf.settings import ArgumentsError
+from vicmae_hf.training.engines import check_engine
+
+
+SCRIPTS = {
+    # Neither data nor model is there: reading them would be another error.
+    "run_pretraining.py": ["--train_data", "no_data", "--output_dir", "out"],
+    "run_classification.py": ["--task", "video", "--method", "finetune", "--train_data", "no_data"]
+    + ["--eval_data", "no_data", "--output_dir", "out"],
+    "run_evaluation.py": ["--model_name_or_path", "no_model", "--data", "no_data", "--output_dir", "out"],
+    "export_features.py": ["--model_name_or_path", "no_model", "--data", "no_data", "--output", "out.parquet"],
+    "run_linear_probe.py": ["--model_name_or_path", "no_model", "--train_data", "no_data", "--eval_data", "no_data"]
+    + ["--output_dir", "out"],
+}
+SUPPORTED = "Supported are one process, and several processes with the whole model in each, on CPUs or GPUs"
+
+
+def assert_refused(process, engine):
+    lines = [line for line in process.stderr.splitlines() if "error" in line.lower()]
+    assert process.returncode == 1, process.stderr
+    assert lines[0].startswith(f"error: accelerate's configuration chooses {engine} ("), process.stderr
+    assert SUPPORTED in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "engine"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP"),
+        # Accelerate would say that DeepSpeed is not installed.
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        (
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
+            "tensor, context or sequence parallelism",
+        ),
+        ({"ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "MODEL_PARALLEL"}, "SageMaker's own parallelism"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "8-bit precision"),
+    ],
+)
+def test_an_engine_that_is_not_supported_is_refused(environment, engine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = Forked("run_pretraining.py", *SCRIPTS["run_pretraining.py"], **environment).finish()
+    assert_refused(process, engine)
+    assert len(process.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_that_computes_refuses_it(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = Forked(script, *SCRIPTS[script], ACCELERATE_USE_DEEPSPEED="true").finish()
+    assert_refused(process, "DeepSpeed")
+    assert len(process.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        # What the launcher sets for one process, and for a precision that the script's own flag replaces.
+        {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "NO"},
+        {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "NO"},
+    ],
+)
+def test_what_is_supported_goes_on_to_the_data(environment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = Forked("run_pretraining.py", *SCRIPTS["run_pretraining.py"], **environment).finish()
+    assert process.stderr.startswith("error: no_data: no such folder, and no dataset of that name")
+
+
+def test_tpus_are_refused(monkeypatch):
+    check_engine()
+    # As accelerate finds it where torch_xla is installed.
+    monkeypatch.setattr("accelerate.utils.imports._torch_xla_available", True)
+    with pytest.raises(ArgumentsError, match=r"chooses PyTorch/XLA, TPUs .*USE_TORCH_XLA=0.*Supported are"):
+        check_engine()
+
+
+@pytest.mark.parametrize("flag", ["--use_fsdp", "--use_megatron_lm"])
+def test_the_launcher_s_flag_is_refused(flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process = run("run_pretraining.py", *SCRIPTS["run_pretraining.py"], launcher=[*ACCELERATE, flag])
+    assert_refused(process, {"--use_fsdp": "FSDP", "--use_megatron_lm": "Megatron-LM"}[flag])
+    assert not (tmp_path / "out").exists()
