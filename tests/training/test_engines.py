@@ -1,21 +1,22 @@
 """Engines chosen by `accelerate config` that are not supported: refused in one line, before anything is read."""
 
 import pytest
+from accelerate.utils import is_torch_xla_available
 from launching import ACCELERATE, Forked, run
 
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.engines import check_engine
 
 
+# Neither data nor model is there: reading them would be another error.
+TRAINING = ["--train_data", "no_data", "--output_dir", "out"]
+INFERENCE = ["--model_name_or_path", "no_model"]
 SCRIPTS = {
-    # Neither data nor model is there: reading them would be another error.
-    "run_pretraining.py": ["--train_data", "no_data", "--output_dir", "out"],
-    "run_classification.py": ["--task", "video", "--method", "finetune", "--train_data", "no_data"]
-    + ["--eval_data", "no_data", "--output_dir", "out"],
-    "run_evaluation.py": ["--model_name_or_path", "no_model", "--data", "no_data", "--output_dir", "out"],
-    "export_features.py": ["--model_name_or_path", "no_model", "--data", "no_data", "--output", "out.parquet"],
-    "run_linear_probe.py": ["--model_name_or_path", "no_model", "--train_data", "no_data", "--eval_data", "no_data"]
-    + ["--output_dir", "out"],
+    "run_pretraining.py": TRAINING,
+    "run_classification.py": [*TRAINING, "--task", "video", "--method", "finetune", "--eval_data", "no_data"],
+    "run_evaluation.py": [*INFERENCE, "--data", "no_data", "--output_dir", "out"],
+    "export_features.py": [*INFERENCE, "--data", "no_data", "--output", "out.parquet"],
+    "run_linear_probe.py": [*INFERENCE, *TRAINING, "--eval_data", "no_data"],
 }
 SUPPORTED = "Supported are one process, and several processes with the whole model in each, on CPUs or GPUs"
 
@@ -73,10 +74,12 @@ def test_what_is_supported_goes_on_to_the_data(environment, tmp_path, monkeypatc
     assert process.stderr.startswith("error: no_data: no such folder, and no dataset of that name")
 
 
-def test_tpus_are_refused(monkeypatch):
+def test_tpus_are_refused(monkeypatch, request):
     check_engine()
-    # As accelerate finds it where torch_xla is installed.
+    # As accelerate finds it where torch_xla is installed. Its answer is kept for the process.
     monkeypatch.setattr("accelerate.utils.imports._torch_xla_available", True)
+    is_torch_xla_available.cache_clear()
+    request.addfinalizer(is_torch_xla_available.cache_clear)
     with pytest.raises(ArgumentsError, match=r"chooses PyTorch/XLA, TPUs .*USE_TORCH_XLA=0.*Supported are"):
         check_engine()
 
