@@ -184,7 +184,7 @@ def main():
         written = write_demo_data(
             arguments.output, arguments.seed, arguments.appearance_videos, arguments.motion_videos, arguments.images
         )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"{'Wrote the demo data to' if written else 'The demo data is already in'} {arguments.output}")
 

@@ -24,6 +24,7 @@ from vicmae_hf.evaluation.features import (
     load_encoder,
     write_features,
 )
+from vicmae_hf.files import check_writable
 from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import run_script
@@ -50,6 +51,8 @@ def main() -> None:
     arguments = parse_arguments(ExportArguments)
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    if accelerator.is_main_process:
+        check_writable(arguments.output)
     is_clip = arguments.pooling == "clip"
     model, processor = load_encoder(arguments.model_name_or_path, arguments.pooling)
     if arguments.num_frames is None:

@@ -10,11 +10,14 @@ Interrupted and run again, it goes on. A store is read wherever a folder of vide
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.bad_files import BadFilesArguments
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
+from vicmae_hf.data.sources.frame_store import STORE_FILE
 from vicmae_hf.data.sources.labelled import read_class_names
+from vicmae_hf.files import check_writable
 from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.session import run_script
 
@@ -36,6 +39,7 @@ class PackingArguments(PackingSettings, BadFilesArguments):
 
 def main() -> None:
     arguments = parse_arguments(PackingArguments)
+    check_writable(Path(arguments.output).expanduser() / STORE_FILE)
     class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     rank = int(os.environ.get("RANK", 0))
     summary = pack_frames(

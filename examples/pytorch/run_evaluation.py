@@ -19,7 +19,7 @@ from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
 from vicmae_hf.evaluation.prediction import predict_views
-from vicmae_hf.evaluation.results import describe, prepare_output_dir, write_evaluation
+from vicmae_hf.evaluation.results import check_output_dir, describe, write_evaluation
 from vicmae_hf.evaluation.temporal_ablation import FrameOrders
 from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.engines import check_engine
@@ -51,6 +51,8 @@ def main() -> None:
     arguments = parse_arguments(EvaluationArguments)
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    if accelerator.is_main_process:
+        check_output_dir(arguments.output_dir)
     classifier = load_classifier(arguments.model_name_or_path, arguments.label_names)
     if arguments.num_frames is None:
         arguments.num_frames = classifier.num_frames
@@ -67,8 +69,6 @@ def main() -> None:
     )
     frame_orders = FrameOrders(dataset.num_frames, arguments.seed) if arguments.temporal_ablation else None
     check_fit(classifier.model, dataset)
-    if accelerator.is_main_process:
-        prepare_output_dir(arguments.output_dir)
     predictions = predict_views(
         accelerator,
         classifier.model.to(accelerator.device),

@@ -17,7 +17,7 @@ from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.evaluation.features import HeldViews, build_feature_views, load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained
-from vicmae_hf.evaluation.results import prepare_output_dir
+from vicmae_hf.evaluation.results import check_output_dir
 from vicmae_hf.files import write_json
 from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.engines import check_engine
@@ -38,6 +38,7 @@ class ProbeArguments(ReadingArguments):
 
 def main() -> None:
     arguments = parse_arguments(ProbeArguments)
+    check_output_dir(arguments.output_dir)
     check_engine()
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
@@ -47,9 +48,9 @@ def main() -> None:
         HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
         for source in (train_source, eval_source)
     )
-    prepare_output_dir(arguments.output_dir)
     results = probe_beside_untrained(Accelerator(), model, train, evaluation, arguments.num_seeds)
     output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
     write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))
     write_json(output_dir / "all_results.json", results)
     write_json(output_dir / "arguments.json", asdict(arguments))

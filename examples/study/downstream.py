@@ -22,7 +22,9 @@ from study_tables import deviation, mean_and_spread
 from transformers import set_seed
 
 from vicmae_hf import ViCMAEModel
+from vicmae_hf.files import check_writable
 from vicmae_hf.reports.model_card import markdown_table
+from vicmae_hf.training.session import run_script
 
 
 SCRIPTS = Path(__file__).parents[1] / "pytorch"
@@ -157,6 +159,7 @@ def plot_ablation(evaluations: list[dict], path: Path) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
+    check_writable(arguments.output_dir / "table.md")
     output_dir, seeds = arguments.output_dir, range(arguments.num_seeds)
     config = ViCMAEModel.config_class.from_pretrained(arguments.pretrained)
     for seed in seeds:
@@ -188,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

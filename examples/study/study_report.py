@@ -22,6 +22,7 @@ from study_results import (
 from study_tables import mean_and_spread
 
 from vicmae_hf.errors import InputError
+from vicmae_hf.files import check_writable, write_whole
 from vicmae_hf.reports.model_card import markdown_table
 
 
@@ -32,11 +33,13 @@ END = "<!-- Written by run_study.py up to here. -->"
 
 def check_report(path: str | os.PathLike) -> None:
     """
-    Raises an InputError if `path` exists and a report cannot be put into it without losing what is there.
+    Raises an InputError if `path` cannot be written, or exists and a report cannot be put into it without losing what
+    is there.
     """
     path = Path(path)
     if path.exists():
         split_report(path)
+    check_writable(path)
 
 
 def split_report(path: Path) -> tuple[str, str]:
@@ -73,7 +76,7 @@ def write_report(results: dict[str, Any], path: str | os.PathLike) -> None:
     for name, plot in pictures.items():
         plot(results, images / f"{path.stem}_{name}.png")
     text = report_text(results, image_prefix=f"images/{path.stem}_")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    write_whole(path, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 def report_text(results: dict[str, Any], image_prefix: str) -> str:

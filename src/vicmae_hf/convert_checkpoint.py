@@ -25,6 +25,7 @@ from transformers import ViTMAEConfig
 from .command_line import parse_config_overrides
 from .configuration_vicmae import ViCMAEConfig
 from .errors import InputError
+from .files import check_writable, writing
 from .modeling_vicmae import (
     ViCMAEForImageClassification,
     ViCMAEForPreTraining,
@@ -590,12 +591,14 @@ def convert_checkpoint(
     config.json, model.safetensors, and the processors for the model's image size.
 
     Raises:
-        InputError: if the checkpoint can't be read or converted; its message starts with the path.
+        InputError: if the checkpoint can't be read or converted, or the folder can't be written; its message starts
+            with the path.
     """
     # A folder of ViTMAE has a model.safetensors, too.
     source, target = Path(checkpoint).resolve(), (Path(output_dir) / "model.safetensors").resolve()
     if target in (source, source / target.name):
         raise InputError(f"{checkpoint}: the conversion would overwrite it, choose another output folder.")
+    check_writable(target)
     contents, settings = read_checkpoint(checkpoint)
     settings.update(config_overrides)
     if image_size is not None:
@@ -604,12 +607,13 @@ def convert_checkpoint(
         config, state_dict = convert_state_dict(contents, **settings)
     except ValueError as error:
         raise InputError(f"{checkpoint}: {error}") from error
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
     model = model_without_weights(config)
     model.load_state_dict(state_dict, strict=True, assign=True)  # assign: nothing could be copied into "meta"
-    model.save_pretrained(output_dir)
-    for processor in build_processors(config):
-        processor.save_pretrained(output_dir)
+    with writing(output_dir):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(output_dir)
+        for processor in build_processors(config):
+            processor.save_pretrained(output_dir)
     return model
 
 

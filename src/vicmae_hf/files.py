@@ -1,4 +1,4 @@
-"""Writes files: whole or not at all, as text, JSON, JSON lines and CSV."""
+"""Writes files: whole or not at all, as text, JSON, JSON lines and CSV. Says in one line why one cannot be written."""
 
 import csv
 import io
@@ -9,25 +9,58 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import InputError
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns an error of writing to a file or folder into an InputError that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        raise InputError(
+            f"{path}: cannot be written ({reason}); expected a place with free space, and the right to write there."
+        ) from error
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises an InputError if no file or folder can be made at `path`. For the start of a script; leaves nothing."""
+    whole = Path(path).absolute()
+    place = next(folder for folder in whole.parents if os.path.lexists(folder))
+    longest = max(whole.relative_to(place).parts, key=len)
+    with writing(path):
+        trial = partial_path(place / longest)
+        try:
+            trial.write_bytes(bytes(4096))  # something: a full disk still takes empty files
+        finally:
+            trial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    # In the name of this process, because several runs may write the same file.
+    return path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
 
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
     """Gives a path to write to. The file appears as `path` only when it is whole and on disk; else an InputError."""
-    # In the name of this process, because several runs may write the same file.
-    partial = path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())  # after a power failure the name could else stand for an empty file
-        os.replace(partial, path)
-    except OSError as error:
-        # Another run that finished the same store removes what it takes for leftovers. Then the file is there.
-        if not (isinstance(error, FileNotFoundError) and path.exists()):
-            raise InputError(f"{path}: cannot be written ({error}).") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    partial = partial_path(path)
+    with writing(path):
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # after a power failure the name could else stand for an empty file
+            os.replace(partial, path)
+        except FileNotFoundError:
+            # Another run that finished the same store removes what it takes for leftovers. Then the file is there.
+            if not path.exists():
+                raise
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike, text: str) -> None:

@@ -18,7 +18,7 @@ from vicmae_hf.data.samples.views import build_test_views
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.prediction import Predictions, ViewPredictions
-from vicmae_hf.evaluation.results import prepare_output_dir, write_evaluation
+from vicmae_hf.evaluation.results import check_output_dir, write_evaluation
 
 
 def test_tables_and_figures_of_known_predictions(videos, tmp_path):
@@ -32,7 +32,6 @@ def test_tables_and_figures_of_known_predictions(videos, tmp_path):
     failure = {"path": source[4].name, "error": "broken"}
     predictions = Predictions(probabilities, labels, indices, [failure])
     outcome = ViewPredictions([predictions], None, num_clips=12, seconds=3.0)
-    prepare_output_dir(tmp_path / "out")
     results = write_evaluation(tmp_path / "out", dataset, outcome, None, {"task": "video"})
 
     truth, taken = labels.numpy(), probabilities.numpy().argmax(1)
@@ -72,7 +71,6 @@ def test_the_hash_of_a_list_is_that_of_names_and_classes(videos, tmp_path):
         outcome = ViewPredictions([predictions], None, num_clips=7, seconds=1.0)
         return write_evaluation(tmp_path / "out", dataset, outcome, None, {})["list_sha256"]
 
-    prepare_output_dir(tmp_path / "out")
     lines = sorted(f"{path.parent.name}/{path.name}\t{path.parent.name}\n" for path in videos.rglob("*.mp4"))
     assert hash_of(videos) == hashlib.sha256("".join(lines).encode()).hexdigest()
     moved = tmp_path / "elsewhere"
@@ -89,4 +87,4 @@ def test_the_hash_of_a_list_is_that_of_names_and_classes(videos, tmp_path):
 def test_an_evaluation_replaces_no_model(tmp_path):
     save_classifier(tmp_path)
     with pytest.raises(InputError, match="holds a model; choose another folder"):
-        prepare_output_dir(tmp_path)
+        check_output_dir(tmp_path)

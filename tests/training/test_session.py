@@ -1,8 +1,15 @@
-"""What is refused before any data is read, and uploads that fail."""
+"""What is refused before any data is read, uploads that fail, and errors that end a script in one line."""
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+import torch
+from full_disks import largest_file
 from huggingface_hub import constants
+from launching import undone
 from local_hub import READ_TOKEN, hub_of_this_process, run_local_hub, unreachable_hub
+from safetensors.torch import save_file
 
 from vicmae_hf import ViCMAEForPreTraining
 from vicmae_hf.settings import ArgumentsError
@@ -14,6 +21,7 @@ from vicmae_hf.training.session import (
     check_output_dir,
     check_trackers,
     create_repository,
+    run_script,
     upload,
 )
 
@@ -111,3 +119,67 @@ def test_a_failed_upload_says_that_the_training_is_safe(hub, tmp_path):
         pytest.raises(UploadError, match=f"saved in {tmp_path}, .*403.* hf upload someone/run {tmp_path}"),
     ):
         upload(settings)
+
+
+def end_of(main, capsys):
+    """What a script says that fails; the error that it ends with otherwise."""
+    with undone(), pytest.raises(SystemExit) as caught:
+        run_script(main)
+    assert caught.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+ROWS = torch.arange(10_000.0)
+WRITERS = {
+    "python": lambda folder: (folder / "file").write_text("a" * 10_000),
+    "pyarrow": lambda folder: pyarrow.parquet.write_table(pa.table({"rows": ROWS.numpy()}), folder / "file"),
+    "datasets": lambda folder: datasets.Dataset.from_dict({"rows": ROWS.numpy()}).save_to_disk(folder / "file"),
+    "safetensors": lambda folder: save_file({"rows": ROWS}, folder / "file"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_ends_a_script_in_one_line_whoever_writes(writer, tmp_path, capsys):
+    datasets.disable_progress_bars()
+    with largest_file(4096):
+        line = end_of(lambda: WRITERS[writer](tmp_path), capsys)
+    assert line.startswith("error: a file cannot be opened or written: ") and "File too large" in line
+
+
+def test_a_place_that_cannot_be_ends_a_script_in_one_line_that_names_it(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    line = end_of(lambda: WRITERS["python"](tmp_path / "file"), capsys)
+    assert line == f"error: a file cannot be opened or written: [Errno 20] Not a directory: '{tmp_path}/file/file'"
+    assert f"{tmp_path}/file/file" in end_of(lambda: WRITERS["pyarrow"](tmp_path / "file"), capsys)
+    long = tmp_path / ("a" * 300)
+    assert f"File name too long: '{long}/file'" in end_of(lambda: WRITERS["python"](long), capsys)
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.path.read_text()
+
+
+def test_an_error_of_a_worker_is_one_line_too(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    loader = torch.utils.data.DataLoader(Unreadable(tmp_path / "file" / "sample"), num_workers=1)
+    line = end_of(lambda: list(loader), capsys)
+    assert line.endswith(f"[Errno 20] Not a directory: '{tmp_path}/file/sample'")
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file or directory", "name"), ConnectionError("refused"), KeyError("28")]
+)
+def test_other_errors_keep_their_traceback(error):
+    def main():
+        raise error
+
+    with undone(), pytest.raises(type(error)):
+        run_script(main)

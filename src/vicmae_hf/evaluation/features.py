@@ -21,6 +21,7 @@ from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
 from ..data.sources.labelled import LabelledSource
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
+from ..files import partial_file, writing
 from ..modeling_vicmae import ViCMAEModel
 from .prediction import average_views, collect, evaluating, split_items
 
@@ -199,10 +200,11 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
     `PATH.bad_files.jsonl`.
 
     Raises:
-        InputError: if `path` ends otherwise.
+        InputError: if `path` ends otherwise or cannot be written. A file of that name is whole, or as it was.
     """
     path = check_feature_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     indices = features.indices.tolist()
     files = [source[index].name for index in indices]
     labels = None if source.labels is None else torch.as_tensor(source.labels)[features.indices]
@@ -213,22 +215,26 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
             columns["class"] = [source.class_names[label] if label >= 0 else None for label in labels.tolist()]
         table = pa.table(columns)
         table = table.replace_schema_metadata({"settings": json.dumps(settings)})
-        pyarrow.parquet.write_table(table, path)
+        with partial_file(path) as partial:
+            pyarrow.parquet.write_table(table, partial)
     else:
         tensors = {"embeddings": features.embeddings.contiguous()}
         metadata = {"files": files, "settings": settings}  # safetensors holds tensors and texts, hence JSON below
         if labels is not None:
             tensors["labels"], metadata["class_names"] = labels.contiguous(), source.class_names
-        save_file(tensors, path, metadata={name: json.dumps(value) for name, value in metadata.items()})
+        with partial_file(path) as partial:
+            save_file(tensors, partial, metadata={name: json.dumps(value) for name, value in metadata.items()})
     write_failures(path.with_name(f"{path.name}.bad_files.jsonl"), features.failures)
 
 
 def check_feature_file(path: str | os.PathLike) -> Path:
-    """Raises an InputError if a file of features would be of no known format."""
+    """Raises an InputError if a file of features would be of no known format, or a folder has its name."""
     # A function of its own: scripts call it before they compute for hours.
     path = Path(path)
     if path.suffix not in (".parquet", ".safetensors"):
         raise InputError(f"{path}: expected a name that ends in .parquet or .safetensors.")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file.")
     return path
 
 

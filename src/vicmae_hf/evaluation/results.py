@@ -14,26 +14,26 @@ from ..data.media.bad_files import write_failures
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import LabelledSource, format_list
 from ..errors import InputError
-from ..files import write_csv, write_json
+from ..files import check_writable, partial_file, write_csv, write_json, writing
 from ..reports.plots import plot_confusion, plot_temporal_ablation
 from .features import matrix_column
 from .prediction import Predictions, ViewPredictions, likeliest_classes
 from .temporal_ablation import FrameOrders
 
 
-def prepare_output_dir(output_dir: str | os.PathLike) -> None:
+def check_output_dir(output_dir: str | os.PathLike) -> None:
     """
-    Makes the output folder.
+    Checks a folder for results, before they are computed.
 
     Raises:
-        InputError: if it is a file, or holds a model: the model's own results would be replaced.
+        InputError: if it is a file, holds a model whose own results would be replaced, or cannot be written to.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; expected a folder.")
     if (folder / "config.json").exists():  # a run and an evaluation both write all_results.json
         raise InputError(f"--output_dir {folder} holds a model; choose another folder, for example {folder}/eval.")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / "all_results.json")
 
 
 def write_evaluation(
@@ -53,7 +53,8 @@ def write_evaluation(
     """
     output_dir = Path(output_dir)
     plots = output_dir / "plots"
-    plots.mkdir(exist_ok=True)
+    with writing(plots):
+        plots.mkdir(parents=True, exist_ok=True)
     class_names = dataset.source.class_names
     first = predictions.protocols[0]
     counts = count_confusions(first, len(class_names))
@@ -151,7 +152,8 @@ def write_predictions(output_dir: Path, dataset: ViewDataset, predictions: ViewP
     }
     table = pa.table({"file": files, "class": classes, "label": first.labels.numpy(), **probabilities})
     # All probabilities, in a format that keeps their digits: for ensembles and other metrics.
-    pyarrow.parquet.write_table(table, output_dir / "predictions.parquet")
+    with partial_file(output_dir / "predictions.parquet") as partial:
+        pyarrow.parquet.write_table(table, partial)
 
 
 def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ..configuration_vicmae import ViCMAEConfig
 from ..data.loading.loader import build_dataloader
 from ..data.samples.augmentation import normalize_pixels
 from ..data.samples.pairs import FramePairDataset, PairSettings, load_frame_pairs
-from ..files import write_json
+from ..files import write_json, writing
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEForPreTrainingOutput
 from ..settings import part_of
 from ..training.checkpointing import Checkpoints, unwrap
@@ -230,7 +230,8 @@ def finish(
     accelerator.wait_for_everyone()  # workers of any process may still record bad files
     if accelerator.is_main_process:
         dataset.bad_files.rewrite()
-        model.save_pretrained(arguments.output_dir)
+        with writing(arguments.output_dir):
+            model.save_pretrained(arguments.output_dir)
     results["pairs_per_second"] = results.pop("samples_per_second")
     return {
         "num_steps": schedule.num_steps,

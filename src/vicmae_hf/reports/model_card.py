@@ -7,6 +7,8 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 
+from ..files import partial_file
+
 
 # The Hub reads what stands between the two lines of hyphens.
 CARD = """---
@@ -238,7 +240,8 @@ def _write_card(
         + below_figures,
         limits=limits,
     )
-    ModelCard(card).save(Path(output_dir) / "README.md")
+    with partial_file(Path(output_dir) / "README.md") as partial:
+        ModelCard(card).save(partial)
 
 
 def _source(output_dir: str | Path, arguments: dict[str, Any]) -> str:

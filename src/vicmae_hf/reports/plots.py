@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from ..data.samples.augmentation import normalize_pixels
+from ..files import partial_file
 from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
 
 
 # With more classes, names and counts in a confusion matrix could not be read.
 MAX_NAMED_CLASSES = 60
 MAX_COUNTED_CLASSES = 30
+
+
+def save_picture(figure: Figure, path: str | os.PathLike) -> None:
+    with partial_file(Path(path)) as partial:
+        figure.savefig(partial, dpi=100)
 
 
 def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
@@ -27,7 +34,7 @@ def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) ->
         axes.set(title=name.replace("_", " "), xlabel="update")
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # 0.693, not 3e-3 beside a "+0.69" above
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
@@ -40,7 +47,7 @@ def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike
     axes.set(title="held-out accuracy", xlabel="epoch", ylabel="%")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
@@ -53,7 +60,7 @@ def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLi
         for row, image in enumerate(images):
             grid[row, column].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())  # predictions overshoot
             grid[row, column].axis("off")
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 @torch.no_grad()
@@ -117,7 +124,7 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | o
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
@@ -132,4 +139,4 @@ def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.P
     axes.set_xticks(range(len(ablation)), [f"frames {name}" if name != "standard" else name for name in ablation])
     axes.set(ylabel="top-1 (%)", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import write_json
+from ..files import write_json, writing
 
 
 class BestModel:
@@ -40,7 +40,8 @@ class BestModel:
             # Under another name first and then renamed: whenever the run is killed, a file that is there is whole.
             partial = self.output_dir / ".partial-best"
             shutil.rmtree(partial, ignore_errors=True)
-            self.save_model(partial)
+            with writing(partial):
+                self.save_model(partial)
             self.files = sorted(path.name for path in partial.iterdir())
             # File by file, because the folder holds other files of the run.
             for name in self.files:

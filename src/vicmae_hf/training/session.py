@@ -1,7 +1,9 @@
 """Does what every training script needs around its training: errors, accelerator, output folder, model, upload."""
 
+import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -15,11 +17,13 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ..command_line import parse_config_overrides
 from ..errors import InputError
+from ..files import check_writable
 from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
@@ -32,6 +36,13 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Requests to the Hub raise these: refusals and files, unreachable servers, wrong names, failed transfers.
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
+
+# Errors of the system about a place, not about the program: full, read-only, somebody else's, or no place at all.
+MENDABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR),
+}
 
 
 class UploadError(InputError):
@@ -48,13 +59,25 @@ def run_script(main: Callable[[], None]) -> None:
     disable_progress_bar()
     try:
         main()
-    except (InputError, NonFiniteLossError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except (InputError, NonFiniteLossError, OSError, SafetensorError) as error:
+        message = str(error)
+        if isinstance(error, (OSError, SafetensorError)):
+            if find_errno(error) not in MENDABLE:
+                raise
+            # An error of a worker begins with the worker's traceback.
+            message = f"a file cannot be opened or written: {message.strip().splitlines()[-1]}"
+        print(f"error: {message}", file=sys.stderr, flush=True)
         if dist.is_initialized():
             # Other processes may wait for this one. sys.exit would wait for them; so it ends at once, and the launcher
             # sees it gone and stops the others.
             os._exit(1)
         sys.exit(1)
+
+
+def find_errno(error: Exception) -> int | None:
+    """Finds the system's number of an error, which some libraries have in their text only: "(os error 28)"."""
+    found = re.search(r"\b(?:errno|os error) (\d+)", str(error), re.IGNORECASE)
+    return int(found[1]) if found else None
 
 
 def start_session(arguments: TrainingArguments) -> Accelerator:
@@ -65,6 +88,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
     Raises:
         ArgumentsError: if accelerate's configuration has an engine that is not supported, the output folder holds a
             run that this one would replace, or the Hub refuses.
+        InputError: if the output folder cannot be made or written to.
     """
     check_engine(arguments.mixed_precision)
     check_trackers(arguments.report_to)
@@ -82,6 +106,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
     adopt_accumulation(arguments, accelerator.gradient_accumulation_steps)
     if accelerator.is_main_process:
         check_output_dir(arguments)
+        check_writable(Path(arguments.output_dir) / RESULTS_FILE)
         if arguments.push_to_hub:
             create_repository(arguments)
         Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...errors import InputError, MediaDecodingError
-from ...files import write_csv, write_json, write_whole
+from ...files import check_writable, write_csv, write_json, write_whole, writing
 from ..media.reading import EncodedItem, MediaLoader, MediaReader, call_within
 from ..sources.labelled import format_list
 from ..sources.sources import MediaSource
@@ -87,12 +87,13 @@ def prepare_dataset(
 
     Raises:
         InputError: if a list or folder is missing or malformed, names an unknown class, lists nothing, nothing of it
-            is there or readable, or `output` exists.
+            is there or readable, or `output` exists or cannot be written.
     """
     output = Path(output).expanduser()
     # Now and not at the end, because reading every file of a dataset takes hours.
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; choose another output folder, or delete it.")
+    check_writable(output)
     paths = [None if path is None else os.path.expanduser(path) for path in (root, annotations, media)]
     request = Request(paths[0], split, *paths[1:], class_names)
     table, problems, list_source = open_listed(dataset, request)
@@ -318,16 +319,17 @@ def count(table: datasets.Dataset, problems: list[Problem], check: Check) -> dic
 
 def write_results(output: Path, table: datasets.Dataset, problems: list[Problem], report: dict[str, Any]) -> None:
     """Writes everything into a folder beside `output` and renames it at the end: `output` is whole or absent."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, because renaming works at once only within a file system.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-        folder = Path(temporary, output.name)
-        save_table(table, folder)
-        write_whole(folder / "list.tsv", list_table(table))
-        write_json(folder / "report.json", report)
-        write_csv(folder / "problems.csv", Problem._fields, problems)
-        write_csv(folder / "classes.csv", *count_classes(table, problems))
-        folder.rename(output)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it, because renaming works at once only within a file system.
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+            folder = Path(temporary, output.name)
+            save_table(table, folder)
+            write_whole(folder / "list.tsv", list_table(table))
+            write_json(folder / "report.json", report)
+            write_csv(folder / "problems.csv", Problem._fields, problems)
+            write_csv(folder / "classes.csv", *count_classes(table, problems))
+            folder.rename(output)
 
 
 def save_table(table: datasets.Dataset, folder: Path) -> None:
