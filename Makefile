@@ -1,5 +1,5 @@
 # Targets: pretrain (demo), downstream (finetuning and evaluation of the demo's model), study (of the baselines), test,
-# test-slow, style, bench. All of them make .venv first if there is none.
+# test-slow, test-faults (kills, damaged files), style, bench. All of them make .venv first if there is none.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ FFCV := .venv-ffcv
 # One process on this machine; the flags spare a new user accelerate's questions.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: pretrain downstream study test test-slow style bench bench-ffcv
+.PHONY: pretrain downstream study test test-slow test-faults style bench bench-ffcv
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow
+
+# One after the other, and with the tables that they print.
+test-faults: $(VENV)/installed
+	$(BIN)/pytest tests/faults -m faults -n 1 -rP --show-capture=stdout
 
 style: $(VENV)/installed
 	$(BIN)/ruff check .

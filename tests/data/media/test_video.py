@@ -319,6 +319,17 @@ def test_damage_that_decoders_conceal(plain, tmp_path):
                 video.get_frames([index])
 
 
+def test_frames_that_would_fill_the_memory_are_refused(plain, monkeypatch):
+    with open_video(plain, "pyav") as video:
+        height, width = video.get_frames([0]).shape[-2:]
+    monkeypatch.setattr(video_module, "MAX_FRAME_PIXELS", height * width)
+    open_video(plain, "pyav").close()
+    monkeypatch.setattr(video_module, "MAX_FRAME_PIXELS", height * width - 1)
+    expected = f"frames have {width}x{height} pixels, and at most {height * width - 1:,} are read"
+    with pytest.raises(VideoDecodingError, match=expected):
+        open_video(plain, "pyav")
+
+
 def test_a_matroska_file_without_its_end_has_the_frames_that_are_there(tmp_path, backend):
     path = tmp_path / "short.mkv"
     write_video(path, numbered_frames(NUM_FRAMES), options={"g": "12"})

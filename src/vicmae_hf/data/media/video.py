@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 import logging
+import math
 import operator
 import os
 import re
@@ -27,6 +28,9 @@ from ...errors import InputError, MediaDecodingError
 
 
 logger = logging.getLogger(__name__)
+
+# Three times 8K. Some kilobytes may unpack to larger frames, and a clip of them would fill the memory.
+MAX_FRAME_PIXELS = 100_000_000
 
 
 class VideoDecodingError(MediaDecodingError):
@@ -90,6 +94,9 @@ class PyAVDecoder:
                 raise BackendError("its codec is unknown")
             self._codec.thread_count = 1  # workers already use all cores
             self._size = (self._stream.width, self._stream.height)  # of all frames, even if it changes on the way
+            if math.prod(self._size) > MAX_FRAME_PIXELS:
+                size = "{}x{}".format(*self._size)
+                raise BackendError(f"its frames have {size} pixels, and at most {MAX_FRAME_PIXELS:,} are read")
             self._reformatter = VideoReformatter()
             with raised_as_backend_error(av.FFmpegError):
                 self._read_index()
