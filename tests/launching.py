@@ -2,8 +2,8 @@
 Runs the examples and benchmarks, in one of three ways:
 
 - `run` as a user does, with a launcher: where the launcher is what is tested. Its processes import for seconds.
-- `Forked` and `run_together` in processes that fork from a server which has imported everything: where it matters that
-  they are processes, because they are killed or work together.
+- `Forked`, `Together` and `run_together` in processes that fork from a server which has imported everything: where it
+  matters that they are processes, because they are killed or work together.
 - `run_here` in the tests' process: everything else.
 """
 
@@ -77,8 +77,15 @@ class Forked:
 
     def kill(self) -> None:
         """At once, with all processes that it started in its group."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.send_kill()
         self.process.join()
+
+    def send_kill(self) -> None:
+        """As `kill`, but does not wait for its end."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet, so it has started no process either
+            self.process.kill()
 
     def finish(self) -> subprocess.CompletedProcess:
         """Waits for its end, for five minutes at most."""
@@ -101,22 +108,45 @@ def _run_forked(command: list[str], environment: dict[str, str], logs: str) -> N
     runpy.run_path(command[0], run_name="__main__")
 
 
+class Together:
+    """A script in processes that find each other, as those of torchrun do, beside the test."""
+
+    def __init__(self, script: str, *flags, num_processes: int = 2):
+        # They meet at a store of this process, so that no port is chosen which something else could take meanwhile.
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        world = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "WORLD_SIZE": str(num_processes),
+            "LOCAL_WORLD_SIZE": str(num_processes),
+        }
+        self.command = [script, *flags]
+        self.ranks = [
+            Forked(script, *flags, **world, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(num_processes)
+        ]
+
+    def is_running(self) -> bool:
+        return all(process.is_running() for process in self.ranks)
+
+    def kill(self) -> None:
+        """All at once: none is left to notice that another is gone."""
+        for process in self.ranks:
+            process.send_kill()
+        for process in self.ranks:
+            process.process.join()
+
+    def finish(self) -> subprocess.CompletedProcess:
+        """Waits for their end. What they print is joined, by rank."""
+        finished = [process.finish() for process in self.ranks]
+        returncode = next((process.returncode for process in finished if process.returncode), 0)
+        stdout, stderr = ("".join(getattr(process, name) for process in finished) for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(self.command, returncode, stdout, stderr)
+
+
 def run_together(script: str, *flags, num_processes: int = 2) -> subprocess.CompletedProcess:
-    """As torchrun, in processes that find each other, to their end. What they print is joined, by rank."""
-    # They meet at a store of this process, so that no port is chosen which something else could take meanwhile.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    world = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-    }
-    ranks = [Forked(script, *flags, **world, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(num_processes)]
-    finished = [process.finish() for process in ranks]
-    returncode = next((process.returncode for process in finished if process.returncode), 0)
-    stdout, stderr = ("".join(getattr(process, name) for process in finished) for name in ("stdout", "stderr"))
-    return subprocess.CompletedProcess([script, *flags], returncode, stdout, stderr)
+    """As torchrun, in processes that find each other, to their end."""
+    return Together(script, *flags, num_processes=num_processes).finish()
 
 
 def run_here(script: str, *flags) -> subprocess.CompletedProcess:
