@@ -10,3 +10,22 @@ class InputError(ValueError):
 
 class MediaDecodingError(ValueError):
     """A video or image cannot be read. The message says which and why. Runs record it and go on."""
+
+
+class NonFiniteError(RuntimeError):
+    """
+    A loss, gradient or weight became infinite or NaN. The message says where.
+
+    Args:
+        step: the update, counted from 1; None if that is not known.
+        losses: its losses, and the norm of its gradient.
+
+    Attributes:
+        samples: names of its samples.
+    """
+
+    def __init__(self, message: str, step: int | None = None, losses: dict[str, float] | None = None):
+        super().__init__(message)
+        self.step = step
+        self.losses = losses or {}
+        self.samples: list[str] = []

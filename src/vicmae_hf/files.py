@@ -1,8 +1,10 @@
 """Writes files: whole or not at all, as text, JSON, JSON lines and CSV. Says in one line why one cannot be written."""
 
 import csv
+import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import InputError
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -80,9 +85,41 @@ def write_json_lines(path: str | os.PathLike, entries: Iterable[dict[str, Any]])
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the objects of a file of JSON lines; none if there is no such file."""
-    path = Path(path)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """
+    Reads the objects of a file of JSON lines; none if there is no such file. A line that is none is passed over with a
+    warning: a process that was killed, or a full disk, leaves half of one.
+    """
+    path, entries = Path(path), []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict):
+            entries.append(entry)
+        else:
+            logger.warning("%s: passed over a line that is no JSON object: %.80r", path, line)
+    return entries
+
+
+def sync_to_disk(paths: Iterable[Path]) -> None:
+    """Waits until files, and the names in folders, are on disk: they are there after a power failure, too."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def list_checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Lists the files of a folder, as `{"bytes", "sha256"}` by their paths within it."""
+    checksums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        checksums[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    return checksums
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -15,6 +15,7 @@ def test_no_checkpoint_is_a_start_only_for_latest(tmp_path):
     from accelerate import Accelerator
 
     checkpoints = Checkpoints(Accelerator(cpu=True), tmp_path, None, run_settings={})
-    assert checkpoints.load("latest") == 0
+    assert checkpoints.find("latest") is None
+    assert checkpoints.start("latest") == 0
     with pytest.raises(CheckpointError, match=r"missing: no checkpoint there \(training_state.json is missing\)"):
-        checkpoints.load(str(tmp_path / "missing"))
+        checkpoints.find(str(tmp_path / "missing"))

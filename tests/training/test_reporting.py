@@ -1,49 +1,112 @@
 """The log of metrics."""
 
+import io
+import logging
+import time
+from unittest import mock
+
 import pytest
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
+from vicmae_hf.training import reporting
 from vicmae_hf.training.reporting import MetricsLog, read_metrics
 
 
-def update(log, step, loss, *, write):
-    log.update(
-        {"loss": loss, "reconstruction_loss": 2 * loss},
-        step=step,
-        epoch=step / 10,
-        learning_rate=0.1,
-        num_samples=4 * step,
-        elapsed_seconds=0.5 * step,
-        wait_seconds=0.1 * step,
-        figures={"eval_top1": 10.0 * step} if step == 4 else {},
-        write=write,
-    )
+def write(log, step, loss):
+    log.advance()
+    log.write({"loss": loss}, step, step / 10, 0.1, 4 * step, 0.5 * step, 0.1 * step)
 
 
-def test_lines_average_what_came_since_the_line_before(tmp_path):
+def test_rates_are_of_the_time_since_the_line_before(tmp_path):
     log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=4)
-    for step, loss in enumerate([1.0, 3.0, 5.0, 9.0], start=1):
-        update(log, step, loss, write=step % 2 == 0)
+    log.write({"loss": 2.0}, 2, 0.2, 0.1, num_samples=8, elapsed_seconds=1.0, wait_seconds=0.2)
+    log.write({"loss": 7.0, "eval_top1": 40.0}, 4, 0.4, 0.1, num_samples=32, elapsed_seconds=3.0, wait_seconds=1.2)
     log.__exit__()
     first, second = read_metrics(tmp_path)
-    assert (first["step"], first["loss"], first["reconstruction_loss"]) == (2, 2.0, 4.0)
-    assert (second["step"], second["loss"], second["reconstruction_loss"]) == (4, 7.0, 14.0)
-    assert "eval_top1" not in first
-    assert second["eval_top1"] == 40
-    for line in (first, second):
-        assert line["pairs_per_second"] == pytest.approx(8)
-        assert line["data_wait_share"] == pytest.approx(0.2)
+    assert (first["step"], first["loss"]) == (2, 2.0)
+    assert (second["step"], second["loss"], second["eval_top1"]) == (4, 7.0, 40.0)
+    assert (first["pairs_per_second"], first["data_wait_share"]) == pytest.approx((8, 0.2))
+    assert (second["pairs_per_second"], second["data_wait_share"]) == pytest.approx((12, 0.5))
 
 
 def test_a_resumed_log_drops_what_was_done_after_the_checkpoint(tmp_path):
     log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=9)
     for step in range(1, 7):
-        update(log, step, float(step), write=True)
+        write(log, step, float(step))
     log.__exit__()
     log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=9, start_step=4)
-    update(log, 5, 50.0, write=True)
+    write(log, 5, 50.0)
     log.__exit__()
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [
         *((step, float(step)) for step in range(1, 5)),
         (5, 50.0),
     ]
+
+
+def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=9, start_step=1)
+    write(log, 2, 3.0)
+    log.__exit__()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert "passed over a line" in caplog.text and "metrics.jsonl" in caplog.text
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path, capsys):
+    log = MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", num_steps=100)
+    write(log, 10, 1.0)
+    assert capsys.readouterr().err == ""  # a minute has not passed
+    log.last_progress = time.monotonic() - reporting.PROGRESS_SECONDS
+    write(log, 20, 1.0)
+    write(log, 30, 1.0)
+    # 80 updates are left, and 20 took 10 seconds.
+    assert capsys.readouterr().err == "step 20 of 100, loss 1.0000, pairs/s 8, waiting for data 20%, 00:40 left\n"
+    write(log, 100, 1.0)
+    assert capsys.readouterr().err.startswith("step 100 of 100")
+    log.__exit__()
+
+
+def test_with_a_terminal_progress_is_a_bar(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    with (
+        mock.patch("sys.stderr", Terminal()) as stderr,
+        MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", 2) as log,
+    ):
+        write(log, 1, 1.0)
+        write(log, 2, 1.0)
+    assert "2/2" in stderr.getvalue() and "step 2 of 2" not in stderr.getvalue()
+
+
+class Tracker(GeneralTracker):
+    requires_logging_directory = False
+    main_process_only = False
+    tracker = None
+
+    def __init__(self, name, is_broken=False):
+        self.name = name
+        self.is_broken = is_broken
+        self.lines = []
+        super().__init__()
+
+    def log(self, values, step, **kwargs):
+        self.lines.append((step, values["loss"]))
+        if self.is_broken:
+            raise ConnectionError("the server is gone")
+
+
+def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog):
+    accelerator = Accelerator(cpu=True)
+    accelerator.trackers = [broken, sound] = [Tracker("broken", is_broken=True), Tracker("sound")]
+    log = MetricsLog(accelerator, tmp_path, "pairs", num_steps=9)
+    with caplog.at_level(logging.WARNING):
+        for step in (1, 2, 3):
+            write(log, step, float(step))
+    log.__exit__()
+    assert broken.lines == [(1, 1.0)]
+    assert sound.lines == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert caplog.text.count("tracker broken failed") == 1 and "the server is gone" in caplog.text
+    assert len(read_metrics(tmp_path)) == 3

@@ -1,9 +1,8 @@
 """Trains classifiers: finetuning (Table 2) and linear evaluation (Table 3)."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
-from ..data.loading.loader import build_dataloader
+from ..data.loading.loader import SteadyBatches, build_dataloader
 from ..data.media.bad_files import BadFiles
 from ..data.media.reading import MediaLoader
 from ..data.samples.augmentation import normalize_pixels
@@ -30,20 +29,18 @@ from ..modeling_vicmae import ViCMAEForImageClassification
 from ..reports.model_card import write_classification_card
 from ..reports.plots import plot_accuracies, plot_losses
 from ..settings import ArgumentsError
-from ..training.best_model import BestModel
-from ..training.checkpointing import Checkpoints, unwrap
+from ..training.checkpointing import save_finite, unwrap
 from ..training.loop import train
 from ..training.optimization import Schedule, layer_decay_scale, order_batches, parameter_groups, plan_run
 from ..training.reporting import (
     RESULTS_FILE,
-    MetricsLog,
-    is_finished,
     peak_memory_mib,
     read_metrics,
     read_results,
-    settings_of_run,
 )
+from ..training.run_folder import RunFolder
 from .arguments import ClassificationArguments
+from .best_model import BestModel
 from .linear import FeatureSamples, LinearClassifier, predict_features
 from .setup import build_classifier_processors
 
@@ -67,9 +64,7 @@ def train_classifier(
 
     Raises:
         ArgumentsError: if the batch is too small for batch norm.
-        BadFilesError: if too many files cannot be read.
-        CheckpointError: if the checkpoint to resume from does not fit.
-        NonFiniteLossError: if the loss becomes infinite or NaN.
+        BadFilesError, CheckpointError, NonFiniteError, RunStopped: as in pretraining (see `run_pretraining`).
     """
     resolve_settings(arguments, model.config, accelerator.num_processes)
     output_dir = Path(arguments.output_dir)
@@ -80,64 +75,57 @@ def train_classifier(
     module = LinearClassifier(model) if arguments.method == "linear" else model
     module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
     objective = Objective(module, model.config, arguments)
-    best_model = BestModel(accelerator, output_dir, unwrap(accelerator, module).save_pretrained)
-    checkpoints = open_checkpoints(accelerator, train_source, eval_source, best_model, arguments)
+    unwrapped = unwrap(accelerator, module)
+    best_model = BestModel(accelerator, output_dir, partial(save_finite, unwrapped))
+    run = RunFolder(accelerator, arguments, "samples", parts=[best_model])
     # Before the samples are opened: features are computed only after a checkpoint was found to fit.
-    start_step = checkpoints.start(arguments.resume_from_checkpoint)
+    start_step = run.begin(schedule, model.config, list_data(train_source, eval_source)).start_step
     samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
     if len(samples.train) < len(train_source):  # unreadable files have no features
         schedule = plan_run(arguments, accelerator.num_processes, len(samples.train))
+        run.settings |= {"num_steps": schedule.num_steps, "steps_per_epoch": schedule.steps_per_epoch}
     schedule = replace(schedule, start_step=start_step)
-    if is_finished(output_dir, schedule):
+    if run.is_finished(schedule):
         return read_results(output_dir)
-    batches = load_batches(accelerator, samples, arguments, schedule)
-    settings = settings_of_run(arguments, model.config, schedule)
-    if accelerator.is_main_process:
-        write_settings(output_dir, settings, model.config, train_source, arguments)
+    batches = load_batches(accelerator, samples, bad_files, arguments, schedule)
+    run.write_settings(build_classifier_processors(model.config, arguments))
+    if accelerator.is_main_process and arguments.label_fraction is not None:
+        write_names(train_source, output_dir / "train_files.txt")
     evaluate = HeldOutEvaluation(accelerator, samples, bad_files, best_model, schedule, arguments.eval_epochs)
-    with (
-        bad_files.errors_of_workers(),
-        MetricsLog(accelerator, output_dir, "samples", schedule.num_steps, schedule.start_step) as log,
-    ):
-        results = train(
-            accelerator, module, optimizer, batches, objective, schedule, log, checkpoints, arguments, evaluate
-        )
+    with bad_files.errors_of_workers(), run.logging(schedule):
+        results = train(accelerator, module, optimizer, batches, objective, schedule, run, evaluate)
     results = best_model.figures | lengths_of_run(schedule, train_source) | results
-    return finish(accelerator, bad_files, train_source, settings, results, arguments)
+    return finish(accelerator, bad_files, train_source, run.settings, results, arguments)
 
 
-def open_checkpoints(
-    accelerator: Accelerator,
-    train_source: LabelledSource,
-    eval_source: LabelledSource,
-    best_model: BestModel,
-    arguments: ClassificationArguments,
-) -> Checkpoints:
-    """Opens the checkpoints of a run, with settings that decide the order of its data and the meaning of classes."""
-    run_settings = {
-        "task": arguments.task,
-        "method": arguments.method,
-        "seed": arguments.seed,
-        "num_train_files": len(train_source),
-        "num_eval_files": len(eval_source),
-        "per_device_train_batch_size": arguments.per_device_train_batch_size,
-        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-        "num_processes": accelerator.num_processes,
-        "train_augmentation": arguments.train_augmentation,
+def list_data(train_source: LabelledSource, eval_source: LabelledSource) -> dict[str, list[str]]:
+    """Lists what makes a run this run and no other: the names of all files and their classes."""
+    return {
+        "train_file_names": train_source.list_names(),
+        "eval_file_names": eval_source.list_names(),
         # Other names or another order would give the outputs of the classifier another meaning.
-        "class_names_sha256": hashlib.sha256(json.dumps(train_source.class_names).encode()).hexdigest(),
+        "class_names": train_source.class_names,
     }
-    return Checkpoints(accelerator, arguments.output_dir, arguments.save_total_limit, run_settings, parts=[best_model])
 
 
 def load_batches(
-    accelerator: Accelerator, samples: "Samples", arguments: ClassificationArguments, schedule: Schedule
+    accelerator: Accelerator,
+    samples: "Samples",
+    bad_files: BadFiles,
+    arguments: ClassificationArguments,
+    schedule: Schedule,
 ) -> Iterable[dict[str, torch.Tensor]]:
     """Loads the batches still to come, `{"pixel_values" or "features", "labels"}`, to this process's device."""
-    num_samples = len(samples.train)
-    sampler = order_batches(arguments, schedule, [num_samples], num_samples)
-    pin_memory = accelerator.device.type == "cuda"
-    return accelerator.prepare_data_loader(build_dataloader(samples.train, sampler, samples.num_workers, pin_memory))
+    num_samples, pin_memory = len(samples.train), accelerator.device.type == "cuda"
+
+    def open_loader(num_batches: int) -> Iterable[dict[str, torch.Tensor]]:
+        sampler = order_batches(arguments, schedule, [num_samples], num_samples, num_batches=num_batches)
+        return accelerator.prepare_data_loader(
+            build_dataloader(samples.train, sampler, samples.num_workers, pin_memory)
+        )
+
+    bad_files.watch_workers(samples.num_workers)
+    return SteadyBatches(open_loader, bad_files.add_files_of_dead_workers)
 
 
 class HeldOutEvaluation:
@@ -175,22 +163,6 @@ class HeldOutEvaluation:
         return {name: figures[name] for name in ("eval_top1", "eval_top5")}
 
 
-def write_settings(
-    output_dir: Path,
-    settings: dict[str, Any],
-    config: ViCMAEConfig,
-    train_source: LabelledSource,
-    arguments: ClassificationArguments,
-) -> None:
-    """Writes `arguments.json`, the processors and, with `--label_fraction`, the list of the training files."""
-    (output_dir / RESULTS_FILE).unlink(missing_ok=True)  # of a shorter run that goes on
-    write_json(output_dir / "arguments.json", settings)
-    for processor in build_classifier_processors(config, arguments):
-        processor.save_pretrained(output_dir)
-    if arguments.label_fraction is not None:
-        write_names(train_source, output_dir / "train_files.txt")
-
-
 def lengths_of_run(schedule: Schedule, train_source: LabelledSource) -> dict[str, float]:
     return {
         "num_steps": schedule.num_steps,
@@ -212,7 +184,7 @@ def finish(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output_dir = Path(arguments.output_dir)
-        bad_files.rewrite()
+        bad_files.finish()
         results["num_train_failed"] = count_failures(bad_files, train_source)
         write_pictures(output_dir)
         write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)

@@ -64,8 +64,8 @@ def start_linear_head(linear: nn.Linear, generator: torch.Generator | None = Non
 
 def build_linear_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> torch.optim.SGD:
     """Builds SGD with momentum (Table 3) for parameters or groups of them. Its learning rate is still 0."""
-    # Whoever trains sets the learning rate before every update.
-    return torch.optim.SGD(parameters, lr=0.0, momentum=LINEAR_MOMENTUM)
+    # Whoever trains sets the learning rate before every update. The training loop needs a fused optimizer.
+    return torch.optim.SGD(parameters, lr=0.0, momentum=LINEAR_MOMENTUM, fused=True)
 
 
 def train_linear_probe(

@@ -107,9 +107,8 @@ def hash_source(source: LabelledSource) -> str:
     Computes the SHA-256 of the list of all items (see `format_list`). Names are paths below a folder, also in a frame
     store packed from it; in a table that `prepare_dataset` wrote they are the official ones.
     """
-    names = source.items.list_names()
     class_names = [source.class_names[label] for label in source.labels]
-    return hashlib.sha256(format_list([names[index] for index in source.indices], class_names).encode()).hexdigest()
+    return hashlib.sha256(format_list(source.list_names(), class_names).encode()).hexdigest()
 
 
 def count_confusions(predictions: Predictions, num_classes: int) -> np.ndarray:

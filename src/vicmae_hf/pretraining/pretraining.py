@@ -1,7 +1,6 @@
 """Pretraining: Algorithm 1 with the recipe of Table 1."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,21 +10,19 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
-from ..data.loading.loader import build_dataloader
+from ..data.loading.loader import SteadyBatches, build_dataloader
 from ..data.samples.augmentation import normalize_pixels
 from ..data.samples.pairs import FramePairDataset, PairSettings, load_frame_pairs
-from ..files import write_json, writing
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEForPreTrainingOutput
 from ..settings import part_of
-from ..training.checkpointing import Checkpoints, unwrap
 from ..training.loop import train
 from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
-from ..training.reporting import RESULTS_FILE, MetricsLog, is_finished, peak_memory_mib, settings_of_run
 from .arguments import PretrainingArguments, check_contrast
 
 
-if TYPE_CHECKING:  # only for annotations: training takes no more of them than mean and deviation
+if TYPE_CHECKING:  # only for annotations: how a model is trained is read without them
     from ..image_processing_vicmae import ViCMAEImageProcessor
+    from ..training.run_folder import RunFolder
     from ..video_processing_vicmae import ViCMAEVideoProcessor
 
 
@@ -50,11 +47,13 @@ def build_frame_pairs(accelerator: Accelerator, config: ViCMAEConfig, arguments:
         BadFilesError: if no pair can be read.
         InputError: if the data cannot be opened, or an option is out of range.
     """
+    height, width = config.image_height_and_width
     with accelerator.main_process_first():  # it fills the caches of `datasets`, which the others then find
         dataset = load_frame_pairs(
             arguments.train_data,
-            config.image_height_and_width,
+            (height, width),
             bad_files_path=Path(arguments.output_dir) / "bad_files.jsonl",
+            num_patches=(height // config.patch_size) * (width // config.patch_size),
             **vars(part_of(arguments, PairSettings)),
         )
         # A folder of unreadable files is reported here, in one line, and not from inside a worker.
@@ -67,15 +66,17 @@ def pretrain(
     model: ViCMAEForPreTraining,
     dataset: FramePairDataset,
     arguments: PretrainingArguments,
+    run: "RunFolder",
     processors: tuple["ViCMAEImageProcessor", "ViCMAEVideoProcessor"],
     measures: Sequence[Measure] = (),
 ) -> dict[str, Any] | None:
     """
-    Trains `model` on `dataset`, and leaves the model, its processors, metrics, settings and checkpoints in
-    `arguments.output_dir`.
+    Trains `model` on `dataset`, and leaves the model, its processors, metrics, settings and checkpoints in the folder
+    of `run`.
 
     Args:
         dataset: from `build_frame_pairs`.
+        run: the output folder.
         processors: the model's. Pixels are normalised by the mean and standard deviation of the first.
         measures: figures for the log beside the losses.
 
@@ -83,45 +84,43 @@ def pretrain(
         The results of the run; None if a resumed run has nothing left to do.
 
     Raises:
-        BadFilesError: if too many files cannot be read.
-        CheckpointError: if the checkpoint to resume from does not fit.
-        NonFiniteLossError: if the loss becomes infinite or NaN.
+        BadFilesError, CheckpointError, NonFiniteError, RunStopped: see `run_pretraining`.
     """
     schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples)
     # What may be refused comes before `checkpoints.start`, which deletes the checkpoints of an older run.
     check_contrast(arguments, model.config, schedule)
     build_loader(accelerator, dataset, arguments, schedule)
-    checkpoints = open_checkpoints(accelerator, dataset, arguments)
     groups = parameter_groups(model, arguments.weight_decay)
     # Table 1. The schedule sets the learning rate before every update.
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
     prepared, optimizer = accelerator.prepare(model, adamw)  # wrapped, where processes share the work
-    schedule = replace(schedule, start_step=checkpoints.start(arguments.resume_from_checkpoint))
-    if is_finished(arguments.output_dir, schedule):
+    schedule = run.begin(schedule, model.config, {"file_names": dataset.list_names()})
+    if run.is_finished(schedule):
         return None
     batches = load_batches(accelerator, dataset, arguments, schedule)
-    objective = Objective(prepared, unwrap(accelerator, prepared), processors[0], arguments.contrastive_start_epoch)
+    objective = Objective(prepared, model, processors[0], arguments.contrastive_start_epoch)
     adamw.register_step_pre_hook(objective.hold_projector)
-    if accelerator.is_main_process:
-        (Path(arguments.output_dir) / RESULTS_FILE).unlink(missing_ok=True)  # of a shorter run that goes on
-        # Now and not at the end: whoever finds an interrupted run can read what it was.
-        write_json(Path(arguments.output_dir) / "arguments.json", settings_of_run(arguments, model.config, schedule))
-        for processor in processors:
-            processor.save_pretrained(arguments.output_dir)
+    run.write_settings(processors)
 
     def measure(step: int) -> dict[str, float]:
         figures = [each(step, step == schedule.num_steps, objective.output) for each in measures]
         return {name: value for part in figures for name, value in part.items()}
 
-    with (
-        dataset.bad_files.errors_of_workers(),
-        MetricsLog(accelerator, arguments.output_dir, "pairs", schedule.num_steps, schedule.start_step) as log,
-    ):
-        results = train(
-            accelerator, prepared, optimizer, batches, objective, schedule, log, checkpoints, arguments, measure
-        )
+    with dataset.bad_files.errors_of_workers(), run.logging(schedule):
+        results = train(accelerator, prepared, optimizer, batches, objective, schedule, run, measure)
     objective.set_contrastive(True)  # for whoever uses the model from here on, as its config says
-    return finish(accelerator, objective.model, dataset, arguments, schedule, results)
+    accelerator.wait_for_everyone()  # workers of any process may still record bad files
+    if accelerator.is_main_process:
+        dataset.bad_files.finish()
+        run.save_model(model)
+    results["pairs_per_second"] = results.pop("samples_per_second")
+    return {
+        "num_steps": schedule.num_steps,
+        "epochs": schedule.num_steps / schedule.steps_per_epoch,
+        "num_train_files": dataset.num_files,
+        "num_failed": len(dataset.bad_files),
+        **results,
+    }
 
 
 class Objective:
@@ -167,42 +166,33 @@ class Objective:
         # Set anew for every batch and not once, so that a resumed run needs no state of it.
         self.set_contrastive(epoch >= self.contrastive_start_epoch)
         # Pixels travel as bytes, a quarter of what floats would be, and become floats here on the device.
-        self.output = self.prepared(normalize_pixels(batch["pixel_values"], self.mean, self.std))
+        pixel_values = normalize_pixels(batch["pixel_values"], self.mean, self.std)
+        self.output = self.prepared(pixel_values, batch["noise"])
         losses = {name: self.output.get(name) for name in ("loss", "reconstruction_loss", "contrastive_loss")}
         return {name: value for name, value in losses.items() if value is not None}
 
 
-def open_checkpoints(
-    accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments
-) -> Checkpoints:
-    """Opens the checkpoints of a run, with the settings that decide the order of its data."""
-    run_settings = {
-        "seed": arguments.seed,
-        "num_files": dataset.num_files,
-        "samples_per_file": dataset.samples_per_file,
-        "per_device_train_batch_size": arguments.per_device_train_batch_size,
-        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
-        "num_processes": accelerator.num_processes,
-        # In a stream each worker reads shards of its own, so their number decides the order.
-        "stream_workers": arguments.dataloader_num_workers if arguments.streaming else None,
-    }
-    return Checkpoints(accelerator, arguments.output_dir, arguments.save_total_limit, run_settings)
-
-
 def build_loader(
-    accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments, schedule: Schedule
+    accelerator: Accelerator,
+    dataset: FramePairDataset,
+    arguments: PretrainingArguments,
+    schedule: Schedule,
+    num_batches: int = 0,
 ) -> torch.utils.data.DataLoader:
-    """Builds the loader of the batches still to come; of a stream, those of this process."""
+    """
+    Builds the loader of the batches still to come; of a stream, those of this process. `num_batches` of each process
+    are left out.
+    """
     loading = {"num_workers": arguments.dataloader_num_workers, "pin_memory": accelerator.device.type == "cuda"}
     if not arguments.streaming:
         weights = arguments.train_data_weights
-        sampler = order_batches(arguments, schedule, dataset.lengths, dataset.num_samples, weights)
+        sampler = order_batches(arguments, schedule, dataset.lengths, dataset.num_samples, weights, num_batches)
         return build_dataloader(dataset, sampler, **loading)
     return dataset.dataloader(
         arguments.per_device_train_batch_size,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        start_batch=schedule.start_step * schedule.gradient_accumulation_steps,
+        start_batch=schedule.start_step * schedule.gradient_accumulation_steps + num_batches,
         **loading,
     )
 
@@ -210,34 +200,17 @@ def build_loader(
 def load_batches(
     accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments, schedule: Schedule
 ) -> Iterable[dict[str, torch.Tensor]]:
-    """Loads the batches still to come, `{"pixel_values": uint8 (B, 2, 3, H, W)}`, to this process's device."""
-    loader = build_loader(accelerator, dataset, arguments, schedule)
-    if not arguments.streaming:
-        return accelerator.prepare_data_loader(loader)
-    # Not prepared by Accelerate, which would divide it again: each process already reads shards of its own.
-    return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
+    """
+    Loads the batches still to come, `{"pixel_values": uint8 (B, 2, 3, H, W), "noise": (B, 2, L), "name"}`, to this
+    process's device.
+    """
 
+    def open_loader(num_batches: int) -> Iterable[dict[str, torch.Tensor]]:
+        loader = build_loader(accelerator, dataset, arguments, schedule, num_batches)
+        if not arguments.streaming:
+            return accelerator.prepare_data_loader(loader)
+        # Not prepared by Accelerate, which would divide it again: each process already reads shards of its own.
+        return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
 
-def finish(
-    accelerator: Accelerator,
-    model: ViCMAEForPreTraining,
-    dataset: FramePairDataset,
-    arguments: PretrainingArguments,
-    schedule: Schedule,
-    results: dict[str, float],
-) -> dict[str, Any]:
-    """Saves the model and the record of bad files; returns the results of the run."""
-    accelerator.wait_for_everyone()  # workers of any process may still record bad files
-    if accelerator.is_main_process:
-        dataset.bad_files.rewrite()
-        with writing(arguments.output_dir):
-            model.save_pretrained(arguments.output_dir)
-    results["pairs_per_second"] = results.pop("samples_per_second")
-    return {
-        "num_steps": schedule.num_steps,
-        "epochs": schedule.num_steps / schedule.steps_per_epoch,
-        "num_train_files": dataset.num_files,
-        "num_failed": len(dataset.bad_files),
-        **results,
-        **peak_memory_mib(accelerator.device),
-    }
+    dataset.bad_files.watch_workers(arguments.dataloader_num_workers)
+    return SteadyBatches(open_loader, dataset.bad_files.add_files_of_dead_workers)

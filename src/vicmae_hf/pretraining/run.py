@@ -16,7 +16,8 @@ from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
 from ..reports.model_card import write_pretraining_card
 from ..reports.plots import plot_losses, plot_reconstructions, reconstruct_views
-from ..training.reporting import RESULTS_FILE, read_metrics, read_results
+from ..training.reporting import RESULTS_FILE, peak_memory_mib, read_metrics, read_results
+from ..training.run_folder import RunFolder
 from .arguments import PretrainingArguments
 from .collapse import CollapseFigures
 from .online_probe import OnlineProbe
@@ -40,7 +41,8 @@ def run_pretraining(
         BadFilesError: if too many files cannot be read.
         CheckpointError: if the checkpoint to resume from does not fit.
         InputError: if data cannot be opened, or the online probe has too few files.
-        NonFiniteLossError: if the loss becomes infinite or NaN.
+        NonFiniteError: if a loss, a gradient or a weight becomes infinite or NaN.
+        RunStopped: if the run was asked to stop.
     """
     # First, so that a wrong name is reported before files of an older run are replaced.
     probe_source = None if arguments.probe_data is None else open_labelled(arguments.probe_data)
@@ -61,9 +63,11 @@ def run_pretraining(
                 num_workers=arguments.dataloader_num_workers,
             )
         )
-    results = pretrain(accelerator, model, dataset, arguments, processors, measures)
+    run = RunFolder(accelerator, arguments, "pairs")
+    results = pretrain(accelerator, model, dataset, arguments, run, processors, measures)
     if results is None:  # a resumed run that was finished: its report is there, too
         return read_results(arguments.output_dir)
+    results |= peak_memory_mib(accelerator.device)
     if accelerator.is_main_process:
         write_report(model, dataset, processors[0], arguments, results)
     accelerator.wait_for_everyone()  # for the report, before the upload or the end

@@ -39,6 +39,11 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     warmup_epochs: float = setting(40.0, "epochs of linear warmup (Table 1: 40)", minimum=0)
     weight_decay: float = setting(0.05, "on matrices only (Table 1: 0.05)", minimum=0)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    max_skipped_updates: int = setting(
+        20,
+        "fp16: updates in a row that may be passed over for an infinite gradient; one more stops the run",
+        minimum=0,
+    )
     seed: int = setting(0, "of weights, data order, views and masks", minimum=0, maximum=MAX_SEED)
     logging_steps: int = setting(10, "updates between two lines of metrics.jsonl", minimum=1)
     checkpointing_steps: int = setting(1000, "updates between checkpoints; 0 writes none", minimum=0)

@@ -9,24 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import InputError
-from ..files import write_json
+from ..errors import NonFiniteError
+from ..files import list_checksums, sync_to_disk, write_json
+from .resuming import CheckpointError, check_same_run, describe_changes
 
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "training_state.json"
+STATE_FILE = "training_state.json"  # the step, and the settings of the run
+CHECKSUMS_FILE = "checksums.json"  # size and SHA-256 of every other file
 # These files say that a run is done, and with what. A run that begins anew must not find those of another.
 RESULTS_OF_A_RUN = ("all_results.json", "train_files.txt")
-
-
-class CheckpointError(InputError):
-    """A checkpoint is missing, or belongs to another run; the message says which and why."""
 
 
 def unwrap(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
@@ -38,6 +38,39 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """Lists the folders `checkpoint-STEP`, oldest first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))  # as numbers: 900 comes before 1000
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Says what is wrong with the files of a checkpoint: missing, cut short or changed; None if they are whole."""
+    try:
+        expected = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        found = list_checksums(checkpoint)
+        for name, checksum in expected.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name]["bytes"] != checksum["bytes"]:
+                return f"{name} has {found[name]['bytes']} bytes, {checksum['bytes']} were written"
+            if found[name] != checksum:
+                return f"{name} is not what was written (SHA-256)"
+        return None if STATE_FILE in expected else f"{CHECKSUMS_FILE} lists no {STATE_FILE}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS_FILE} cannot be read ({error})"
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raises a NonFiniteError, which names the first one, if a weight is infinite or NaN."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    # Stacked: one transfer from the device.
+    are_finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    bad = [name for name, is_finite in zip(tensors, are_finite, strict=True) if not is_finite]
+    if bad:
+        raise NonFiniteError(f"{len(bad)} of {len(tensors)} weights are not finite, the first: {bad[0]}")
+
+
+def save_finite(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Saves the model that users open. Raises a NonFiniteError if a weight is infinite or NaN: nobody could use it."""
+    check_weights(model)
+    model.save_pretrained(folder)
 
 
 class CheckpointPart(Protocol):
@@ -68,16 +101,17 @@ class TrainedModule(nn.Module):
 class Checkpoints:
     """
     Writes and reads `output_dir/checkpoint-STEP`: the model as `save_pretrained` leaves it, Accelerate's state of
-    optimizer, gradient scaler and random numbers, and the step.
+    optimizer and gradient scaler, and the step. Only the main process writes. All processes read.
 
-    A folder of that name is always whole, whenever a run is killed: it is written under another name and then renamed,
-    which happens at once or not at all. It is renamed before it is deleted, for the same reason.
+    A folder of that name is always whole, whenever a run is killed: it is written under another name, to the disk, and
+    then renamed, which happens at once or not at all. It is renamed before it is deleted, for the same reason. A disk
+    may still damage it later, so sizes and checksums are compared before it is used.
 
     Args:
         accelerator: has prepared model and optimizer.
         output_dir: where the folders are.
         save_total_limit: how many of the newest are kept; None keeps all.
-        run_settings: settings that decide the order of the data. A checkpoint of a run with other ones is refused.
+        run_settings: all settings of the run. A checkpoint of another run is refused (see `check_same_run`).
         parts: what else is saved and restored.
     """
 
@@ -92,81 +126,104 @@ class Checkpoints:
         self.accelerator = accelerator
         self.output_dir = Path(output_dir)
         self.save_total_limit = save_total_limit
-        self.run_settings = run_settings
+        # As JSON gives them back, so that tuples and lists are alike.
+        self.run_settings = json.loads(json.dumps(run_settings))
         self.parts = parts
         accelerator.register_save_state_pre_hook(self._save_model)
         accelerator.register_load_state_pre_hook(self._load_model)
 
     def start(self, resume_from: str | None) -> int:
         """
-        Makes the output folder ready for a run that goes on from a checkpoint (see `load`), or begins. Returns how
-        many updates are done.
+        Makes the output folder ready for a run that goes on from a checkpoint, or begins. Returns how many updates are
+        done.
+
+        Raises:
+            CheckpointError: if there is none to go on from, or it is damaged or of another run.
         """
+        checkpoint = self.find(resume_from) if resume_from else None
+        step = 0 if checkpoint is None else self.load(checkpoint)
         if self.accelerator.is_main_process:
             self.remove_leftovers()
             if not resume_from:
                 self.remove_all()
                 for name in RESULTS_OF_A_RUN:
                     (self.output_dir / name).unlink(missing_ok=True)
-        if not resume_from:
-            return 0
-        step = self.load(resume_from)
-        if self.accelerator.is_main_process and step > 0:
-            logger.warning("Going on from step %d.", step)
-        elif self.accelerator.is_main_process:
-            logger.warning("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
+            elif step > 0:
+                logger.warning("Going on from step %d.", step)
+            else:
+                logger.warning("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
         return step
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of `step`, then removes the oldest beyond the limit. All processes call it."""
-        partial = self.output_dir / f".partial-checkpoint-{step}"
-        final = self.output_dir / f"checkpoint-{step}"
+        """
+        Writes the checkpoint of `step`, then removes the oldest beyond the limit. All processes call it.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+            NonFiniteError: if a weight is not finite.
+        """
         if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
-            partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()  # every process writes its random state into the folder
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            for part in self.parts:
-                part.save(partial)
-            write_json(partial / STATE_FILE, {"step": step, "run_settings": self.run_settings})
-            if final.exists():
-                self._remove(final)
-            partial.rename(final)
-            # Only now, so that a whole checkpoint is there at any time.
-            for path in list_checkpoints(self.output_dir)[: -self.save_total_limit] if self.save_total_limit else []:
-                self._remove(path)
+            partial = self.output_dir / f".partial-checkpoint-{step}"
+            final = self.output_dir / f"checkpoint-{step}"
+            try:
+                self._write(partial, final, step)
+            except NonFiniteError:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            # torch and safetensors have errors of their own for a full disk.
+            except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise CheckpointError(
+                    f"{final} cannot be written ({error}); {self.describe_newest()}. The disk has "
+                    f"{shutil.disk_usage(self.output_dir).free >> 20} MiB left. Make room, then go on with "
+                    "--resume_from_checkpoint latest."
+                ) from error
         self.accelerator.wait_for_everyone()
 
-    def load(self, path: str) -> int:
-        """
-        Restores a checkpoint, or for "latest" the newest, and returns its step; 0 if there is no latest. Raises a
-        CheckpointError if it does not exist or comes from a run with other data, batch or seed.
-        """
-        checkpoint = self.find(path)
-        if checkpoint is None:
-            return 0
+    def load(self, checkpoint: Path) -> int:
+        """Restores a checkpoint, and returns its step. Raises a CheckpointError if it is of another run."""
         state = json.loads((checkpoint / STATE_FILE).read_text())
-        for name, value in self.run_settings.items():
-            before = state["run_settings"].get(name)
-            if before != value:
-                raise CheckpointError(
-                    f"{checkpoint} is of a run with {name} = {before}, this one has {value}: it cannot go on exactly "
-                    "where that was. Use the same setting, or start anew from its weights with --model_name_or_path."
-                )
+        check_same_run(str(checkpoint), state["run_settings"], self.run_settings)
         self.accelerator.load_state(str(checkpoint))
         for part in self.parts:
             part.load(checkpoint)
+        if self.accelerator.is_main_process:
+            for line in describe_changes(state["run_settings"], self.run_settings):
+                logger.warning(line)
         return state["step"]
 
     def find(self, path: str) -> Path | None:
-        """Finds the folder that "latest" or a path means; None if there is no latest."""
-        if path == "latest":
-            return next(reversed(list_checkpoints(self.output_dir)), None)
-        if not (Path(path) / STATE_FILE).is_file():
-            raise CheckpointError(f"--resume_from_checkpoint {path}: no checkpoint there ({STATE_FILE} is missing).")
-        return Path(path)
+        """
+        Finds the folder that "latest" or a path means. "latest" is the newest one that is whole; None if there is none
+        at all.
+
+        Raises:
+            CheckpointError: if there is no checkpoint, or it is damaged; for "latest", if all are.
+        """
+        if path != "latest":
+            if not (Path(path) / STATE_FILE).is_file():
+                raise CheckpointError(
+                    f"--resume_from_checkpoint {path}: no checkpoint there ({STATE_FILE} is missing)."
+                )
+            if damage := find_damage(Path(path)):
+                raise CheckpointError(f"--resume_from_checkpoint {path}: it is damaged: {damage}.")
+            return Path(path)
+        checkpoints = list_checkpoints(self.output_dir)
+        for checkpoint in reversed(checkpoints):
+            damage = find_damage(checkpoint)
+            if damage is None:
+                return checkpoint
+            logger.warning("%s is damaged, the one before it is taken: %s.", checkpoint, damage)
+        if checkpoints:
+            raise CheckpointError(
+                f"--resume_from_checkpoint latest: all checkpoints in {self.output_dir} are damaged (see above). "
+                "Start anew with --overwrite_output_dir."
+            )
+        return None
+
+    def describe_newest(self) -> str:
+        newest = next(reversed(list_checkpoints(self.output_dir)), None)
+        return "there is no checkpoint yet" if newest is None else f"the last checkpoint is {newest}"
 
     def remove_all(self) -> None:
         """Removes every checkpoint."""
@@ -181,15 +238,32 @@ class Checkpoints:
             else:
                 path.unlink()
 
+    def _write(self, partial: Path, final: Path, step: int) -> None:
+        shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
+        partial.mkdir(parents=True)
+        self.accelerator.save_state(str(partial))
+        for part in self.parts:
+            part.save(partial)
+        write_json(partial / STATE_FILE, {"step": step, "run_settings": self.run_settings})
+        write_json(partial / CHECKSUMS_FILE, list_checksums(partial))
+        sync_to_disk([*partial.rglob("*"), partial])
+        if final.exists():
+            self._remove(final)
+        partial.rename(final)
+        sync_to_disk([final.parent])
+        # Only now, so that a whole checkpoint is there at any time.
+        for path in list_checkpoints(self.output_dir)[: -self.save_total_limit] if self.save_total_limit else []:
+            self._remove(path)
+
     # Accelerate calls these two instead of saving the model itself. In its own format a checkpoint of several
     # processes would not open in one, nor with `from_pretrained`.
     def _save_model(self, models: list, weights: list, output_dir: str) -> None:
-        if self.accelerator.is_main_process:
-            model = unwrap(self.accelerator, models[0])
-            if isinstance(model, TrainedModule):
-                model.save_checkpoint(Path(output_dir))
-            else:
-                model.save_pretrained(output_dir)
+        model = unwrap(self.accelerator, models[0])
+        if isinstance(model, TrainedModule):
+            check_weights(model)
+            model.save_checkpoint(Path(output_dir))
+        else:
+            save_finite(model, output_dir)
         weights.clear()  # what is left here Accelerate would save, too
 
     def _load_model(self, models: list, input_dir: str) -> None:

@@ -166,8 +166,12 @@ def order_batches(
     lengths: Sequence[int],
     num_samples: int,
     weights: Sequence[float] | None = None,
+    num_batches: int = 0,
 ) -> EpochBatchSampler:
-    """Orders the batches still to come in a run; `lengths`, `num_samples`, `weights` as in `EpochBatchSampler`."""
+    """
+    Orders the batches still to come in a run. `lengths`, `num_samples`, `weights` as in `EpochBatchSampler`;
+    `num_batches` of each process are left out.
+    """
     return EpochBatchSampler(
         lengths,
         num_samples,
@@ -175,6 +179,6 @@ def order_batches(
         num_epochs=math.ceil(schedule.num_steps / schedule.steps_per_epoch),  # the last one may be cut short
         batch_multiple=schedule.batches_per_step,
         weights=weights,
-        start_batch=schedule.start_step * schedule.batches_per_step,
+        start_batch=schedule.start_step * schedule.batches_per_step + num_batches * schedule.num_processes,
         seed=arguments.seed,
     )

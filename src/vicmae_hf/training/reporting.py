@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.tracking import GeneralTracker
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
@@ -22,20 +24,12 @@ from .optimization import Schedule
 logger = get_logger(__name__)
 
 RESULTS_FILE = "all_results.json"
+PROGRESS_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
     """Reads the lines of `metrics.jsonl`, oldest first; none if there is no log yet."""
     return read_json_lines(Path(output_dir) / "metrics.jsonl")
-
-
-def is_finished(output_dir: str | os.PathLike, schedule: Schedule) -> bool:
-    """Whether a resumed run has made its last update and written its results. If so, warns of it."""
-    # Results are written last: without them, a run killed after its last update still has to write its report.
-    if not schedule.is_done or not (Path(output_dir) / RESULTS_FILE).exists():
-        return False
-    logger.warning("Nothing to do: %s is at step %d of %d.", output_dir, schedule.start_step, schedule.num_steps)
-    return True
 
 
 def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
@@ -68,8 +62,8 @@ def peak_memory_mib(device: torch.device) -> dict[str, float]:
 
 class MetricsLog:
     """
-    Averages losses between log lines and writes them to `metrics.jsonl`, to Accelerate's trackers and to a progress
-    bar. Only the main process writes.
+    Writes lines to `metrics.jsonl`, to Accelerate's trackers and to a progress bar; without a terminal, to a line of
+    progress every minute. Only the main process writes.
 
     Args:
         samples_name: name of the samples in `{samples_name}_per_second`.
@@ -88,67 +82,83 @@ class MetricsLog:
         self.accelerator = accelerator
         self.path = Path(output_dir) / "metrics.jsonl"
         self.samples_name = samples_name
-        self.sums: dict[str, float] = {}
-        self.num_updates = 0
+        self.num_steps = num_steps
+        self.start_step = start_step
         self.before = (0, 0.0, 0.0)  # samples, seconds and waiting at the last line, so that rates are of now
+        self.last_progress = time.monotonic()
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(output_dir) if line["step"] <= start_step]
             write_json_lines(self.path, kept)
-        self.progress = tqdm(
-            total=num_steps, initial=start_step, disable=not accelerator.is_main_process, dynamic_ncols=True
-        )
+        self.has_bar = accelerator.is_main_process and sys.stderr.isatty()
+        self.progress = tqdm(total=num_steps, initial=start_step, disable=not self.has_bar, dynamic_ncols=True)
 
-    def update(
+    def advance(self) -> None:
+        """Moves the bar on by one update."""
+        self.progress.update()
+
+    def write(
         self,
-        losses: dict[str, float],
-        *,
+        figures: dict[str, float],
         step: int,
         epoch: float,
         learning_rate: float,
         num_samples: int,
         elapsed_seconds: float,
         wait_seconds: float,
-        figures: dict[str, float],
-        write: bool,
     ) -> None:
         """
-        Takes the losses of one update, and the counts since the start of this run. If `write`, writes a line, with
-        `figures` of an evaluation.
+        Writes a line with `figures`: losses and those of an evaluation. `num_samples`, `elapsed_seconds` and
+        `wait_seconds` are counted since the start.
         """
-        self.progress.update()
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.num_updates += 1
-        if not write:
-            return
         samples, seconds, waited = (
             now - before for now, before in zip((num_samples, elapsed_seconds, wait_seconds), self.before, strict=True)
         )
-        line = {
-            "step": step,
-            "epoch": round(epoch, 4),
-            **{name: value / self.num_updates for name, value in self.sums.items()},  # single losses are noisy
-            "learning_rate": learning_rate,
+        self.before = (num_samples, elapsed_seconds, wait_seconds)
+        rates = {
             f"{self.samples_name}_per_second": samples / seconds,
             "data_wait_share": waited / seconds,  # near 0: the device is busy; near 1: data is too slow
-            **figures,
         }
-        self.sums, self.num_updates = {}, 0
-        self.before = (num_samples, elapsed_seconds, wait_seconds)
-        self.progress.set_postfix(
-            {
-                "loss": f"{line['loss']:.4f}",
-                f"{self.samples_name}/s": f"{samples / seconds:.0f}",
-                "waiting for data": f"{waited / seconds:.0%}",
-            }
-        )
+        line = {"step": step, "epoch": round(epoch, 4), "learning_rate": learning_rate, **figures, **rates}
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:  # opened for each line, so that a killed run has lost none
                 file.write(json.dumps(line) + "\n")
-        self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
+        self.show_progress(line, samples / seconds, elapsed_seconds / (step - self.start_step))
+        self.track({name: value for name, value in line.items() if name != "step"}, step)
+
+    def show_progress(self, line: dict[str, float], rate: float, seconds_per_step: float) -> None:
+        shown = {
+            "loss": f"{line['loss']:.4f}" if "loss" in line else "skipped",
+            f"{self.samples_name}/s": f"{rate:.0f}",
+            "waiting for data": f"{line['data_wait_share']:.0%}",
+        }
+        step = line["step"]
+        if self.has_bar:
+            self.progress.set_postfix(shown)
+        elif self.accelerator.is_main_process and (
+            time.monotonic() >= self.last_progress + PROGRESS_SECONDS or step == self.num_steps
+        ):
+            self.last_progress = time.monotonic()
+            left = tqdm.format_interval((self.num_steps - step) * seconds_per_step)
+            values = ", ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"step {step} of {self.num_steps}, {values}, {left} left", file=sys.stderr, flush=True)
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        """Gives a line to the trackers. One that fails gets no more lines; the run goes on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:  # of any kind: trackers are programs of others
+                warn_of_tracker(self.accelerator, tracker, error)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *exception) -> None:
         self.progress.close()
+
+
+def warn_of_tracker(accelerator: Accelerator, tracker: GeneralTracker, error: Exception) -> None:
+    """Warns that a tracker failed, and leaves it out from here on."""
+    accelerator.trackers.remove(tracker)
+    reason = str(error).strip().partition("\n")[0]
+    logger.warning("The tracker %s failed and gets no more lines; the run goes on (%s).", tracker.name, reason)

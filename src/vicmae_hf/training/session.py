@@ -2,8 +2,11 @@
 
 import errno
 import logging
+import multiprocessing
 import os
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -13,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from huggingface_hub import HfApi
@@ -22,15 +26,18 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ..command_line import parse_config_overrides
-from ..errors import InputError
+from ..data.media.bad_files import remove_record
+from ..errors import InputError, NonFiniteError
 from ..files import check_writable
 from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
 from .engines import check_engine
-from .loop import NonFiniteLossError
-from .reporting import RESULTS_FILE
+from .reporting import RESULTS_FILE, warn_of_tracker
+from .stopping import STOPPED_EXIT_STATUS, RunStopped
 
+
+logger = get_logger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -52,26 +59,53 @@ class UploadError(InputError):
 def run_script(main: Callable[[], None]) -> None:
     """
     Runs a script. An error that the user can mend ends it with one line on stderr and exit status 1; any other error
-    ends it with its traceback.
+    ends it with its traceback. A training that was asked to stop ends with `STOPPED_EXIT_STATUS`.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # Transformers would show a bar for every file that it writes or reads.
     disable_progress_bar()
     try:
         main()
-    except (InputError, NonFiniteLossError, OSError, SafetensorError) as error:
-        message = str(error)
-        if isinstance(error, (OSError, SafetensorError)):
-            if find_errno(error) not in MENDABLE:
-                raise
-            # An error of a worker begins with the worker's traceback.
-            message = f"a file cannot be opened or written: {message.strip().splitlines()[-1]}"
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        if dist.is_initialized():
-            # Other processes may wait for this one. sys.exit would wait for them; so it ends at once, and the launcher
-            # sees it gone and stops the others.
-            os._exit(1)
-        sys.exit(1)
+    except (InputError, NonFiniteError) as error:
+        end_script(f"error: {error}", 1)
+    except (OSError, SafetensorError) as error:
+        if find_errno(error) not in MENDABLE:
+            raise
+        # An error of a worker begins with the worker's traceback.
+        end_script(f"error: a file cannot be opened or written: {str(error).strip().splitlines()[-1]}", 1)
+    except RunStopped as stopped:
+        # All processes stop together, so one of them says it.
+        is_main = not dist.is_initialized() or dist.get_rank() == 0
+        end_script(f"{stopped}. Go on with: {command_to_go_on()}" if is_main else "", STOPPED_EXIT_STATUS)
+    except KeyboardInterrupt:  # outside of the training: there is nothing to keep
+        end_script("Interrupted.", 128 + signal.SIGINT)
+
+
+def end_script(message: str, status: int) -> None:
+    """Ends a script with a message on stderr."""
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    for process in multiprocessing.active_children():  # workers; one whose decoder hangs would keep the script alive
+        process.kill()
+    if dist.is_initialized():
+        # Other processes may wait for this one. sys.exit would wait for them; so it ends at once, and the launcher
+        # sees it gone and stops the others.
+        os._exit(status)
+    sys.exit(status)
+
+
+def command_to_go_on() -> str:
+    """The command of this script, with the flag to go on with its newest checkpoint in place of those to begin."""
+    kept, arguments = [], iter(sys.argv)
+    for argument in arguments:
+        if argument == "--resume_from_checkpoint":
+            next(arguments, None)
+        elif not argument.startswith(("--resume_from_checkpoint=", "--overwrite_output_dir")):
+            kept.append(argument)
+    launcher = "accelerate launch"
+    if dist.is_initialized():
+        launcher += f" --num_processes {dist.get_world_size()}"
+    return f"{launcher} {shlex.join(kept)} --resume_from_checkpoint latest"
 
 
 def find_errno(error: Exception) -> int | None:
@@ -111,15 +145,23 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
             create_repository(arguments)
         Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
         if not arguments.resume_from_checkpoint:
-            # The record belongs to another run, whose bad files may be repaired by now.
-            (Path(arguments.output_dir) / "bad_files.jsonl").unlink(missing_ok=True)
+            remove_record(Path(arguments.output_dir) / "bad_files.jsonl")
     accelerator.wait_for_everyone()  # until the folder is there
     if arguments.report_to:
-        # Trackers take plain values only, no lists.
-        settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers("vicmae", config=settings)
+        start_trackers(accelerator, arguments)
     set_seed(arguments.seed)
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, arguments: TrainingArguments) -> None:
+    """Starts the trackers. If one cannot start, the run goes on without any."""
+    # Trackers take plain values only, no lists.
+    settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, (int, float, str))}
+    try:
+        accelerator.init_trackers("vicmae", config=settings)
+    except Exception as error:  # of any kind: trackers are programs of others
+        accelerator.trackers.clear()
+        logger.warning("The trackers cannot start; the run goes on without them (%s).", one_line(error))
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -264,7 +306,11 @@ def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
     if accelerator.is_main_process and arguments.push_to_hub:
         upload(arguments)
     accelerator.wait_for_everyone()  # else the first one to end would close the group that the others use
-    accelerator.end_training()
+    for tracker in list(accelerator.trackers):
+        try:
+            tracker.finish()
+        except Exception as error:  # of any kind, as in `MetricsLog.track`
+            warn_of_tracker(accelerator, tracker, error)
 
 
 def upload(arguments: TrainingArguments) -> None:

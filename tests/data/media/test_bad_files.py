@@ -1,6 +1,7 @@
 import json
 import logging
 import multiprocessing
+import time
 
 import pytest
 
@@ -93,10 +94,12 @@ def test_what_others_find_is_seen(tmp_path):
 
 
 def test_a_line_that_is_still_being_written_is_read_later(tmp_path):
-    path = tmp_path / "bad_files.jsonl"
+    path = tmp_path / "bad_files" / "other-machine-7.jsonl"
     lines = "".join(json.dumps({"path": f"/data/é{index}.mp4", "error": "no header"}) + "\n" for index in range(2))
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 40, 1.0)
+    path.parent.mkdir()
     path.write_text(lines[:-5])
-    bad_files = BadFiles(path, 40, 1.0)
+    bad_files.update()
     assert list(bad_files.errors) == ["/data/é0.mp4"]
     path.write_text(lines)
     bad_files.update()
@@ -112,7 +115,7 @@ def test_a_line_that_is_no_record_is_passed_over_and_told(tmp_path, caplog):
     bad_files = BadFiles(path, 40, 1.0)
     assert list(bad_files.errors) == ["/data/1.mp4"]
     assert caplog.text.count("passed over a line that is no record") == 3
-    assert not bad_files.has_timed_out("/data/1.mp4")
+    assert not bad_files.must_wait("/data/1.mp4")
 
 
 def test_a_record_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
@@ -145,21 +148,22 @@ def test_several_processes_share_a_record(tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    names = [entry["path"] for entry in read_record(path)]
-    assert {*names} == {f"/data/{index}.mp4" for index in range(150)}
-    # Those met by two at the same time may be there twice, until the run's end.
+    # Each wrote a record of its own, of those that no other had recorded before it looked.
+    parts = [read_record(part) for part in (tmp_path / "bad_files").iterdir()]
+    assert len(parts) <= 3 and sum(map(len, parts)) >= 150
     bad_files = BadFiles(path, 1000, 1.0)
-    bad_files.rewrite()
-    assert len(read_record(path)) == 150
-    assert {entry["path"] for entry in read_record(path)} == {*names}
+    bad_files.merge()
+    names = [entry["path"] for entry in read_record(path)]
+    assert len(names) == 150 and {*names} == {f"/data/{index}.mp4" for index in range(150)}
     bad_files.add("/data/more.mp4", "no header")
-    bad_files.update()
+    bad_files.finish()
     assert len(bad_files) == len(read_record(path)) == 151
+    assert not (tmp_path / "bad_files").exists()
 
 
 def test_no_record_where_all_files_are_good(tmp_path):
     bad_files = BadFiles(tmp_path / "bad_files.jsonl", 10, 0.05)
-    bad_files.rewrite()
+    bad_files.merge()
     assert not bad_files.path.exists()
 
 
@@ -193,7 +197,35 @@ def test_the_first_that_can_be_read_is_taken(tmp_path):
     assert opened == ["a.mp4", "b.mp4", "c.mp4", "a.mp4", "c.mp4"]
     assert read_record(bad_files.path) == [
         {"path": "a.mp4", "error": "a.mp4: no header"},
-        {"path": "b.mp4", "error": "b.mp4: late", "timed_out": True},
+        {"path": "b.mp4", "error": "b.mp4: late", "transient": True},
     ]
     with pytest.raises(BadFilesError, match=r"folder: none of 2 files could be read, among them a\.mp4"):
         bad_files.read_first("folder", [*candidates[:2], candidates[0], candidates[1]])
+
+
+def test_a_file_that_took_too_long_is_tried_again_later_and_forgotten_if_it_can_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "bad_files.jsonl"
+    bad_files, other = BadFiles(path, 100, 1.0), BadFiles(path, 100, 1.0)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    bad_files.add("a.mp4", "late", is_transient=True)
+    assert bad_files.must_wait("a.mp4") and not other.must_wait("a.mp4")  # the other has not looked yet
+    now += 6
+    assert other.must_wait("a.mp4")
+    now += 1800
+    assert not bad_files.must_wait("a.mp4") and not other.must_wait("a.mp4")
+    assert bad_files.read_first("folder", [("a.mp4", lambda: "sample")]) == "sample"
+    other.update()
+    assert len(bad_files) == len(other) == 0
+    bad_files.finish()
+    assert read_record(path) == []
+
+
+def test_a_run_that_goes_on_tries_again_what_took_too_long(tmp_path):
+    path = tmp_path / "bad_files.jsonl"
+    first = BadFiles(path, 100, 1.0)
+    first.add("late.mp4", "late", is_transient=True)
+    first.add("broken.mp4", "no header")
+    second = BadFiles(path, 100, 1.0)
+    assert list(second.errors) == ["broken.mp4"]
+    assert not second.must_wait("late.mp4")

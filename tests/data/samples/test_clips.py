@@ -225,9 +225,9 @@ def test_no_readable_file_ends_the_run_whatever_is_allowed(tmp_path):
 
 
 def test_files_that_have_all_timed_out_end_the_run_without_being_opened(damaged, tmp_path):
-    record = tmp_path / "bad_files.jsonl"
-    names = map(str, sorted(damaged.glob("*/*.png")))
-    record.write_text("".join(json.dumps({"path": name, "error": "late", "timed_out": True}) + "\n" for name in names))
-    dataset = build(damaged, WholeFrames(), bad_files=BadFiles(record, 100, 1.0), sampling=None)
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 100, 1.0)
+    for name in sorted(damaged.glob("*/*.png")):
+        bad_files.add(str(name), "late", is_transient=True)
+    dataset = build(damaged, WholeFrames(), bad_files=bad_files, sampling=None)
     with pytest.raises(BadFilesError, match=r"none of 12 files could be read, among them .*a/00\.png"):
         dataset[0, 0, 0]

@@ -230,7 +230,7 @@ def test_replacements_do_not_depend_on_the_number_of_workers(partly_bad, tmp_pat
         path = tmp_path / f"bad_files_{num_workers}.jsonl"
         dataset = load_frame_pairs(partly_bad, 16, samples_per_file=3, max_bad_files=0.5, bad_files_path=path)
         result = all_pairs(dataset, num_workers)
-        dataset.bad_files.rewrite()
+        dataset.bad_files.merge()
         entries = read_record(path)
         assert sorted(entry["path"] for entry in entries) == sorted(str(partly_bad / name) for name in BAD_NAMES)
         assert all(entry["path"] in entry["error"] and entry["path"] != entry["error"] for entry in entries)
@@ -317,7 +317,7 @@ def test_several_processes_with_workers_record_each_bad_file_once(partly_bad, tm
         assert process.exitcode == 0
     dataset = load_frame_pairs(partly_bad, 16, samples_per_file=2, max_bad_files=0.5, bad_files_path=path)
     assert len(dataset.bad_files) == len(BAD_NAMES)
-    dataset.bad_files.rewrite()
+    dataset.bad_files.merge()
     assert sorted(entry["path"] for entry in read_record(path)) == sorted(str(partly_bad / name) for name in BAD_NAMES)
     together = [batch for batches in zip(shards[0], shards[1], strict=True) for batch in batches]
     assert (np.concatenate(together) == all_pairs(dataset, num_workers=0).numpy()).all()
@@ -388,14 +388,19 @@ def test_a_folder_of_bad_files_only(tmp_path, max_bad_files):
     assert str(tmp_path) in str(raised.value)
 
 
-def test_files_that_have_all_timed_out_end_the_run_without_being_opened(tmp_path):
+def test_files_that_have_all_timed_out_end_the_run_and_are_tried_again_by_the_next(tmp_path):
     record, names = tmp_path / "bad_files.jsonl", [str(tmp_path / f"{index}.png") for index in range(3)]
     for name in names:
         write_texture(name)
-    record.write_text("".join(json.dumps({"path": name, "error": "late", "timed_out": True}) + "\n" for name in names))
     dataset = load_frame_pairs(tmp_path, 16, max_bad_files=1, bad_files_path=record)
+    dataset.bad_files.num_files = 100  # else the third one would end it here
+    for name in names:
+        dataset.bad_files.add(name, "late", is_transient=True)
     with pytest.raises(BadFilesError, match=r"none of 3 files could be read, among them .*0\.png"):
         dataset[0]
+    # The stalled disk is back.
+    again = load_frame_pairs(tmp_path, 16, max_bad_files=0, bad_files_path=record)
+    assert again[0]["pixel_values"].shape == (2, 3, 16, 16)
 
 
 def test_a_bad_row_is_named_by_its_place(tmp_path):

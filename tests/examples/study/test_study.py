@@ -19,11 +19,10 @@ from vicmae_hf import ViCMAEForPreTraining, ViCMAEModel
 from vicmae_hf.command_line import parse_config_overrides
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
-from vicmae_hf.errors import InputError
+from vicmae_hf.errors import InputError, NonFiniteError
 from vicmae_hf.evaluation.probes import LabelledFeatures, balanced_subset, probe_accuracy
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
-from vicmae_hf.training.loop import NonFiniteLossError
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model
 
@@ -307,7 +306,7 @@ def test_what_diverges_is_the_worst_of_what_was_tried(settings, tmp_path):
     assert "at step" in tried[0]["diverged"]
     check_budgets(tried)
     # A run that is reported must not fail silently.
-    with pytest.raises(NonFiniteLossError):
+    with pytest.raises(NonFiniteError):
         train_and_probe(plan.reported(CHOSEN | {"mae": {"base_learning_rate": 1e28}})[:1], probes, tmp_path)
 
 

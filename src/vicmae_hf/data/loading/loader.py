@@ -1,6 +1,8 @@
 """Decides the order of samples over a run, and makes the loader that fetches them."""
 
-from collections.abc import Iterator, Sequence
+import logging
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from ...errors import InputError
 from .collation import BatchCollator
 
 
+logger = logging.getLogger(__name__)
+
 # (epoch, position in the epoch's order, index of the sample). A sample's random numbers depend on the first two and on
 # the seed alone. So they are the same for any number of workers and processes, and after resuming.
 SampleKey = tuple[int, int, int]
@@ -17,6 +21,10 @@ SampleKey = tuple[int, int, int]
 # An unreadable item is replaced by items drawn at random, so that no neighbour is seen twice as often. After so many
 # tries nearly all must be unreadable, and all items are tried in turn.
 RANDOM_REPLACEMENTS = 100
+# Workers that die so often, without a batch and without a file open, would do so for ever.
+MAX_DEATHS = 10
+# A cluster sends SIGTERM or SIGUSR1 before it takes a machine away; Ctrl-C is SIGINT. (Windows has no SIGUSR1.)
+STOP_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 
 
 def draw_items(key: SampleKey, num_items: int, seed: int) -> Iterator[tuple[int, np.random.Generator]]:
@@ -118,6 +126,12 @@ class EpochBatchSampler(torch.utils.data.Sampler):
             first_batch = 0
 
 
+def ignore_stop_signals(worker: int) -> None:
+    """Leaves stopping to the process that trains (see `training.stopping`): it still needs its workers' batches."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def loader_settings(num_workers: int, pin_memory: bool) -> dict[str, Any]:
     """Returns the settings that all loaders of training samples share."""
     return {
@@ -125,6 +139,7 @@ def loader_settings(num_workers: int, pin_memory: bool) -> dict[str, Any]:
         "pin_memory": pin_memory,
         "prefetch_factor": 4 if num_workers else None,  # batches ahead; they bridge a slow file
         "collate_fn": BatchCollator(),
+        "worker_init_fn": ignore_stop_signals,
         # A generator of its own: the loader draws a number at its start, and the global random state stays as it is.
         "generator": torch.Generator().manual_seed(0),
     }
@@ -139,3 +154,49 @@ def build_dataloader(
         batch_sampler=batch_sampler,
         **loader_settings(num_workers, pin_memory),
     )
+
+
+class SteadyBatches:
+    """
+    The batches of a run, also when workers die (a decoder crashed, the system killed one for its memory). New workers
+    go on where the last batch ended, with the same samples. The file that the dead one was reading is recorded, and
+    replaced like one that cannot be read.
+
+    Args:
+        open_loader: number of batches to leave out -> a loader of the others.
+        add_files_of_dead_workers: records the files that dead workers were reading, and returns their names.
+
+    Raises:
+        InputError: if workers die again and again and were reading nothing.
+    """
+
+    def __init__(
+        self, open_loader: Callable[[int], Iterable[Any]], add_files_of_dead_workers: Callable[[], list[str]]
+    ):
+        self.open_loader = open_loader
+        self.add_files_of_dead_workers = add_files_of_dead_workers
+
+    def __iter__(self) -> Iterator[Any]:
+        num_batches = num_deaths = 0
+        while True:
+            # torch raises the death of a worker wherever the program is, in the middle of an update. Without its
+            # handler the loader still notices, when it waits for the worker's batch.
+            child_handler = signal.getsignal(signal.SIGCHLD)
+            try:
+                for batch in self.open_loader(num_batches):
+                    if signal.getsignal(signal.SIGCHLD) is not child_handler:
+                        signal.signal(signal.SIGCHLD, child_handler)
+                    yield batch
+                    num_batches, num_deaths = num_batches + 1, 0
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                num_deaths += 1
+                names = self.add_files_of_dead_workers()
+                if not names and num_deaths > MAX_DEATHS:
+                    raise InputError(
+                        f"Workers died {num_deaths} times without a batch between ({error}). If memory is short, "
+                        "use fewer --dataloader_num_workers."
+                    ) from error
+                logger.warning("A loading worker died (%s). New ones go on from the last batch.", error)

@@ -3,21 +3,31 @@
 import json
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
 
 from ...errors import InputError, MediaDecodingError
 from ...files import write_json_lines
 from ...settings import Settings, setting
+from ..loading.collation import is_running
 from .reading import TimeLimitError
 
 
 logger = logging.getLogger(__name__)
 
 Sample = TypeVar("Sample")
+
+RETRY_SECONDS = 1800.0  # until a file that took too long is opened again
+UPDATE_SECONDS = 5.0  # between two looks at what other processes have recorded
+OPENED_BYTES = 4096  # of the longest path on Linux; a longer name is cut
 
 
 @dataclass(kw_only=True)
@@ -52,14 +62,19 @@ def check_bad_files(errors: Sequence[str], num_files: int, max_share: float, rem
 class BadFiles:
     """
     Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
-    Files that exceeded the time limit also have `"timed_out": true`.
+    Files that exceeded the time limit, or whose worker died, also have `"transient": true`: the cause may be a stalled
+    disk or a full memory, so they are tried again `RETRY_SECONDS` later, and by a run that goes on.
 
-    Workers append to the file and read what others have found. It is all that they share.
+    While a run lasts, each of its processes and workers writes a record of its own into the folder `bad_files` beside
+    `path`, and reads those of the others. It is all that they share. `merge` makes one record of them.
 
     Args:
         path: where to keep the record. An existing record is continued.
         num_files: how many files there are.
         max_share: the share of them that may be bad (see `check_bad_files`).
+
+    Attributes:
+        opened: for each worker of a loader, its process and the file that it is reading; None where there are none.
     """
 
     def __init__(self, path: str | os.PathLike | None, num_files: int, max_share: float):
@@ -69,23 +84,40 @@ class BadFiles:
         self.num_files = num_files
         self.max_share = max_share
         self.errors: dict[str, str] = {}
-        self.timed_out: set[str] = set()
-        self.num_bytes_read = 0  # of the record: only what others add is read again
+        self.retry_times: dict[str, float] = {}  # of transient ones, in seconds since 1970
+        self.positions: dict[Path, int] = {}  # how far each record was read: only what others add is read again
+        self.last_update = 0.0
+        self.opened: torch.Tensor | None = None
+        if self.path is not None:
+            self._read(self.path)
         self.update()
+        for name in list(self.retry_times):  # of an earlier run
+            del self.errors[name], self.retry_times[name]
 
     def __len__(self) -> int:
         return len(self.errors)
 
-    def has_timed_out(self, name: str) -> bool:
-        """Whether a file exceeded the time limit, in any worker or process (so that no other waits as long)."""
-        if self.path is not None and self.path.exists() and self.path.stat().st_size > self.num_bytes_read:
+    @property
+    def parts(self) -> Path:
+        """The folder of the records of single processes."""
+        return self.path.with_suffix("")
+
+    def finish(self) -> None:
+        """Merges the records, and removes those of single processes. Called once nobody reads any more."""
+        self.merge()
+        if self.path is not None:
+            shutil.rmtree(self.parts, ignore_errors=True)
+
+    def must_wait(self, name: str) -> bool:
+        """Whether a file is to be left alone for now, as found in any worker or process (no other waits as long)."""
+        if self.path is not None and time.time() > self.last_update + UPDATE_SECONDS:
             self.update()
-        return name in self.timed_out
+        return time.time() < self.retry_times.get(name, 0.0)
 
     def read_first(self, source: str, candidates: Iterable[tuple[str, Callable[[], Sample]]]) -> Sample:
         """
         Returns the sample of the first of `candidates` that can be read, and records those before it. Only a file that
-        exceeded the time limit before is not opened again.
+        exceeded the time limit before, or killed a worker, is not opened again.
 
         Otherwise the record does not decide what is read. One worker may know of a file damaged in parts while another
         does not, and both must give the same sample.
@@ -100,26 +132,61 @@ class BadFiles:
         tried = set()
         for name, read in candidates:
             tried.add(name)
-            if self.has_timed_out(name):
+            if self.must_wait(name):
                 continue
+            self.note_opened(name)
             try:
-                return read()
+                sample = read()
             except MediaDecodingError as error:
                 self.add(name, str(error), isinstance(error, TimeLimitError))
+                continue
+            self.note_opened("")
+            if name in self.retry_times:
+                self.forget(name)
+            return sample
         raise BadFilesError(f"{source}: none of {len(tried)} files could be read, among them {min(tried)}.")
 
-    def add(self, name: str, error: str, timed_out: bool = False) -> None:
+    def watch_workers(self, num_workers: int) -> None:
+        """Makes room for `opened`. Called before the workers start."""
+        self.opened = torch.zeros(num_workers, OPENED_BYTES, dtype=torch.uint8).share_memory_()
+
+    def note_opened(self, name: str) -> None:
+        """Notes which file this worker reads, where the training process finds it if the worker dies."""
+        worker = torch.utils.data.get_worker_info()
+        if worker is None or self.opened is None:
+            return
+        text = f"{os.getpid()} {name}".encode()[:OPENED_BYTES] if name else b""
+        self.opened[worker.id].numpy()[:] = np.frombuffer(text.ljust(OPENED_BYTES, b"\0"), dtype=np.uint8)
+
+    def add_files_of_dead_workers(self) -> list[str]:
+        """Records the files that workers were reading when they died, and returns their names."""
+        texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self.opened.numpy()]
+        notes = [text.split(" ", 1) for text in texts if text]
+        names = [name for process, name in notes if not is_running(int(process))]
+        for name in names:
+            self.add(name, "the worker that was reading it died", is_transient=True)
+        return names
+
+    def add(self, name: str, error: str, is_transient: bool = False) -> None:
         """Records a bad file. Raises a BadFilesError if there are now more than allowed, or no good file is left."""
         if name not in self.errors:
             self.update()
-        if name not in self.errors:
+        if name not in self.errors or is_transient:
             # A decoder that was given bytes does not know the name.
-            self.errors[name] = error = error if name in error else f"{name}: {error}"
-            if timed_out:  # kept apart, because only these files are skipped
-                self.timed_out.add(name)
+            error = error if name in error else f"{name}: {error}"
             logger.warning("Unreadable: %s", error)
-            self._append(name)
+            entry = {"path": name, "error": error} | ({"transient": True} if is_transient else {})
+            self._take(entry)
+            self._append(entry)
+            # Workers and other processes leave it to the main one, which merges at the end.
+            if torch.utils.data.get_worker_info() is None and os.environ.get("RANK", "0") == "0":
+                self.merge()
         self.check()
+
+    def forget(self, name: str) -> None:
+        """Takes a transient file out of the record, because it was read after all."""
+        self._take({"path": name, "error": None})
+        self._append({"path": name, "error": None})
 
     def check(self) -> None:
         """Raises a BadFilesError, which names the first bad files, if there are more than allowed."""
@@ -139,53 +206,75 @@ class BadFiles:
             self.check()
             raise
 
-    def rewrite(self) -> None:
-        """Writes the record anew, each bad file once (two workers may have met one at the same time)."""
+    def merge(self) -> None:
+        """Writes one record of those of all processes, each bad file once. Only the main process does."""
         self.update()
-        if self.path is not None and self.errors:
-            lines = "".join(map(self._line, self.errors))
-            self.num_bytes_read = self.path.write_bytes(lines.encode())
-
-    def _line(self, name: str) -> str:
-        entry = {"path": name, "error": self.errors[name]}
-        return json.dumps(entry | ({"timed_out": True} if name in self.timed_out else {})) + "\n"
-
-    def _append(self, name: str) -> None:
-        if self.path is None:
+        if self.path is None or not (self.errors or self.path.exists()):
             return
+        transient = {"transient": True}
+        entries = [
+            {"path": name, "error": error} | (transient if name in self.retry_times else {})
+            for name, error in self.errors.items()
+        ]
         try:
-            # On another machine the output folder may be missing.
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # One write call in append mode, so that lines of several workers do not mix.
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, self._line(name).encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            # A full disk must not end a training that only lost a line of its record.
-            logger.warning("%s: cannot be written (%s); the run goes on.", self.path, error)
+            write_json_lines(self.path, entries)
+        except InputError as error:
+            # A full disk must not end a training that only lost its record.
+            logger.warning("%s; the run goes on.", error)
 
     def update(self) -> None:
         """Reads what other processes have recorded."""
-        if self.path is None or not self.path.exists():
+        self.last_update = time.time()
+        if self.path is not None:
+            for part in sorted(self.parts.glob("*.jsonl")):
+                self._read(part)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.path is None:
             return
-        with self.path.open("rb") as file:
-            file.seek(self.num_bytes_read)
-            for line in file:
-                # Another process is still writing it; reading on would find the rest as a line of its own.
-                if not line.endswith(b"\n"):
-                    break
-                self.num_bytes_read += len(line)
-                try:
-                    entry = json.loads(line)
-                    self.errors.setdefault(entry["path"], entry["error"])
-                except (ValueError, KeyError, TypeError):
-                    # A process that was killed while it wrote left half a line, and another went on behind it.
-                    logger.warning("%s: passed over a line that is no record: %r", self.path, line[:80])
-                    continue
-                if entry.get("timed_out"):
-                    self.timed_out.add(entry["path"])
+        part = self.parts / f"{os.uname().nodename}-{os.getpid()}.jsonl"
+        try:
+            # On another machine the output folder may be missing.
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            # A full disk must not end a training that only lost a line of its record.
+            logger.warning("%s: cannot be written (%s); the run goes on.", part, error)
+
+    def _read(self, record: Path) -> None:
+        """Reads the lines of a record that are new."""
+        try:
+            with record.open("rb") as file:
+                file.seek(self.positions.get(record, 0))
+                for line in file:
+                    # Another process is still writing it; reading on would find the rest as a line of its own.
+                    if not line.endswith(b"\n"):
+                        break
+                    self.positions[record] = self.positions.get(record, 0) + len(line)
+                    try:
+                        self._take(json.loads(line))
+                    except (ValueError, KeyError, TypeError):
+                        # A process that was killed while it wrote left half a line, and another went on behind it.
+                        logger.warning("%s: passed over a line that is no record: %r", record, line[:80])
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # no record yet
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        name, error = entry["path"], entry["error"]
+        if error is None:
+            self.errors.pop(name, None)
+            self.retry_times.pop(name, None)
+            return
+        self.errors.setdefault(name, error)
+        if entry.get("transient"):
+            self.retry_times[name] = time.time() + RETRY_SECONDS
+
+
+def remove_record(path: Path) -> None:
+    """Removes a record (see `BadFiles`). It belongs to another run, whose bad files may be repaired by now."""
+    path.unlink(missing_ok=True)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 
 
 def write_failures(path: str | os.PathLike, failures: Sequence[dict[str, str]]) -> None:

@@ -15,7 +15,8 @@ from .frame_choice import ClipSampling
 
 class ClipDataset(torch.utils.data.Dataset):
     """
-    Map-style dataset of `{"pixel_values": uint8 (T, 3, H, W), "labels": class index}`, of images `(3, H, W)`.
+    Map-style dataset of `{"pixel_values": uint8 (T, 3, H, W), "labels": class index, "name"}`, of images
+    `(3, H, W)`.
 
     Samples are addressed by `SampleKey`s. Random numbers of a sample come from (seed, epoch, position) alone, so they
     are the same for any number of workers and processes, and after resuming.
@@ -70,4 +71,4 @@ class ClipDataset(torch.utils.data.Dataset):
         # The view is seeded by the sample's generator, so it follows from the sample's key too.
         views = self.view(frames, seed=int(generator.integers(2**63)))
         pixel_values = views if self.clip_sampling is not None else views[0]
-        return {"pixel_values": pixel_values, "labels": int(self.labels[index])}
+        return {"pixel_values": pixel_values, "labels": int(self.labels[index]), "name": self.source[index].name}

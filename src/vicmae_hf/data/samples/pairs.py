@@ -34,6 +34,10 @@ class FramePairDataset(torch.utils.data.Dataset):
     other random numbers each time.
 
     A file that cannot be read is recorded in `bad_files`. Another one, drawn by the same numbers, takes its place.
+
+    Args:
+        num_patches: with it, a sample also has its `"name"` and `"noise"`, float32 `(2, num_patches)`, which decides
+            the masks (see `ViCMAEForPreTraining`). So they are the sample's own, however batches are divided.
     """
 
     def __init__(
@@ -45,9 +49,11 @@ class FramePairDataset(torch.utils.data.Dataset):
         loader: MediaLoader,
         samples_per_file: int = 1,
         seed: int = 0,
+        num_patches: int | None = None,
     ):
         self.sources = list(sources)
         self.view = view
+        self.num_patches = num_patches
         self.frame_sampling = frame_sampling
         self.bad_files = bad_files
         self.loader = loader
@@ -97,8 +103,23 @@ class FramePairDataset(torch.utils.data.Dataset):
             return self.frame_sampling.sample(reader.timestamps, reader.duration, generator)
 
         frames = self.loader.read_frames(item, choose_frames)  # (2, 3, H, W); an image twice
-        # The view has a generator of its own, seeded by this one: so it follows from the sample's key too.
-        return {"pixel_values": self.view(frames, seed=int(generator.integers(2**63)))}
+        return make_sample(item.name, frames, self.view, self.num_patches, generator)
+
+    def list_names(self) -> Iterator[str]:
+        """Names the files of all sources, within each source."""
+        for source in self.sources:
+            yield from source.list_names()
+
+
+def make_sample(
+    name: str, frames: torch.Tensor, view: RandomView, num_patches: int | None, generator: np.random.Generator
+) -> dict[str, torch.Tensor | str]:
+    """Makes a sample of two frames `(2, 3, H, W)`; arguments as in `FramePairDataset`."""
+    # The view has a generator of its own, seeded by this one: so it follows from the sample's key too.
+    sample = {"pixel_values": view(frames, seed=int(generator.integers(2**63)))}
+    if num_patches is not None:
+        sample |= {"noise": torch.from_numpy(generator.random((2, num_patches), dtype=np.float32)), "name": name}
+    return sample
 
 
 @dataclass(kw_only=True)
@@ -126,6 +147,7 @@ def load_frame_pairs(
     image_size: int | Sequence[int] = 224,
     *,
     bad_files_path: str | os.PathLike | None = None,
+    num_patches: int | None = None,
     **options,
 ) -> "FramePairDataset | FramePairStream":
     """
@@ -135,6 +157,7 @@ def load_frame_pairs(
         sources: a path or name, or several (see `open_source`).
         image_size: height and width of the views in pixels; one number for both.
         bad_files_path: JSON lines file for the record of unreadable files.
+        num_patches: see `FramePairDataset`.
         options: fields of `PairSettings`, for example `frame_sampling="same"`.
 
     Returns:
@@ -157,7 +180,11 @@ def load_frame_pairs(
 
         if len(names) > 1 or settings.samples_per_file > 1:
             raise InputError("A stream has one data source, and gives one sample of each row in an epoch.")
-        return open_pair_stream(names[0], view, sampling, bad_files_path, settings.max_bad_files, settings.seed)
+        return open_pair_stream(
+            names[0], view, sampling, bad_files_path, settings.max_bad_files, settings.seed, num_patches
+        )
     opened = [open_source(name) for name in names]
     bad_files = BadFiles(bad_files_path, sum(map(len, opened)), settings.max_bad_files)
-    return FramePairDataset(opened, view, sampling, bad_files, loader, settings.samples_per_file, settings.seed)
+    return FramePairDataset(
+        opened, view, sampling, bad_files, loader, settings.samples_per_file, settings.seed, num_patches
+    )

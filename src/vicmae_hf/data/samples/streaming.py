@@ -26,6 +26,7 @@ from ..sources.sources import (
 )
 from .augmentation import RandomView
 from .frame_sampling import FrameSampling
+from .pairs import make_sample
 
 
 READ_ROWS = 32  # taken from a stream at a time; few, because their frames stay in memory
@@ -130,7 +131,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
     Args:
         stream: the rows.
         num_files: how many they are.
-        view, frame_sampling, bad_files, seed: see `FramePairDataset`.
+        view, frame_sampling, bad_files, seed, num_patches: see `FramePairDataset`.
         process_index, num_processes: which share of the shards is read.
         batch_size: samples that the loader takes from one worker before it goes to the next.
         start_batch: batches of this process to leave out. Their shards are not read, and their rows not decoded.
@@ -142,6 +143,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
     frame_sampling: FrameSampling
     bad_files: BadFiles
     seed: int = 0
+    num_patches: int | None = None
     process_index: int = 0
     num_processes: int = 1
     batch_size: int = 1
@@ -219,7 +221,11 @@ class FramePairStream(torch.utils.data.IterableDataset):
         """Makes two views of a row: `{"pixel_values": uint8 (2, 3, H, W)}`."""
         with item.open("") as reader:  # no decoder, so no name of one
             frames = reader.get_frames(self.frame_sampling.sample(reader.timestamps, reader.duration, generator))
-        return {"pixel_values": self.view(frames, seed=int(generator.integers(2**63)))}
+        return make_sample(item.name, frames, self.view, self.num_patches, generator)
+
+    def list_names(self) -> list[str]:
+        """Names the stream and the number of its rows: their own names would have to be fetched."""
+        return [self.stream.name, str(self.num_files)]
 
     def dataloader(
         self,
@@ -265,10 +271,11 @@ def open_pair_stream(
     bad_files_path: str | os.PathLike | None,
     max_bad_files: float,
     seed: int,
+    num_patches: int | None,
 ) -> FramePairStream:
     """Opens one frame store as a stream of pairs (see `load_frame_pairs`)."""
     stream = open_stream(name)
     num_files = stream.count_all_rows()
     return FramePairStream(
-        stream, num_files, view, frame_sampling, BadFiles(bad_files_path, num_files, max_bad_files), seed
+        stream, num_files, view, frame_sampling, BadFiles(bad_files_path, num_files, max_bad_files), seed, num_patches
     )

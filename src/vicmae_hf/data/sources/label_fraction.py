@@ -19,8 +19,7 @@ def select_label_fraction(source: LabelledSource, fraction: float, seed: int) ->
     """
     if not 0 < fraction <= 1:
         raise InputError(f"label_fraction is a share above 0 and at most 1, got {fraction}.")
-    all_names = source.items.list_names()
-    names = [all_names[index] for index in source.indices]
+    names = source.list_names()
 
     def shuffle(label: int, members: np.ndarray) -> np.ndarray:
         # Floats such as 0.1 are not exact: 0.1 of 30 must be 3.

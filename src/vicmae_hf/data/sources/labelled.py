@@ -55,6 +55,11 @@ class LabelledSource:
     def __getitem__(self, index: int) -> MediaItem:
         return self.items[int(self.indices[index])]
 
+    def list_names(self) -> list[str]:
+        """Names the items of this part within the source."""
+        names = self.items.list_names()
+        return [names[index] for index in self.indices]
+
     def select(self, indices: Sequence[int]) -> "LabelledSource":
         """Returns the part of this part at `indices`."""
         return replace(self, indices=self.indices[np.asarray(indices, dtype=np.int64)])

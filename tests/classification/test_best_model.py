@@ -4,7 +4,7 @@ import json
 
 from accelerate import Accelerator
 
-from vicmae_hf.training.best_model import BestModel
+from vicmae_hf.classification.best_model import BestModel
 
 
 class Counter:

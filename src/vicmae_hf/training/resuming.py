@@ -1,0 +1,93 @@
+"""Decides whether a run may go on from a checkpoint: only the same run may, but for what cannot change its numbers."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import InputError
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged or of another run, or cannot be written; the message says which and why."""
+
+
+# What a resumed run may have otherwise: where things are and how they are reported, how fast and how patiently files
+# are read, how the same batch is divided, how memory is saved.
+MAY_CHANGE = {
+    *("output_dir", "model_name_or_path", "train_data", "eval_data", "probe_data", "probe_steps"),
+    *("logging_steps", "checkpointing_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id"),
+    *("resume_from_checkpoint", "overwrite_output_dir", "num_train_epochs", "max_train_steps", "max_skipped_updates"),
+    *("dataloader_num_workers", "seconds_per_file", "max_bad_files", "gradient_checkpointing"),
+    *("num_processes", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    # These decide the model, which is compared itself; the others say what wrote it.
+    *("config_overrides", "image_size"),
+    *("model.transformers_version", "model.dtype", "model.architectures", "model._name_or_path"),
+}
+# In a stream each worker reads shards of its own, so their number decides the order.
+DIVISION = ("num_processes", "per_device_train_batch_size", "gradient_accumulation_steps")
+DIVISION_OF_STREAM = {"dataloader_num_workers", *DIVISION}
+
+
+def fingerprint(names: Iterable[str]) -> str:
+    """SHA-256 of a list of names. `train_data` and `eval_data` may change: the same files may lie elsewhere."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"hidden_size": 8}}` -> `{"model.hidden_size": 8}`."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def check_same_run(checkpoint: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """
+    Compares the settings in a checkpoint with those of the run that is to go on from it.
+
+    Raises:
+        CheckpointError: if they differ in what decides its samples or numbers; the message lists every difference.
+    """
+    before, now = flatten(before), flatten(now)
+    allowed = MAY_CHANGE - DIVISION_OF_STREAM if now.get("streaming") else MAY_CHANGE
+    differences = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if name not in allowed and name != "num_steps" and before.get(name) != now.get(name)
+    ]
+    if now["num_steps"] < before["num_steps"]:
+        differences.append(f"num_steps was {before['num_steps']}, is {now['num_steps']}: it can only become longer")
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint} is of another run: {'; '.join(differences)}. Use the same settings, or start anew from its "
+            "weights with --model_name_or_path."
+        )
+
+
+def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Says what a resumed run does otherwise than before, of what a user should know."""
+    lines = []
+    if now["num_steps"] != before["num_steps"]:
+        lines.append(
+            f"The run is {now['num_steps']} updates long now, it was {before['num_steps']}: from here on the learning "
+            "rate follows the longer schedule."
+        )
+    if any(now[name] != before[name] for name in DIVISION):
+        processes, batch, accumulation = (f"{now[name]} (was {before[name]})" for name in DIVISION)
+        lines.append(
+            f"The batch of {now['total_batch_size']} is divided otherwise now: {processes} processes, {batch} samples "
+            f"each, {accumulation} steps an update. The samples, views and masks stay the same. Dropout, stochastic "
+            "depth and mixing draw other numbers, if they are used."
+        )
+    compared, before_compared = (
+        settings["num_processes"] * settings["per_device_train_batch_size"] for settings in (now, before)
+    )
+    if compared != before_compared and now["model"].get("contrastive_loss") != "none":
+        lines.append(
+            f"A contrastive loss compares {compared} samples with each other now, it was {before_compared}: its "
+            "values differ. Keep processes x samples to avoid it."
+        )
+    return lines

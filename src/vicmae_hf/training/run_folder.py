@@ -1,0 +1,127 @@
+"""The output folder of a training: what a run keeps of itself, and what it goes on from."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import NonFiniteError
+from ..files import write_json, writing
+from .arguments import TrainingArguments
+from .checkpointing import CheckpointPart, Checkpoints, save_finite
+from .optimization import Schedule
+from .reporting import RESULTS_FILE, MetricsLog, settings_of_run
+from .resuming import fingerprint
+
+
+logger = get_logger(__name__)
+
+BAD_UPDATE_FILE = "non_finite.json"
+
+
+class RunFolder:
+    """
+    The folder `arguments.output_dir`: settings, log, checkpoints, model.
+
+    Args:
+        accelerator: prepares model and optimizer before `begin`.
+        arguments: of the run.
+        samples_name: name of the samples in the log, for rates.
+        parts: what checkpoints hold beside model and optimizer.
+
+    Attributes:
+        settings: all settings of the run, from `begin` on.
+        log: the open log, inside of `logging`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        arguments: TrainingArguments,
+        samples_name: str,
+        parts: Sequence[CheckpointPart] = (),
+    ):
+        self.accelerator = accelerator
+        self.arguments = arguments
+        self.samples_name = samples_name
+        self.parts = parts
+        self.path = Path(arguments.output_dir)
+        self.settings: dict[str, Any] = {}
+        self.log: MetricsLog | None = None
+
+    def begin(self, schedule: Schedule, config: PreTrainedConfig, data: dict[str, Iterable[str]]) -> Schedule:
+        """
+        Begins the run, or goes on with it. Deletes the checkpoints of a run that this one replaces.
+
+        Args:
+            schedule: of the whole run.
+            config: of the model.
+            data: names of files and classes, in order. A run with others is another run.
+
+        Returns:
+            The schedule of the updates still to come.
+
+        Raises:
+            CheckpointError: if the checkpoint to go on from is damaged, or of another run.
+        """
+        arguments = self.arguments
+        self.settings = settings_of_run(arguments, config, schedule)
+        self.settings["data_sha256"] = {name: fingerprint(names) for name, names in data.items()}
+        self.checkpoints = Checkpoints(
+            self.accelerator, self.path, arguments.save_total_limit, self.settings, self.parts
+        )
+        return replace(schedule, start_step=self.checkpoints.start(arguments.resume_from_checkpoint))
+
+    def is_finished(self, schedule: Schedule) -> bool:
+        """Whether a resumed run has made its last update and written its results. If so, warns of it."""
+        # Results are written last: without them, a run killed after its last update still has to write its report.
+        if not schedule.is_done or not (self.path / RESULTS_FILE).exists():
+            return False
+        logger.warning("Nothing to do: %s is at step %d of %d.", self.path, schedule.start_step, schedule.num_steps)
+        return True
+
+    def write_settings(self, processors: Iterable[Any]) -> None:
+        """Writes `arguments.json` and the model's processors. Only the main process does."""
+        if self.accelerator.is_main_process:
+            (self.path / RESULTS_FILE).unlink(missing_ok=True)  # of a shorter run that goes on
+            # Now and not at the end: whoever finds an interrupted run can read what it was.
+            write_json(self.path / "arguments.json", self.settings)
+            for processor in processors:
+                processor.save_pretrained(self.path)
+
+    @contextmanager
+    def logging(self, schedule: Schedule) -> Iterator[None]:
+        """Opens the log. Keeps what is known of an update that is not finite, and adds to the message what to do."""
+        with MetricsLog(
+            self.accelerator, self.path, self.samples_name, schedule.num_steps, schedule.start_step
+        ) as self.log:
+            try:
+                yield
+            except NonFiniteError as error:
+                raise self._explain(error) from error
+
+    def save_checkpoint(self, step: int) -> None:
+        """Writes the checkpoint after `step` updates. All processes call it."""
+        self.checkpoints.save(step)
+
+    def save_model(self, model: PreTrainedModel) -> None:
+        """Saves the trained model. Raises a NonFiniteError if a weight is infinite or NaN."""
+        with writing(self.path):
+            save_finite(model, self.path)
+
+    def _explain(self, error: NonFiniteError) -> NonFiniteError:
+        message = f"{error}; {self.checkpoints.describe_newest()}."
+        if error.step is not None:
+            path = self.path / BAD_UPDATE_FILE
+            message += f" Neither that update nor a later one was made; its samples are listed in {path}."
+            if self.accelerator.is_main_process:
+                losses = {name: str(value) for name, value in error.losses.items()}  # JSON has no NaN
+                kept = {"step": error.step, "losses": losses, "seed": self.arguments.seed, "samples": error.samples}
+                write_json(path, kept)
+        message += " Try a lower --base_learning_rate, a longer warmup, or bf16 in place of fp16."
+        return NonFiniteError(message, error.step, error.losses)
