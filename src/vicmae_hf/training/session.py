@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,10 @@ def end_script(message: str, status: int) -> None:
     """Ends a script with a message on stderr."""
     if message:
         print(message, file=sys.stderr, flush=True)
-    for process in multiprocessing.active_children():  # workers; one whose decoder hangs would keep the script alive
+    # Workers: one whose decoder hangs would keep the script alive. torch would report their deaths as errors.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
         process.kill()
     if dist.is_initialized():
         # Other processes may wait for this one. sys.exit would wait for them; so it ends at once, and the launcher
