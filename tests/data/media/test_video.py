@@ -221,7 +221,7 @@ def test_frames_are_not_copied_into_another_layout(plain):
     assert frames.permute(0, 2, 3, 1).is_contiguous()
 
 
-@pytest.mark.parametrize("name", ["av1.mp4", "hevc.mp4"])
+@pytest.mark.parametrize("name", ["av1.mp4", "hevc.mp4", "mjpeg.avi"])
 def test_pyav_stands_in_for_decord_and_says_so_once(tmp_path, monkeypatch, caplog, name):
     monkeypatch.setattr(video_module, "_logged_fallbacks", set())
     write_video(tmp_path / name, numbered_frames(NUM_FRAMES), **KINDS[name])

@@ -29,6 +29,8 @@ class DecordDecoder:
     def __init__(self, source: str | bytes, index: PyAVDecoder):
         if not index.groups_are_closed:
             raise BackendError("seeking by count finds wrong frames here (open groups of pictures, or no frame times)")
+        if index.container_format == "avi":
+            raise BackendError("it crashes on damaged AVI files")
         if "matroska" in index.container_format and index.rotation():
             raise BackendError("it does not know the rotation metadata of Matroska")
         decord = self.import_library()
