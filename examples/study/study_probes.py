@@ -1,6 +1,5 @@
 """Probes of the study: three readings of an encoder's tokens, with all labels and with parts of them."""
 
-import json
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from vicmae_hf.data.sources.labelled import LabelledSource, open_labelled
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.features import HeldViews, build_feature_views, embed_views
 from vicmae_hf.evaluation.probes import LabelledFeatures, balanced_subset, probe_accuracy
-from vicmae_hf.files import write_json
+from vicmae_hf.files import read_json, write_json
 from vicmae_hf.image_processing_vicmae import ViCMAEImageProcessor
 from vicmae_hf.modeling_vicmae import ViCMAEModel
 
@@ -106,7 +105,7 @@ class StudyProbes:
             "label_fractions": self.label_fractions,
             "num_subsets": self.num_subsets,
         }
-        record = json.loads(path.read_text()) if path.exists() else {}
+        record = read_json(path) if path.exists() else {}
         # No process may write before all have looked, or some would compute and others not.
         PartialState().wait_for_everyone()
         if record.get("settings") != settings:
@@ -114,7 +113,7 @@ class StudyProbes:
             if PartialState().is_main_process:
                 write_json(path, record)
         PartialState().wait_for_everyone()
-        return json.loads(path.read_text())["result"]
+        return read_json(path)["result"]
 
     def describe(self) -> dict[str, Any]:
         """The data, in figures."""

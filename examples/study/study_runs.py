@@ -1,7 +1,6 @@
 """The study of the supplement's section B: its runs are tuned, trained and probed, and their results collected."""
 
 import gc
-import json
 import os
 import platform
 import shlex
@@ -21,7 +20,7 @@ from transformers import set_seed
 
 from vicmae_hf.configuration_vicmae import ViCMAEConfig
 from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.files import write_json
+from vicmae_hf.files import read_json, write_json
 from vicmae_hf.modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.pretraining.run import run_pretraining
@@ -199,7 +198,7 @@ def claim_settings(settings: dict[str, Any], path: Path, message: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
     PartialState().wait_for_everyone()
-    found = json.loads(path.read_text())
+    found = read_json(path)
     differences = [
         f"{name} {found.get(name)}, now {settings.get(name)}"
         for name in sorted(found.keys() | settings.keys())
@@ -244,7 +243,7 @@ def summarize(run: Run, probed: dict[str, Any]) -> dict[str, Any]:
         "probe": probed,
         "reconstruction_loss": metrics[-1]["reconstruction_loss"],
         "contrastive_loss": metrics[-1].get("contrastive_loss"),
-        "projection_size": json.loads((folder / "config.json").read_text())["projector_output_size"],
+        "projection_size": read_json(folder / "config.json")["projector_output_size"],
         "collapse": {name: metrics[-1][name] for name in names if name in metrics[-1]},
         "history": {name: [line[name] for line in metrics] for name in ("step", "feature_std", "feature_rank")},
         "budget": {name: budget[name] for name in ("num_steps", "total_batch_size", "num_train_files")},
@@ -270,8 +269,8 @@ def untrained(plan: Plan, seed: int) -> ViCMAEModel:
 
 def read_budget(folder: Path) -> dict[str, Any]:
     """What a run of the study had to spend, and on what."""
-    arguments = json.loads((folder / "arguments.json").read_text())
-    results = json.loads((folder / "all_results.json").read_text())
+    arguments = read_json(folder / "arguments.json")
+    results = read_json(folder / "all_results.json")
     model = arguments["model"]
     return {
         "num_steps": arguments["num_steps"],

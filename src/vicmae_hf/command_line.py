@@ -1,14 +1,15 @@
-"""Reads settings from the command line and from a YAML or JSON file."""
+"""Reads settings from the command line and from a YAML or JSON file. Keeps access tokens out of what is written."""
 
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from transformers import PreTrainedConfig
@@ -18,6 +19,32 @@ from .settings import ArgumentsError, without_none
 
 Arguments = TypeVar("Arguments")
 
+# Tokens of the Hub, and the name and password in an address.
+SECRETS = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}|(?<=://)[^/\s@]+(?=@)")
+SECRET_VARIABLES = ("_TOKEN", "_API_KEY")
+MIN_SECRET_LENGTH = 16  # shorter values are switches, such as HF_HUB_DISABLE_IMPLICIT_TOKEN=1
+
+
+def hide_secrets(text: str) -> str:
+    """Puts *** for access tokens and passwords: those that look like one, and those in environment variables."""
+    text = SECRETS.sub("***", text)
+    for name, value in os.environ.items():
+        if name.upper().endswith(SECRET_VARIABLES) and len(value) >= MIN_SECRET_LENGTH:
+            text = text.replace(value, "***")
+    return text
+
+
+def one_line(error: object) -> str:
+    """Says an error, or any text, in one line and without secrets."""
+    return re.sub(r"\s*\n\s*", " ", hide_secrets(str(error)).strip())
+
+
+class Parser(argparse.ArgumentParser):
+    """Repeats no secrets in its messages."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(hide_secrets(message))
+
 
 def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None = None) -> Arguments:
     """
@@ -25,23 +52,29 @@ def parse_arguments(arguments_class: type[Arguments], argv: Sequence[str] | None
     same settings; flags after it win.
 
     Raises:
-        ArgumentsError: if the file cannot be read or has an unknown setting, or a value is out of range. (A wrong flag
-            ends the program with argparse's usage message.)
+        ArgumentsError: if the file cannot be read or has an unknown setting, or a value is out of range or holds an
+            access token. (A wrong flag ends the program with argparse's usage message.)
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(arguments_class)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = [*_settings_as_flags(argv[0], arguments_class), *argv[1:]]
-    return arguments_class(**vars(parser.parse_args(argv)))
+    values = vars(parser.parse_args(argv))
+    for name, value in values.items():
+        # Settings are written down, given to trackers and published with a model.
+        if hide_secrets(str(value)) != str(value):
+            raise ArgumentsError(
+                f"--{name} holds an access token or a password. Leave it out; log in with `hf auth login` or the "
+                "variable HF_TOKEN."
+            )
+    return arguments_class(**values)
 
 
 def build_parser(arguments_class: type) -> argparse.ArgumentParser:
     """Builds a parser with one flag for each field, required ones first; booleans are `--name` and `--no-name`."""
     # The usage is written by hand, because the generated one lists every flag. allow_abbrev=False: a misspelt flag
     # must be an error, not the beginning of another one.
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [settings.yaml|settings.json] [--flag value ...]", allow_abbrev=False
-    )
+    parser = Parser(usage="%(prog)s [settings.yaml|settings.json] [--flag value ...]", allow_abbrev=False)
     for entry in sorted(fields(arguments_class), key=_has_default):
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         options = {"help": entry.metadata["help"].replace("%", "%%")}  # argparse would fill % in

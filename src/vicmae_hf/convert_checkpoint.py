@@ -8,7 +8,6 @@ Every tensor must be in the key tables below, or the conversion stops: nothing i
 
 import argparse
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -22,10 +21,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ViTMAEConfig
 
-from .command_line import parse_config_overrides
+from .command_line import one_line, parse_config_overrides
 from .configuration_vicmae import ViCMAEConfig
 from .errors import InputError
-from .files import check_writable, writing
+from .files import check_writable, read_json, writing
 from .modeling_vicmae import (
     ViCMAEForImageClassification,
     ViCMAEForPreTraining,
@@ -530,7 +529,9 @@ def read_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
     index_file = folder / "model.safetensors.index.json"
     if index_file.is_file():
-        shards = read_json(index_file)["weight_map"]
+        shards = read_json(index_file).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise InputError(f"{index_file}: expected weight_map, from names of tensors to names of files.")
         state_dict = {}
         for shard in sorted(set(shards.values())):
             state_dict.update(read_file(folder / shard))
@@ -544,13 +545,6 @@ def read_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     raise InputError(
         f"{folder}: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin, found none of them."
     )
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not a whole JSON file ({error}).") from error
 
 
 def read_file(path: Path) -> dict:
@@ -634,7 +628,7 @@ def main() -> None:
             overrides["image_size"] = size[0] if len(size) == 1 else size
         model = convert_checkpoint(arguments.checkpoint, arguments.output_dir, **overrides)
     except (ValueError, OSError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {' '.join(str(error).split())}") from error
+        raise SystemExit(f"error: {one_line(error)}") from error
     print(describe(model))
     print(f"Written to {arguments.output_dir}: {', '.join(sorted(os.listdir(arguments.output_dir)))}")
 

@@ -79,6 +79,17 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON object. Raises an InputError if the file cannot be read, or holds anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}.")
+    return content
+
+
 def write_json_lines(path: str | os.PathLike, entries: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, as a file that is whole or absent."""
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries))

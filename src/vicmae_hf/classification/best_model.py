@@ -1,13 +1,12 @@
 """Keeps the best model of a run so far, where the run leaves its model."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..files import write_json, writing
+from ..files import read_json, write_json, writing
 
 
 class BestModel:
@@ -58,7 +57,7 @@ class BestModel:
         write_json(folder / "best.json", self.figures)
 
     def load(self, folder: Path) -> None:
-        self.figures = json.loads((folder / "best.json").read_text())
+        self.figures = read_json(folder / "best.json")
         self.files = sorted(path.name for path in (folder / "best").iterdir())
         if self.accelerator.is_main_process:
             for name in self.files:

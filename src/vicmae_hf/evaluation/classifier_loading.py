@@ -19,6 +19,7 @@ from transformers import (
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import read_class_names
 from ..errors import InputError
+from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,16 @@ def load_classifier(name: str, label_names: str | os.PathLike | None = None) -> 
     """
     # Configuration first: a wrong kind of model is reported before gigabytes of weights are downloaded.
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **NO_FOREIGN_CODE)
         task = classification_task(name, config)
         class_names = read_model_classes(name, config, label_names)
         model_class = AutoModelForVideoClassification if task == "video" else AutoModelForImageClassification
-        model, loading = model_class.from_pretrained(name, output_loading_info=True)
+        model, loading = model_class.from_pretrained(name, output_loading_info=True, **NO_FOREIGN_CODE)
         processor = load_processor(name, task)
     except InputError:
         raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: the model or its processor cannot be loaded: {error}") from error
+    except MODEL_ERRORS as error:
+        raise InputError(f"{name}: the model or its processor cannot be loaded: {explain(error)}") from error
     # Transformers only warns and fills in random weights, and the accuracy would be that of chance.
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
@@ -93,11 +94,11 @@ def classification_task(name: str, config: PreTrainedConfig) -> Literal["image",
 def load_processor(name: str, task: Literal["image", "video"]) -> Any:
     """Loads the video processor of a video model, or its image processor if it has no other."""
     if task == "image":
-        return AutoImageProcessor.from_pretrained(name)
+        return AutoImageProcessor.from_pretrained(name, **NO_FOREIGN_CODE)
     try:
-        return AutoVideoProcessor.from_pretrained(name)
+        return AutoVideoProcessor.from_pretrained(name, **NO_FOREIGN_CODE)
     except (OSError, ValueError):  # VideoMAE and others take image processors for their frames
-        return AutoImageProcessor.from_pretrained(name)
+        return AutoImageProcessor.from_pretrained(name, **NO_FOREIGN_CODE)
 
 
 def read_model_classes(name: str, config: PreTrainedConfig, label_names: str | os.PathLike | None) -> list[str]:

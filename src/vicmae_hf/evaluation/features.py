@@ -23,6 +23,7 @@ from ..data.sources.sources import MediaSource
 from ..errors import InputError
 from ..files import partial_file, writing
 from ..modeling_vicmae import ViCMAEModel
+from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .prediction import average_views, collect, evaluating, split_items
 
 
@@ -52,15 +53,15 @@ def load_encoder(name: str, pooling: Literal["frame", "clip"]) -> tuple[ViCMAEMo
     """
     processor_class = AutoVideoProcessor if pooling == "clip" else AutoImageProcessor
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **NO_FOREIGN_CODE)
         if config.model_type != ViCMAEModel.config_class.model_type:
             raise InputError(f"{name}: expected a ViC-MAE checkpoint, got one of {config.model_type}.")
         model, loading = ViCMAEModel.from_pretrained(name, output_loading_info=True)
-        processor = processor_class.from_pretrained(name)
+        processor = processor_class.from_pretrained(name, **NO_FOREIGN_CODE)
     except InputError:
         raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: no encoder can be loaded from there: {error}") from error
+    except MODEL_ERRORS as error:
+        raise InputError(f"{name}: no encoder can be loaded from there: {explain(error)}") from error
     # Transformers only warns, and features of random weights look like features.
     if loading["missing_keys"]:
         raise InputError(f"{name}: lacks weights of the encoder, the first: {min(loading['missing_keys'])}.")

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError
-from ..files import list_checksums, sync_to_disk, write_json
-from .resuming import CheckpointError, check_same_run, describe_changes
+from ..files import list_checksums, read_json, sync_to_disk, write_json
+from .resuming import CheckpointError, check_same_run, describe_changes, reading
 
 
 logger = logging.getLogger(__name__)
@@ -182,11 +182,12 @@ class Checkpoints:
 
     def load(self, checkpoint: Path) -> int:
         """Restores a checkpoint, and returns its step. Raises a CheckpointError if it is of another run."""
-        state = json.loads((checkpoint / STATE_FILE).read_text())
-        check_same_run(str(checkpoint), state["run_settings"], self.run_settings)
-        self.accelerator.load_state(str(checkpoint))
-        for part in self.parts:
-            part.load(checkpoint)
+        state = read_json(checkpoint / STATE_FILE)
+        with reading(checkpoint):
+            check_same_run(str(checkpoint), state["run_settings"], self.run_settings)
+            self.accelerator.load_state(str(checkpoint))
+            for part in self.parts:
+                part.load(checkpoint)
         if self.accelerator.is_main_process:
             for line in describe_changes(state["run_settings"], self.run_settings):
                 logger.warning(line)

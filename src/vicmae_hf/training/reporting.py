@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from ..files import read_json_lines, write_json_lines
+from ..files import read_json, read_json_lines, write_json_lines
 from .arguments import TrainingArguments
 from .optimization import Schedule
 
@@ -34,7 +34,7 @@ def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:
 
 def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
     """Reads the results that a finished run wrote into `all_results.json`."""
-    return json.loads((Path(output_dir) / RESULTS_FILE).read_text())
+    return read_json(Path(output_dir) / RESULTS_FILE)
 
 
 def settings_of_run(arguments: TrainingArguments, config: PreTrainedConfig, schedule: Schedule) -> dict[str, Any]:

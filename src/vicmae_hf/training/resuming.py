@@ -1,8 +1,14 @@
 """Decides whether a run may go on from a checkpoint: only the same run may, but for what cannot change its numbers."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+from accelerate.utils import load
+from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
 
@@ -26,6 +32,30 @@ MAY_CHANGE = {
 # In a stream each worker reads shards of its own, so their number decides the order.
 DIVISION = ("num_processes", "per_device_train_batch_size", "gradient_accumulation_steps")
 DIVISION_OF_STREAM = {"dataloader_num_workers", *DIVISION}
+
+
+# A damaged, foreign or hostile file raises these. Nothing in it is run: torch's files are read with weights_only.
+UNREADABLE = (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, UnpicklingError, SafetensorError)
+
+
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Turns an error of reading a checkpoint, in its block, into a CheckpointError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        for path in sorted(checkpoint.iterdir()):
+            try:
+                if path.suffix == ".safetensors":
+                    safe_open(path, "pt")
+                elif path.suffix in (".bin", ".pt"):
+                    load(path, map_location="cpu")
+            except UNREADABLE:
+                message = f"{path} is damaged, or holds other things than tensors and numbers. Nothing in it was run."
+                raise CheckpointError(message) from error
+        raise CheckpointError(f"{checkpoint} does not fit this run ({error}).") from error
 
 
 def fingerprint(names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from ..command_line import parse_config_overrides
+from ..command_line import one_line, parse_config_overrides
 from ..data.media.bad_files import remove_record
 from ..errors import InputError, NonFiniteError
 from ..files import check_writable
@@ -42,6 +43,13 @@ logger = get_logger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+# Loading a model raises these, where a file is damaged, does not fit, or asks for code or packages.
+MODEL_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError),
+    *(StrictDataclassError, SafetensorError, UnpicklingError),
+)
+# For everything that opens a checkpoint: Transformers would ask the user, and might take a script's input for a yes.
+NO_FOREIGN_CODE = {"trust_remote_code": False}
 # Requests to the Hub raise these: refusals and files, unreachable servers, wrong names, failed transfers.
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 
@@ -83,9 +91,9 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def end_script(message: str, status: int) -> None:
-    """Ends a script with a message on stderr."""
+    """Ends a script with a message of one line on stderr."""
     if message:
-        print(message, file=sys.stderr, flush=True)
+        print(one_line(message), file=sys.stderr, flush=True)
     # Workers: one whose decoder hangs would keep the script alive. torch would report their deaths as errors.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -236,10 +244,6 @@ def create_repository(arguments: TrainingArguments) -> None:
         ) from error
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def build_model(
     model_class: type[Model], arguments: TrainingArguments, replaced: str | None = None, **settings
 ) -> Model:
@@ -265,17 +269,30 @@ def build_model(
             model, loaded = load_model(model_class, arguments.model_name_or_path, changes)
             check_shapes(loaded["mismatched_keys"], replaced)
             check_encoder(loaded["missing_keys"])
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError) as error:
+    except MODEL_ERRORS as error:
         source = arguments.model_name_or_path or "--image_size and --config_overrides"
-        raise ArgumentsError(f"The model cannot be built from {source}: {error}") from error
+        raise ArgumentsError(f"The model cannot be built from {source}: {explain(error)}") from error
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
 
 
+def explain(error: Exception) -> str:
+    """Says in one line why a model could not be loaded."""
+    text = one_line(error)
+    if isinstance(error, UnpicklingError):
+        # PyTorch would advise to load the file nevertheless.
+        wanted = re.search(r"GLOBAL (\S+)", text)
+        reason = f"want to use {wanted[1]}, which may run code" if wanted else "hold other things than tensors"
+        return f"its weights (.bin) are refused, because they {reason}. Nothing in them was run."
+    if "trust_remote_code" in text:
+        return "it needs code that comes with it, and such code is never run here. Nothing of it was run."
+    return text
+
+
 def load_model(model_class: type[Model], name: str, changes: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
     """Returns the model and Transformers' report on loading it. Raises a ValueError if it is of another kind."""
-    found = AutoConfig.from_pretrained(name).model_type
+    found = AutoConfig.from_pretrained(name, **NO_FOREIGN_CODE).model_type
     if found != model_class.config_class.model_type:
         raise ValueError(f"expected a checkpoint of {model_class.config_class.model_type}, got one of {found}.")
     # A checkpoint may be stored in half precision. Trained so, weights would lose small updates by rounding.

@@ -15,6 +15,8 @@ from torchvision.transforms.v2 import functional as F
 from ...errors import MediaDecodingError
 
 
+# Pillow knows more, among them EPS: programs, which it would have Ghostscript run, whatever the file is called.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # JPEG markers (ITU-T T.81, table B.1).
 JPEG_START = b"\xff\xd8"
 JPEG_START_OF_SCAN = b"\xff\xda"
@@ -74,14 +76,14 @@ def decode_image(data: bytes) -> torch.Tensor:
             with contextlib.suppress(ValueError):
                 return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
         # All other formats, and JPEGs that have to be turned or are damaged.
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
                 # Pillow would cut 16-bit gray values off at 255.
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return F.pil_to_tensor(upright.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise ImageDecodingError(f"{len(data)} bytes: in no image format that Pillow knows") from error
+        raise ImageDecodingError(f"{len(data)} bytes: in no image format of {', '.join(IMAGE_FORMATS)}") from error
     # Pillow raises all of these on broken files, or on broken EXIF data in them.
     except (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ImageDecodingError(f"{len(data)} bytes: {error}") from error
@@ -137,5 +139,5 @@ def _may_be_turned(data: bytes) -> bool:
 
 
 def _orientation(data: bytes) -> int:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         return image.getexif().get(ExifTags.Base.Orientation, 1)

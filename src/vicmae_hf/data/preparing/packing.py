@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ...errors import InputError
-from ...files import write_json, write_json_lines
+from ...files import read_json, write_json, write_json_lines
 from ...settings import part_of
 from ..media.bad_files import BadFilesError, check_bad_files
 from ..sources.frame_store import STORE_FILE
@@ -165,7 +165,9 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
             raise InputError(f"{output}: is no frame store, but holds {others[0]}; expected an empty or new folder.")
         write_json(path, wanted)
     # Also after writing: of several runs that begin at once, one record stays, and all compare with it.
-    found = json.loads(path.read_text())
+    found = read_json(path)
+    if not wanted.keys() <= found.keys():
+        raise InputError(f"{path}: is no record of a frame store. Choose another --output, or delete this one.")
     if found["items_sha256"] != wanted["items_sha256"]:
         raise InputError(
             f"{output}: was begun with other files, names or labels: {found['num_items']} items of {found['input']}, "

@@ -1,6 +1,5 @@
 """Writes the shards of a frame store: parts of its items, each written by one process, whole or not at all."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -21,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from ...errors import InputError, MediaDecodingError
-from ...files import partial_file, write_json
+from ...files import partial_file, read_json, write_json
 from ..media.reading import MediaItem, call_within
 from .store_rows import PackingInput, PackingSettings, pack_item
 
@@ -86,8 +85,8 @@ class Packer:
     def read_record(self, shard: int) -> ShardRecord:
         path = self.shard_path(shard)
         try:
-            return ShardRecord(**json.loads(path.with_suffix(".json").read_text()))
-        except (OSError, ValueError) as error:
+            return ShardRecord(**read_json(path.with_suffix(".json")))
+        except (TypeError, InputError) as error:
             raise InputError(
                 f"{path.with_suffix('.json')}: cannot be read ({error}). Delete it and {path.name}, and run again."
             ) from error

@@ -1,6 +1,5 @@
 """Opens what a user names (folders, Parquet files, datasets) as tables of videos and images."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from huggingface_hub import HfApi, constants
 
 from ...errors import InputError
+from ...files import read_json
 from ..media.reading import EncodedItem
 from .frame_store import ROW_COLUMNS, STORE_FILE, FrameStoreSource, has_frames
 
@@ -212,11 +212,11 @@ def list_files(folder: Path) -> list[str]:
 
 
 def _unfinished_store_error(name: str, path: Path) -> DataSourceError:
-    store = json.loads((path / STORE_FILE).read_text())
+    store = read_json(path / STORE_FILE)
     num_shards = len(list(path.glob("data-*.arrow")))
     return DataSourceError(
-        f"{name}: the frame store is not finished, {num_shards} of {store['num_shards']} shards are written. Go on "
-        f"with: {store['command'] or 'pack_frames and the same arguments'}"
+        f"{name}: the frame store is not finished, {num_shards} of {store.get('num_shards')} shards are written. Go "
+        f"on with: {store.get('command') or 'pack_frames and the same arguments'}"
     )
 
 
