@@ -20,13 +20,13 @@ from transformers import set_seed
 
 from vicmae_hf.configuration_vicmae import ViCMAEConfig
 from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.errors import NonFiniteError
 from vicmae_hf.files import read_json, write_json
 from vicmae_hf.modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.pretraining.run import run_pretraining
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
-from vicmae_hf.training.loop import NonFiniteLossError
 from vicmae_hf.training.reporting import read_metrics
 from vicmae_hf.training.session import build_model, start_session
 
@@ -47,7 +47,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
     Raises:
         ArgumentsError: if settings are wrong, or `output_dir` holds runs with other ones.
         InputError: if data cannot be read.
-        NonFiniteLossError: if the loss of a run becomes infinite or NaN that is more than a try.
+        NonFiniteError: if the loss of a run becomes infinite or NaN that is more than a try.
     """
     plan, config = open_study(study)
     probes = StudyProbes(
@@ -161,7 +161,7 @@ def train_and_probe(runs: Sequence[Run], probes: StudyProbes, folder: Path) -> l
                 print(f"{number} of {len(runs)}: {run.name}", file=sys.stderr, flush=True)
             try:
                 train_run(run.settings)
-            except NonFiniteLossError as error:
+            except NonFiniteError as error:
                 if run.part != "sweep":
                     raise
                 results.append(describe_run(run) | {"diverged": str(error)})
