@@ -116,17 +116,3 @@ def test_what_is_refused_leaves_the_run_that_it_would_have_replaced(images, tmp_
         )
         assert process.returncode == 1 and message in process.stderr, process.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == ["all_results.json", "checkpoint-5"]
-
-
-def test_results_of_a_shorter_run_do_not_outlive_its_going_on(images, tmp_path):
-    """Longer, and stopped by a loss that is not finite after its last checkpoint: it is not taken for finished."""
-    common = flags(images, tmp_path, "--per_device_train_batch_size", 4, "--checkpointing_steps", 1)
-    common += ["--contrastive_start_epoch", 0]
-    first = run_here("run_pretraining.py", *common, "--num_train_epochs", 1)
-    assert first.returncode == 0 and (tmp_path / "all_results.json").exists()
-    for image in images.iterdir():
-        image.write_bytes(b"broken")
-    longer = ["--num_train_epochs", 3, "--resume_from_checkpoint", "latest"]
-    second = run_here("run_pretraining.py", *common, *longer)
-    assert second.returncode == 1 and "could not be read" in second.stderr
-    assert not (tmp_path / "all_results.json").exists()

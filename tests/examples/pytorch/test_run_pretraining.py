@@ -167,7 +167,7 @@ def test_two_processes_train_together(settings, tmp_path):
     assert [line["step"] for line in metrics] == list(range(1, 9))
     assert all(line["loss"] > 0 for line in metrics)
     assert len(read_lines(tmp_path / "two" / "bad_files.jsonl")) == 1
-    # A checkpoint of two processes opens in one, and does not pretend to go on exactly.
+    # A checkpoint of two processes opens in one, and does not pretend to go on with half of the batch.
     tensors = load_file(tmp_path / "two" / "checkpoint-8" / "model.safetensors")
     assert not any(name.startswith("module.") for name in tensors)
     alone = run_here(
@@ -175,7 +175,7 @@ def test_two_processes_train_together(settings, tmp_path):
         *["--resume_from_checkpoint", tmp_path / "two" / "checkpoint-8"],
     )
     assert alone.returncode == 1
-    assert "num_processes = 2, this one has 1" in error_line(alone)
+    assert "total_batch_size was 16, is 8" in error_line(alone)
 
 
 def error_line(process):
