@@ -530,8 +530,10 @@ def read_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     index_file = folder / "model.safetensors.index.json"
     if index_file.is_file():
         shards = read_json(index_file).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            raise InputError(f"{index_file}: expected weight_map, from names of tensors to names of files.")
+        if not isinstance(shards, dict) or not all(
+            isinstance(shard, str) and Path(shard).name == shard for shard in shards.values()
+        ):
+            raise InputError(f"{index_file}: expected weight_map, from names of tensors to names of files beside it.")
         state_dict = {}
         for shard in sorted(set(shards.values())):
             state_dict.update(read_file(folder / shard))

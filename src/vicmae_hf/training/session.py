@@ -206,6 +206,9 @@ def check_output_dir(arguments: TrainingArguments) -> None:
     folder = Path(arguments.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ArgumentsError(f"--output_dir {folder} is a file; expected a folder.")
+    for path in [*folder.glob("*"), *folder.glob("plots/*")]:
+        if path.is_symlink() and not path.name.startswith("checkpoint-"):
+            raise ArgumentsError(f"--output_dir: {path} is a link, and a run would write through it. Remove it.")
     has_checkpoints, has_model = bool(list_checkpoints(folder)), (folder / "model.safetensors").exists()
     # A classification keeps its best model long before its first checkpoint; the results are written at the end.
     is_finished = (folder / RESULTS_FILE).exists()
