@@ -21,7 +21,7 @@ SampleKey = tuple[int, int, int]
 # An unreadable item is replaced by items drawn at random, so that no neighbour is seen twice as often. After so many
 # tries nearly all must be unreadable, and all items are tried in turn.
 RANDOM_REPLACEMENTS = 100
-# Workers that die so often, without a batch and without a file open, would do so for ever.
+# Workers that die so often, without a batch between and without a file that is to blame, would do so for ever.
 MAX_DEATHS = 10
 # A cluster sends SIGTERM or SIGUSR1 before it takes a machine away; Ctrl-C is SIGINT. (Windows has no SIGUSR1.)
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
@@ -159,12 +159,12 @@ def build_dataloader(
 class SteadyBatches:
     """
     The batches of a run, also when workers die (a decoder crashed, the system killed one for its memory). New workers
-    go on where the last batch ended, with the same samples. The file that the dead one was reading is recorded, and
-    replaced like one that cannot be read.
+    go on where the last batch ended, with the same samples. A file at which workers die again is recorded, and replaced
+    like one that cannot be read.
 
     Args:
         open_loader: number of batches to leave out -> a loader of the others.
-        add_files_of_dead_workers: records the files that dead workers were reading, and returns their names.
+        add_files_of_dead_workers: see `BadFiles`.
 
     Raises:
         InputError: if workers die again and again and were reading nothing.
@@ -189,14 +189,15 @@ class SteadyBatches:
                     yield batch
                     num_batches, num_deaths = num_batches + 1, 0
                 return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
+            # The last ones, if a worker died before its batch was taken out of the shared memory.
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                is_death = str(error).startswith("DataLoader worker") or not isinstance(error, RuntimeError)
+                if not is_death or str(error).startswith("Caught"):  # an error inside of a worker
                     raise
-                num_deaths += 1
-                names = self.add_files_of_dead_workers()
-                if not names and num_deaths > MAX_DEATHS:
+                num_deaths = 0 if self.add_files_of_dead_workers() else num_deaths + 1
+                if num_deaths > MAX_DEATHS:
                     raise InputError(
                         f"Workers died {num_deaths} times without a batch between ({error}). If memory is short, "
                         "use fewer --dataloader_num_workers."
                     ) from error
-                logger.warning("A loading worker died (%s). New ones go on from the last batch.", error)
+                logger.warning("A loading worker died. New ones go on from the last batch (%s).", error)

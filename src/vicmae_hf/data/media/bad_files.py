@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import time
@@ -62,7 +63,7 @@ def check_bad_files(errors: Sequence[str], num_files: int, max_share: float, rem
 class BadFiles:
     """
     Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
-    Files that exceeded the time limit, or whose worker died, also have `"transient": true`: the cause may be a stalled
+    Files that exceeded the time limit, or at which workers died, also have `"transient": true`: the cause may be a stalled
     disk or a full memory, so they are tried again `RETRY_SECONDS` later, and by a run that goes on.
 
     While a run lasts, each of its processes and workers writes a record of its own into the folder `bad_files` beside
@@ -88,6 +89,7 @@ class BadFiles:
         self.positions: dict[Path, int] = {}  # how far each record was read: only what others add is read again
         self.last_update = 0.0
         self.opened: torch.Tensor | None = None
+        self.suspects: set[str] = set()  # files that were open when a worker died
         if self.path is not None:
             self._read(self.path)
         self.update()
@@ -117,7 +119,7 @@ class BadFiles:
     def read_first(self, source: str, candidates: Iterable[tuple[str, Callable[[], Sample]]]) -> Sample:
         """
         Returns the sample of the first of `candidates` that can be read, and records those before it. Only a file that
-        exceeded the time limit before, or killed a worker, is not opened again.
+        exceeded the time limit before, or killed workers, is not opened again.
 
         Otherwise the record does not decide what is read. One worker may know of a file damaged in parts while another
         does not, and both must give the same sample.
@@ -159,13 +161,21 @@ class BadFiles:
         self.opened[worker.id].numpy()[:] = np.frombuffer(text.ljust(OPENED_BYTES, b"\0"), dtype=np.uint8)
 
     def add_files_of_dead_workers(self) -> list[str]:
-        """Records the files that workers were reading when they died, and returns their names."""
+        """
+        Records the files that workers were reading when they died, and returns their names. A file's first death is
+        only told: memory may have been short. Its sample stays the same then.
+        """
+        multiprocessing.active_children()  # asks each of them for its end; else a dead one still has its number
         texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self.opened.numpy()]
         notes = [text.split(" ", 1) for text in texts if text]
         names = [name for process, name in notes if not is_running(int(process))]
+        recorded = [name for name in names if name in self.suspects]
         for name in names:
-            self.add(name, "the worker that was reading it died", is_transient=True)
-        return names
+            logger.warning("A worker died while it was reading %s.", name)
+        for name in recorded:
+            self.add(name, "workers that were reading it died", is_transient=True)
+        self.suspects.update(names)
+        return recorded
 
     def add(self, name: str, error: str, is_transient: bool = False) -> None:
         """Records a bad file. Raises a BadFilesError if there are now more than allowed, or no good file is left."""
