@@ -106,7 +106,7 @@ def measure(videos: dict[str, int], backends: list[str], repeats: int, generator
 def print_memory(videos: dict[str, int], backend: str, num_opens: int, generator: random.Random) -> None:
     print(f"\n| opens by {backend} | resident memory | open files |\n|---|---|---|")
     process = psutil.Process()
-    # As training reads files: each in a thread of its own, for the time limit.
+    # As training reads files: in another thread, for the time limit.
     loader = MediaLoader(backend)
     paths = itertools.cycle(videos)
     for count in range(num_opens + 1):

@@ -1,6 +1,8 @@
+import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -61,6 +63,41 @@ def test_what_a_call_within_the_limit_returns_and_raises():
     never = threading.Event()
     with pytest.raises(TimeLimitError, match="a: not read"):
         call_within(0.1, never.wait, "a")
+
+
+def test_files_are_read_in_one_thread_until_one_hangs():
+    def read_thread() -> threading.Thread:
+        return call_within(60, threading.current_thread, "a")
+
+    first = read_thread()
+    assert first is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        call_within(60, lambda: 1 / 0, "a")
+    assert read_thread() is first
+    ended = threading.Event()
+    with pytest.raises(TimeLimitError):
+        call_within(0.1, ended.wait, "a")
+    second = read_thread()
+    assert second is not first
+    assert read_thread() is second
+    # The one that hung ends as soon as it can.
+    ended.set()
+    first.join(60)
+    assert not first.is_alive()
+    # Another thread that reads need not wait, and leaves nothing behind.
+    with ThreadPoolExecutor(1) as pool:
+        third = pool.submit(read_thread).result()
+    assert third is not second
+    third.join(60)
+    assert not third.is_alive()
+
+
+def test_a_process_that_was_forked_reads_in_a_thread_of_its_own():
+    call_within(60, lambda: torch.ones(1), "a")
+    worker = multiprocessing.get_context("fork").Process(target=call_within, args=(5, os.getpid, "a"))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
 
 
 def test_a_run_goes_on_without_a_file_that_hangs_and_waits_for_it_once(tmp_path):

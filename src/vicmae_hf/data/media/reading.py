@@ -117,10 +117,41 @@ class MediaLoader:
             with item.open(self.video_backend) as reader:
                 return reader.get_frames(choose_frames(reader))
 
-        # Frames of a store lie in memory-mapped files. No video decoder could hang there, and a thread costs time.
+        # Frames of a store lie in memory-mapped files. No decoder could hang there, and another thread costs time.
         if not isinstance(item, EncodedItem):
             return read()
         return call_within(self.seconds_per_file, read, item.name)
+
+
+class ReadingThread:
+    """
+    Makes calls in a thread, one after the other, until nobody holds this object any more.
+
+    Many files share one: with a thread for each, the allocator gives them different arenas, and one after the other
+    fills up (docs/decoding.md).
+    """
+
+    def __init__(self):
+        self.calls = queue.SimpleQueue()
+        # daemon: the process may end although a call hangs.
+        self.thread = threading.Thread(target=make_calls, args=(self.calls,), daemon=True)
+        self.thread.start()
+
+    def __del__(self):
+        self.calls.put(None)
+
+
+def make_calls(calls: queue.SimpleQueue) -> None:
+    """Makes calls until None comes. Each comes with a queue for its result and its error."""
+    for function, outcome in iter(calls.get, None):
+        try:
+            outcome.put((function(), None))
+        except BaseException as error:  # the caller raises it
+            outcome.put((None, error))
+        del function, outcome  # nothing of this file is kept until the next one comes
+
+
+idle = threading.local()  # `thread`: the ReadingThread of a thread that calls, while it has nothing to do
 
 
 def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str) -> torch.Tensor:
@@ -128,24 +159,22 @@ def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str)
     Calls `function` and returns its result, or raises its error. After so many seconds, raises a `TimeLimitError` that
     names `name`. 0 seconds set no limit.
 
-    The call runs in a thread, because decoders are native code, which no signal interrupts: a hanging thread can be
-    left behind, a hanging main thread cannot.
+    The call is made in another thread, because decoders are native code, which no signal interrupts: a hanging thread
+    can be left behind, a hanging main thread cannot.
     """
     if seconds == 0:
         return function()
+    thread, idle.thread = getattr(idle, "thread", None), None
+    if thread is None or not thread.thread.is_alive():  # none survives a fork
+        thread = ReadingThread()
     outcome = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put((function(), None))
-        except BaseException as error:  # the caller raises it
-            outcome.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()  # daemon: the process may end although it hangs
+    thread.calls.put((function, outcome))
     try:
         result, error = outcome.get(timeout=min(seconds, threading.TIMEOUT_MAX))  # seconds may be infinite
     except queue.Empty:
+        thread.calls.put(None)  # it ends as soon as it hangs no more
         raise TimeLimitError(f"{name}: not read within {seconds:g} s") from None
+    idle.thread = thread
     if error is not None:
         raise error
     return result
