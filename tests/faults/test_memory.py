@@ -126,4 +126,4 @@ def test_over_10000_videos(num_workers, tmp_path):
     folder, log = write_videos(tmp_path / "videos", NUM_VIDEOS), tmp_path / "log.jsonl"
     processes = watch(log, READ_VIDEOS, folder, num_workers, log)
     assert len(processes) == 1 + num_workers
-    report(f"{NUM_VIDEOS} videos with {num_workers} workers", processes, NUM_VIDEOS)
+    report(f"{NUM_VIDEOS} videos (hard links of ten) with {num_workers} workers", processes, NUM_VIDEOS)
