@@ -2,11 +2,13 @@
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data._utils import signal_handling
 
 from ...errors import InputError
 from .collation import BatchCollator
@@ -156,11 +158,22 @@ def build_dataloader(
     )
 
 
+def disarm_death_signal() -> None:
+    """
+    Keeps torch from raising the death of a worker wherever the program is, in the middle of an update. The loader
+    still notices it, when it waits for the worker's batch.
+    """
+    if threading.current_thread() is threading.main_thread():  # only there torch sets a handler
+        before = signal.getsignal(signal.SIGCHLD)
+        signal_handling._set_SIGCHLD_handler()  # once a process; so no loader sets it later
+        signal.signal(signal.SIGCHLD, before)
+
+
 class SteadyBatches:
     """
     The batches of a run, also when workers die (a decoder crashed, the system killed one for its memory). New workers
-    go on where the last batch ended, with the same samples. A file at which workers die again is recorded, and replaced
-    like one that cannot be read.
+    go on where the last batch ended, with the same samples. A file at which workers die again is recorded, and
+    replaced like one that cannot be read.
 
     Args:
         open_loader: number of batches to leave out -> a loader of the others.
@@ -178,14 +191,10 @@ class SteadyBatches:
 
     def __iter__(self) -> Iterator[Any]:
         num_batches = num_deaths = 0
+        disarm_death_signal()
         while True:
-            # torch raises the death of a worker wherever the program is, in the middle of an update. Without its
-            # handler the loader still notices, when it waits for the worker's batch.
-            child_handler = signal.getsignal(signal.SIGCHLD)
             try:
                 for batch in self.open_loader(num_batches):
-                    if signal.getsignal(signal.SIGCHLD) is not child_handler:
-                        signal.signal(signal.SIGCHLD, child_handler)
                     yield batch
                     num_batches, num_deaths = num_batches + 1, 0
                 return

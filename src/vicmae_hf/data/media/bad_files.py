@@ -63,8 +63,8 @@ def check_bad_files(errors: Sequence[str], num_files: int, max_share: float, rem
 class BadFiles:
     """
     Files that could not be read: `{"path", "error"}`, one JSON object a line of `path`, or in memory if that is None.
-    Files that exceeded the time limit, or at which workers died, also have `"transient": true`: the cause may be a stalled
-    disk or a full memory, so they are tried again `RETRY_SECONDS` later, and by a run that goes on.
+    Files that exceeded the time limit, or at which workers died, also have `"transient": true`: the cause may be a
+    stalled disk or a full memory, so they are tried again `RETRY_SECONDS` later, and by a run that goes on.
 
     While a run lasts, each of its processes and workers writes a record of its own into the folder `bad_files` beside
     `path`, and reads those of the others. It is all that they share. `merge` makes one record of them.
