@@ -1,6 +1,7 @@
 """The loop: what stops it, and what it leaves of the weights then."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,13 +10,17 @@ from launching import forget_accelerate
 from safetensors.torch import save_file
 from torch import nn
 
-from vicmae_hf import ViCMAEConfig
+from vicmae_hf import ViCMAEConfig, ViCMAEModel
 from vicmae_hf.errors import NonFiniteError
 from vicmae_hf.training.arguments import TrainingArguments
 from vicmae_hf.training.checkpointing import Checkpoints, TrainedModule
 from vicmae_hf.training.loop import Losses, Updates, train
 from vicmae_hf.training.optimization import plan_run
+from vicmae_hf.training.resuming import CheckpointError
 from vicmae_hf.training.run_folder import RunFolder
+
+
+TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "image_size": 16}
 
 
 class Line(TrainedModule):
@@ -59,7 +64,7 @@ def run(output_dir, values, **settings):
         return {"loss": model(batch["values"])}
 
     folder = RunFolder(accelerator, arguments, "samples")
-    folder.begin(schedule, ViCMAEConfig(), {})
+    folder.begin(schedule, ViCMAEModel(ViCMAEConfig(**TINY)), {})
     try:
         with folder.logging(schedule):
             train(accelerator, model, optimizer, batches, compute_losses, schedule, folder)
@@ -130,3 +135,10 @@ def test_an_optimizer_that_cannot_pass_over_an_update_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be a fused one"):
         Updates(accelerator, model, optimizer, [], None, None, None)
     forget_accelerate()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_any_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 990, 10))
+    with pytest.raises(CheckpointError, match="the disk has 0 MiB left, and the model with its checkpoint needs"):
+        run(tmp_path, [1.0], logging_steps=1, checkpointing_steps=1)
+    assert not (tmp_path / "metrics.jsonl").exists()

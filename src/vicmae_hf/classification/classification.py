@@ -79,7 +79,7 @@ def train_classifier(
     best_model = BestModel(accelerator, output_dir, partial(save_finite, unwrapped))
     run = RunFolder(accelerator, arguments, "samples", parts=[best_model])
     # Before the samples are opened: features are computed only after a checkpoint was found to fit.
-    start_step = run.begin(schedule, model.config, list_data(train_source, eval_source)).start_step
+    start_step = run.begin(schedule, model, list_data(train_source, eval_source)).start_step
     samples = open_samples(accelerator, module, train_source, eval_source, view, bad_files, arguments)
     if len(samples.train) < len(train_source):  # unreadable files have no features
         schedule = plan_run(arguments, accelerator.num_processes, len(samples.train))

@@ -94,7 +94,7 @@ def pretrain(
     # Table 1. The schedule sets the learning rate before every update.
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
     prepared, optimizer = accelerator.prepare(model, adamw)  # wrapped, where processes share the work
-    schedule = run.begin(schedule, model.config, {"file_names": dataset.list_names()})
+    schedule = run.begin(schedule, model, {"file_names": dataset.list_names()})
     if run.is_finished(schedule):
         return None
     batches = load_batches(accelerator, dataset, arguments, schedule)

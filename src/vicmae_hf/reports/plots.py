@@ -30,7 +30,7 @@ def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) ->
     names = [name for name in metrics[0] if name == "loss" or name.endswith("_loss")] + ["learning_rate"]
     figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        axes.plot([line["step"] for line in metrics], [line[name] for line in metrics])
+        axes.plot([line["step"] for line in metrics], [line.get(name, np.nan) for line in metrics])
         axes.set(title=name.replace("_", " "), xlabel="update")
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # 0.693, not 3e-3 beside a "+0.69" above
         axes.grid(alpha=0.3)

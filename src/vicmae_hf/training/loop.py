@@ -215,8 +215,8 @@ def train(
             that it returns, if any, are written to the log.
 
     Returns:
-        `train_seconds`, `samples_per_second`, `data_wait_share` of the updates run here, without the time of
-        `evaluate`, and the losses of the last log line.
+        `train_seconds`, `samples_per_second`, `data_wait_share`, without the time of `evaluate`, and the losses of the
+        last log line.
 
     Raises:
         NonFiniteError: at the first log line or checkpoint after a loss or gradient that is infinite or NaN.
@@ -225,7 +225,7 @@ def train(
     model.train()
     arguments = run.arguments
     updates = Updates(accelerator, model, optimizer, batches, compute_losses, schedule, arguments)
-    watch, losses = updates.watch, {}
+    watch = updates.watch
     with StopRequest(accelerator) as stop:
         for step in range(schedule.start_step, schedule.num_steps):
             learning_rate = schedule.set_learning_rate(optimizer, step)
@@ -246,13 +246,7 @@ def train(
                 run.save_checkpoint(done)
             if is_stopped and not is_last:
                 raise RunStopped(f"Stopped by {stop.signal.name} after update {done} of {schedule.num_steps}")
-    seconds = watch.training
-    return {
-        **losses,
-        "train_seconds": seconds,
-        "samples_per_second": watch.num_samples / seconds,
-        "data_wait_share": watch.waiting / seconds,
-    }
+    return run.summarize(watch.num_samples, watch.training, watch.waiting)
 
 
 def is_due(interval: int, step: int, is_last: bool) -> bool:

@@ -1,5 +1,6 @@
 """The output folder of a training: what a run keeps of itself, and what it goes on from."""
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,15 +9,15 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError
 from ..files import write_json, writing
 from .arguments import TrainingArguments
 from .checkpointing import CheckpointPart, Checkpoints, save_finite
 from .optimization import Schedule
-from .reporting import RESULTS_FILE, MetricsLog, settings_of_run
-from .resuming import fingerprint
+from .reporting import RESULTS_FILE, MetricsLog, read_metrics, settings_of_run
+from .resuming import CheckpointError, fingerprint
 
 
 logger = get_logger(__name__)
@@ -54,23 +55,25 @@ class RunFolder:
         self.settings: dict[str, Any] = {}
         self.log: MetricsLog | None = None
 
-    def begin(self, schedule: Schedule, config: PreTrainedConfig, data: dict[str, Iterable[str]]) -> Schedule:
+    def begin(self, schedule: Schedule, model: PreTrainedModel, data: dict[str, Iterable[str]]) -> Schedule:
         """
         Begins the run, or goes on with it. Deletes the checkpoints of a run that this one replaces.
 
         Args:
             schedule: of the whole run.
-            config: of the model.
+            model: what is trained.
             data: names of files and classes, in order. A run with others is another run.
 
         Returns:
             The schedule of the updates still to come.
 
         Raises:
-            CheckpointError: if the checkpoint to go on from is damaged, or of another run.
+            CheckpointError: if the checkpoint to go on from is damaged, or of another run, or the disk has no room for
+                one.
         """
         arguments = self.arguments
-        self.settings = settings_of_run(arguments, config, schedule)
+        self._check_space(model)
+        self.settings = settings_of_run(arguments, model.config, schedule)
         self.settings["data_sha256"] = {name: fingerprint(names) for name, names in data.items()}
         self.checkpoints = Checkpoints(
             self.accelerator, self.path, arguments.save_total_limit, self.settings, self.parts
@@ -113,6 +116,31 @@ class RunFolder:
         """Saves the trained model. Raises a NonFiniteError if a weight is infinite or NaN."""
         with writing(self.path):
             save_finite(model, self.path)
+
+    def summarize(self, num_samples: int, seconds: float, wait_seconds: float) -> dict[str, float]:
+        """
+        Returns the losses of the last log line, and the rates of the updates that this process made. If a run was
+        killed after its last update, none are left to make; the rates are then those of the last line.
+        """
+        last = next(reversed(read_metrics(self.path)), {})
+        results = {name: last[name] for name in last if name in ("loss", "gradient_norm") or name.endswith("_loss")}
+        if num_samples:
+            rate, wait_share = num_samples / seconds, wait_seconds / seconds
+        else:
+            rate, wait_share = last.get(f"{self.samples_name}_per_second", 0.0), last.get("data_wait_share", 0.0)
+        return {**results, "train_seconds": seconds, "samples_per_second": rate, "data_wait_share": wait_share}
+
+    def _check_space(self, model: PreTrainedModel) -> None:
+        """Raises a CheckpointError if the disk is too full for one checkpoint: better now than at the first one."""
+        trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        # The optimizer keeps at most two numbers for each weight that it trains.
+        needed = model.get_memory_footprint() + (2 * trained if self.arguments.checkpointing_steps else 0)
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.path}: the disk has {free >> 20} MiB left, and the model with its checkpoint needs about "
+                f"{needed >> 20}. Make room, or choose another --output_dir."
+            )
 
     def _explain(self, error: NonFiniteError) -> NonFiniteError:
         message = f"{error}; {self.checkpoints.describe_newest()}."

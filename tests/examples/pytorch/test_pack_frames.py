@@ -181,8 +181,11 @@ def test_a_killed_run_goes_on_in_the_stream_where_it_was(training, tmp_path):
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     # Other workers would have other shards: a run with another number of them is refused.
-    state = json.loads((killed / "checkpoint-24" / "training_state.json").read_text())
-    assert state["run_settings"]["stream_workers"] == 3
+    other = run_here(
+        *["run_pretraining.py", training, "--streaming", "--output_dir", killed, "--resume_from_checkpoint", "latest"],
+        *["--dataloader_num_workers", 2],
+    )
+    assert other.returncode == 1 and "dataloader_num_workers was 3, is 2" in other.stderr
 
 
 PROGRAM = """

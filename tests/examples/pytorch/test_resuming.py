@@ -271,3 +271,17 @@ def test_results_of_a_shorter_run_do_not_outlive_its_going_on(finished, data, tm
         time.sleep(0.01)
     longer.kill()
     assert not (folder / "all_results.json").exists()
+
+
+def test_a_run_that_was_killed_before_its_results_still_reports_them(finished, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "all_results.json").unlink()
+    process = run_here("run_pretraining.py", *flags(data, folder, *RESUME))
+    assert process.returncode == 0, process.stderr
+    expected, found = (json.loads((path / "all_results.json").read_text()) for path in (finished, folder))
+    last = losses(finished)[-1]
+    for name in ("loss", "reconstruction_loss", "contrastive_loss", "gradient_norm"):
+        assert found[name] == expected[name] == last[name]
+    assert found["pairs_per_second"] > 0
+    assert found.keys() == expected.keys()
