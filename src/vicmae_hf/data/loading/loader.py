@@ -166,7 +166,8 @@ def disarm_death_signal() -> None:
     if threading.current_thread() is threading.main_thread():  # only there torch sets a handler
         before = signal.getsignal(signal.SIGCHLD)
         signal_handling._set_SIGCHLD_handler()  # once a process; so no loader sets it later
-        signal.signal(signal.SIGCHLD, before)
+        is_of_torch = getattr(before, "__module__", None) == signal_handling.__name__  # of an earlier loader
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_of_torch or before is None else before)
 
 
 class SteadyBatches:
