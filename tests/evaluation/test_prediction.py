@@ -1,6 +1,8 @@
 """Predictions of classifiers against what processors, models and NumPy give by hand."""
 
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -101,6 +103,28 @@ def test_unreadable_videos_are_counted_and_never_replaced(videos, tmp_path):
         path.unlink()
     with pytest.raises(InputError, match=r"none of 1 files could be read; .*broken\.mp4"):
         predict_all(model, views_for(classifier, tmp_path / "data"))
+
+
+def test_a_video_at_which_workers_die_is_listed_and_the_others_are_counted(videos, tmp_path):
+    model = save_classifier(tmp_path / "model")
+    dataset = views_for(load_classifier(tmp_path / "model"), videos)
+    expected = predict_all(model, dataset).protocols[0]
+    deadly = 2
+    read_frames = dataset.loader.read_frames
+
+    class Crashing(type(dataset.loader)):
+        def read_frames(self, item, choose_frames):
+            if item.name == dataset.source[deadly].name:
+                os.kill(os.getpid(), signal.SIGSEGV)  # as a decoder that crashes
+            return read_frames(item, choose_frames)
+
+    dataset.loader = Crashing()
+    found = predict(Accelerator(cpu=True), model, dataset, batch_size=2, num_workers=2)
+    (failure,) = found.failures
+    assert failure["path"] == dataset.source[deadly].name and "workers that were reading it died" in failure["error"]
+    others = expected.indices != deadly
+    assert torch.equal(found.indices, expected.indices[others])
+    torch.testing.assert_close(found.probabilities, expected.probabilities[others])
 
 
 def test_outputs_that_are_not_finite_are_no_predictions(videos, tmp_path):

@@ -1,5 +1,6 @@
 """Evaluates classifiers: every item once in any number of processes, probabilities averaged over views."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.loading.loader import SteadyBatches, ignore_stop_signals
+from ..data.media.bad_files import BadFiles
 from ..data.samples.views import ViewDataset
 from ..errors import InputError
 from ..training.checkpointing import unwrap
@@ -260,17 +263,26 @@ def collect(
     # Divided here and not by Accelerate, which repeats items until all processes have equally many: they would be
     # counted twice.
     share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(dataset, share),
-        batch_size=max(batch_size // dataset.max_views, 1),
-        num_workers=num_workers,
-        collate_fn=collate_views,
-        pin_memory=accelerator.device.type == "cuda",
-        # A generator of its own: the loader draws a number at its start, and the global random state stays as it is.
-        generator=torch.Generator().manual_seed(0),
-    )
+    items_per_batch = max(batch_size // dataset.max_views, 1)
+    deaths = BadFiles(None, len(dataset), max_share=1.0)
+
+    def open_loader(num_batches: int) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(
+            SurvivedItems(dataset, share[num_batches * items_per_batch :], deaths),
+            batch_size=items_per_batch,
+            num_workers=num_workers,
+            collate_fn=collate_views,
+            worker_init_fn=ignore_stop_signals,
+            pin_memory=accelerator.device.type == "cuda",
+            # A generator of its own: the loader draws a number at its start, and the global random state stays.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    deaths.watch_workers(num_workers)
+    batches = SteadyBatches(open_loader, deaths.add_files_of_dead_workers)
+    total, is_silent = math.ceil(len(share) / items_per_batch), not accelerator.is_main_process
     parts, failures = [], []
-    for batch in tqdm(loader, desc="evaluating", disable=not accelerator.is_main_process, leave=False):
+    for batch in tqdm(batches, desc="evaluating", total=total, disable=is_silent, leave=False):
         failures += batch["failures"]
         if len(batch["indices"]) == 0:  # none of its items could be read
             continue
@@ -289,6 +301,34 @@ def collect(
         outputs={name: values[order] for name, values in joined.items()},
         failures=[{"path": dataset.source[index].name, "error": error} for index, error in failures],
     )
+
+
+class SurvivedItems(torch.utils.data.Dataset):
+    """
+    Items of a `ViewDataset`. One at which workers died is returned as one that cannot be read (see `SteadyBatches`).
+
+    Args:
+        indices: which items.
+        deaths: knows at which files.
+    """
+
+    def __init__(self, dataset: ViewDataset, indices: Sequence[int], deaths: BadFiles):
+        self.dataset = dataset
+        self.indices = indices
+        self.deaths = deaths
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        index = self.indices[place]
+        name = self.dataset.source[index].name
+        if name in self.deaths.errors:
+            return {"index": index, "error": self.deaths.errors[name]}
+        self.deaths.note_opened(name)
+        item = self.dataset[index]
+        self.deaths.note_opened("")
+        return item
 
 
 def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
