@@ -1,7 +1,6 @@
 """Writes files: whole or not at all, as text, JSON, JSON lines and CSV. Says in one line why one cannot be written."""
 
 import csv
-import hashlib
 import io
 import json
 import logging
@@ -111,26 +110,6 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         else:
             logger.warning("%s: passed over a line that is no JSON object: %.80r", path, line)
     return entries
-
-
-def sync_to_disk(paths: Iterable[Path]) -> None:
-    """Waits until files, and the names in folders, are on disk: they are there after a power failure, too."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def list_checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Lists the files of a folder, as `{"bytes", "sha256"}` by their paths within it."""
-    checksums = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        checksums[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    return checksums
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -15,6 +15,7 @@ from vicmae_hf.evaluation.prediction import accuracy
 from vicmae_hf.evaluation.probes import (
     LabelledFeatures,
     balanced_subset,
+    build_linear_optimizer,
     linear_probe,
     probe_beside_untrained,
     train_linear_probe,
@@ -119,3 +120,24 @@ def test_probes_beside_untrained_encoders(tmp_path):
     untrained = features_of(ViCMAEModel(model.config))
     assert results["runs"]["untrained"][1] == linear_probe(untrained, untrained, [1])[0]
     assert results["eval_top1"] == pytest.approx(sum(run["top1"] for run in expected) / 2)
+
+
+def test_the_first_update_of_a_linear_classifier_may_be_passed_over():
+    """As a gradient scaler does in half precision. Momentum must then begin from 0, as without that update."""
+    weights = []
+    for passed_over in (True, False):
+        weight = torch.nn.Parameter(torch.ones(64))
+        optimizer = build_linear_optimizer([weight])
+        if passed_over:
+            weight.grad = torch.full((64,), torch.inf)
+            optimizer.found_inf = torch.tensor(1.0)
+            optimizer.step()
+            optimizer.found_inf = torch.tensor(0.0)
+        optimizer.param_groups[0]["lr"] = 0.1
+        for _ in range(2):
+            weight.grad = torch.full((64,), 2.0)
+            optimizer.step()
+        weights.append(weight.detach())
+    # 1 - 0.1 * 2 - 0.1 * (0.9 * 2 + 2)
+    torch.testing.assert_close(weights[0], torch.full((64,), 0.42))
+    assert torch.equal(weights[0], weights[1])

@@ -15,8 +15,8 @@ from hostile_files import (
 )
 from runs import FROM_NOTHING, classify, pretrain, write_images
 
-from vicmae_hf.files import list_checksums, write_json
-from vicmae_hf.training.checkpointing import CHECKSUMS_FILE, CheckpointError, Checkpoints
+from vicmae_hf.files import write_json
+from vicmae_hf.training.checkpointing import CHECKSUMS_FILE, CheckpointError, Checkpoints, list_checksums
 
 
 WRITERS = {"torch file": (write_torch_file, load_torch_file), "pickle": (write_pickle, load_pickle)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..files import read_json, write_json, writing
+from ..training.checkpointing import sync_to_disk
 
 
 class BestModel:
@@ -41,6 +42,7 @@ class BestModel:
             shutil.rmtree(partial, ignore_errors=True)
             with writing(partial):
                 self.save_model(partial)
+                sync_to_disk(partial.iterdir())
             self.files = sorted(path.name for path in partial.iterdir())
             # File by file, because the folder holds other files of the run.
             for name in self.files:

@@ -125,7 +125,7 @@ def load_batches(
         )
 
     bad_files.watch_workers(samples.num_workers)
-    return SteadyBatches(open_loader, bad_files.add_files_of_dead_workers)
+    return SteadyBatches(open_loader, bad_files.add_files_of_dead_workers, samples.num_workers)
 
 
 class HeldOutEvaluation:
@@ -327,7 +327,7 @@ def record_failures(accelerator: Accelerator, bad_files: BadFiles, failures: Seq
     # All processes have the same list, so one of them writes it.
     if accelerator.is_main_process:
         for failure in failures:
-            bad_files.add(failure["path"], failure["error"])
+            bad_files.add(failure["path"], failure["error"], failure.get("transient", False))
 
 
 def count_failures(bad_files: BadFiles, source: LabelledSource) -> int:

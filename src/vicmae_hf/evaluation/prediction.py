@@ -279,7 +279,7 @@ def collect(
         )
 
     deaths.watch_workers(num_workers)
-    batches = SteadyBatches(open_loader, deaths.add_files_of_dead_workers)
+    batches = SteadyBatches(open_loader, deaths.add_files_of_dead_workers, num_workers)
     total, is_silent = math.ceil(len(share) / items_per_batch), not accelerator.is_main_process
     parts, failures = [], []
     for batch in tqdm(batches, desc="evaluating", total=total, disable=is_silent, leave=False):
@@ -299,8 +299,12 @@ def collect(
     return Collected(
         indices=joined.pop("indices")[order],
         outputs={name: values[order] for name, values in joined.items()},
-        failures=[{"path": dataset.source[index].name, "error": error} for index, error in failures],
+        failures=[failure_entry(dataset.source[index].name, *rest) for index, *rest in failures],
     )
+
+
+def failure_entry(name: str, error: str, is_transient: bool) -> dict[str, Any]:
+    return {"path": name, "error": error} | ({"transient": True} if is_transient else {})
 
 
 class SurvivedItems(torch.utils.data.Dataset):
@@ -324,7 +328,7 @@ class SurvivedItems(torch.utils.data.Dataset):
         index = self.indices[place]
         name = self.dataset.source[index].name
         if name in self.deaths.errors:
-            return {"index": index, "error": self.deaths.errors[name]}
+            return {"index": index, "error": self.deaths.errors[name], "is_transient": True}
         self.deaths.note_opened(name)
         item = self.dataset[index]
         self.deaths.note_opened("")
@@ -337,14 +341,16 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         indices: `(B,)`, of the items that could be read.
         pixel_values: their views, one item after the other, `(V1 + V2 + ..., ...)`.
         weights: `(P, V)` of each item.
-        failures: (index, error) of the items that could not be read.
+        failures: (index, error, whether it may be read later) of the items that could not be read.
     """
     read = [sample for sample in samples if "error" not in sample]
     return {
         "indices": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
         "pixel_values": torch.cat([sample["pixel_values"] for sample in read]) if read else None,
         "weights": [sample["weights"] for sample in read],
-        "failures": [(sample["index"], sample["error"]) for sample in samples if "error" in sample],
+        "failures": [
+            (sample["index"], sample["error"], sample["is_transient"]) for sample in samples if "error" in sample
+        ],
     }
 
 

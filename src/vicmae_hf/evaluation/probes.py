@@ -65,7 +65,12 @@ def start_linear_head(linear: nn.Linear, generator: torch.Generator | None = Non
 def build_linear_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> torch.optim.SGD:
     """Builds SGD with momentum (Table 3) for parameters or groups of them. Its learning rate is still 0."""
     # Whoever trains sets the learning rate before every update. The training loop needs a fused optimizer.
-    return torch.optim.SGD(parameters, lr=0.0, momentum=LINEAR_MOMENTUM, fused=True)
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=LINEAR_MOMENTUM, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            # torch would make it at the first update, and leave it unset if a gradient scaler passes over that one.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def train_linear_probe(

@@ -212,5 +212,6 @@ def load_batches(
         # Not prepared by Accelerate, which would divide it again: each process already reads shards of its own.
         return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
 
-    dataset.bad_files.watch_workers(arguments.dataloader_num_workers)
-    return SteadyBatches(open_loader, dataset.bad_files.add_files_of_dead_workers)
+    num_workers = arguments.dataloader_num_workers
+    dataset.bad_files.watch_workers(num_workers)
+    return SteadyBatches(open_loader, dataset.bad_files.add_files_of_dead_workers, num_workers)

@@ -1,23 +1,25 @@
 """Writes and reads checkpoints, from which a run goes on exactly where it was."""
 
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError
-from ..files import list_checksums, read_json, sync_to_disk, write_json
+from ..files import read_json, write_json
 from .resuming import CheckpointError, check_same_run, describe_changes, reading
 
 
@@ -40,6 +42,26 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))  # as numbers: 900 comes before 1000
 
 
+def sync_to_disk(paths: Iterable[Path]) -> None:
+    """Waits until files, and the names in folders, are on disk: they are there after a power failure, too."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def list_checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Lists the files of a folder, as `{"bytes", "sha256"}` by their paths within it."""
+    checksums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        checksums[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    return checksums
+
+
 def find_damage(checkpoint: Path) -> str | None:
     """Says what is wrong with the files of a checkpoint: missing, cut short or changed; None if they are whole."""
     try:
@@ -54,7 +76,7 @@ def find_damage(checkpoint: Path) -> str | None:
                 return f"{name} is not what was written (SHA-256)"
         return None if STATE_FILE in expected else f"{CHECKSUMS_FILE} lists no {STATE_FILE}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return f"{CHECKSUMS_FILE} cannot be read ({error})"
+        return f"{CHECKSUMS_FILE} cannot be read ({error}); older versions wrote none"
 
 
 def check_weights(model: nn.Module) -> None:
@@ -140,7 +162,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if there is none to go on from, or it is damaged or of another run.
         """
-        checkpoint = self.find(resume_from) if resume_from else None
+        checkpoint = self.choose(resume_from) if resume_from else None
         step = 0 if checkpoint is None else self.load(checkpoint)
         if self.accelerator.is_main_process:
             self.remove_leftovers()
@@ -150,6 +172,7 @@ class Checkpoints:
                     (self.output_dir / name).unlink(missing_ok=True)
             elif step > 0:
                 logger.warning("Going on from step %d.", step)
+                self.remove_later(step)
             else:
                 logger.warning("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
         return step
@@ -186,6 +209,9 @@ class Checkpoints:
         with reading(checkpoint):
             check_same_run(str(checkpoint), state["run_settings"], self.run_settings)
             self.accelerator.load_state(str(checkpoint))
+            # Accelerate's count of batches, which it restores in the main process only: an update begins here, however
+            # the batch was divided before.
+            self.accelerator.step = 0
             for part in self.parts:
                 part.load(checkpoint)
         if self.accelerator.is_main_process:
@@ -218,9 +244,22 @@ class Checkpoints:
         if checkpoints:
             raise CheckpointError(
                 f"--resume_from_checkpoint latest: all checkpoints in {self.output_dir} are damaged (see above). "
-                "Start anew with --overwrite_output_dir."
+                "Start anew with --overwrite_output_dir and without --resume_from_checkpoint."
             )
         return None
+
+    def choose(self, path: str) -> Path | None:
+        """As `find`, for all processes: one looks, so that all go on from the same."""
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found[0] = self.find(path)
+            except CheckpointError as error:
+                found[1] = str(error)
+        checkpoint, message = broadcast_object_list(found)
+        if message is not None:
+            raise CheckpointError(message)
+        return checkpoint
 
     def describe_newest(self) -> str:
         newest = next(reversed(list_checkpoints(self.output_dir)), None)
@@ -230,6 +269,13 @@ class Checkpoints:
         """Removes every checkpoint."""
         for path in list_checkpoints(self.output_dir):
             self._remove(path)
+
+    def remove_later(self, step: int) -> None:
+        """Removes checkpoints after `step`: the run is about to make these updates again, perhaps otherwise."""
+        for path in list_checkpoints(self.output_dir):
+            if int(path.name.split("-")[1]) > step:
+                logger.warning("%s is removed: the run goes on from before it.", path)
+                self._remove(path)
 
     def remove_leftovers(self) -> None:
         """Removes what interrupted runs left half written or half deleted."""

@@ -192,6 +192,8 @@ class Updates:
             error.samples = gather_object(self.names.get(error.step, []))
             raise
         self.names = {}
+        if self.accelerator.scaler is not None:
+            means.pop("gradient_norm", None)  # it was that of gradients multiplied by a scale
         return means
 
 
@@ -245,6 +247,7 @@ def train(
             if must_save:
                 run.save_checkpoint(done)
             if is_stopped and not is_last:
+                run.note_stop(stop.signal, done)
                 raise RunStopped(f"Stopped by {stop.signal.name} after update {done} of {schedule.num_steps}")
     return run.summarize(watch.num_samples, watch.training, watch.waiting)
 

@@ -1,6 +1,7 @@
 """Reports on a run: log of metrics, progress bar, results and settings."""
 
 import json
+import math
 import os
 import resource
 import sys
@@ -87,7 +88,7 @@ class MetricsLog:
         self.before = (0, 0.0, 0.0)  # samples, seconds and waiting at the last line, so that rates are of now
         self.last_progress = time.monotonic()
         if accelerator.is_main_process:
-            kept = [line for line in read_metrics(output_dir) if line["step"] <= start_step]
+            kept = [line for line in read_metrics(output_dir) if line.get("step", math.inf) <= start_step]
             write_json_lines(self.path, kept)
         self.has_bar = accelerator.is_main_process and sys.stderr.isatty()
         self.progress = tqdm(total=num_steps, initial=start_step, disable=not self.has_bar, dynamic_ncols=True)
@@ -155,6 +156,15 @@ class MetricsLog:
 
     def __exit__(self, *exception) -> None:
         self.progress.close()
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Ends the trackers, which may still have lines to send."""
+    for tracker in list(accelerator.trackers):
+        try:
+            tracker.finish()
+        except Exception as error:  # of any kind: trackers are programs of others
+            warn_of_tracker(accelerator, tracker, error)
 
 
 def warn_of_tracker(accelerator: Accelerator, tracker: GeneralTracker, error: Exception) -> None:

@@ -20,7 +20,7 @@ class CheckpointError(InputError):
 # What a resumed run may have otherwise: where things are and how they are reported, how fast and how patiently files
 # are read, how the same batch is divided, how memory is saved.
 MAY_CHANGE = {
-    *("output_dir", "model_name_or_path", "train_data", "eval_data", "probe_data", "probe_steps"),
+    *("output_dir", "train_data", "eval_data", "probe_data", "probe_steps"),
     *("logging_steps", "checkpointing_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id"),
     *("resume_from_checkpoint", "overwrite_output_dir", "num_train_epochs", "max_train_steps", "max_skipped_updates"),
     *("dataloader_num_workers", "seconds_per_file", "max_bad_files", "gradient_checkpointing"),
@@ -115,7 +115,8 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     compared, before_compared = (
         settings["num_processes"] * settings["per_device_train_batch_size"] for settings in (now, before)
     )
-    if compared != before_compared and now["model"].get("contrastive_loss") != "none":
+    has_contrast = "contrastive_start_epoch" in now and now["model"]["contrastive_loss"] != "none"
+    if has_contrast and compared != before_compared:
         lines.append(
             f"A contrastive loss compares {compared} samples with each other now, it was {before_compared}: its "
             "values differ. Keep processes x samples to avoid it."

@@ -1,6 +1,7 @@
 """The output folder of a training: what a run keeps of itself, and what it goes on from."""
 
 import shutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,18 +12,19 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from transformers import PreTrainedModel
 
-from ..errors import NonFiniteError
+from ..errors import InputError, NonFiniteError
 from ..files import write_json, writing
 from .arguments import TrainingArguments
-from .checkpointing import CheckpointPart, Checkpoints, save_finite
+from .checkpointing import CheckpointPart, Checkpoints, save_finite, sync_to_disk
 from .optimization import Schedule
-from .reporting import RESULTS_FILE, MetricsLog, read_metrics, settings_of_run
+from .reporting import RESULTS_FILE, MetricsLog, finish_trackers, read_metrics, settings_of_run
 from .resuming import CheckpointError, fingerprint
 
 
 logger = get_logger(__name__)
 
 BAD_UPDATE_FILE = "non_finite.json"
+STOPPED_FILE = "stopped.json"
 
 
 class RunFolder:
@@ -72,13 +74,17 @@ class RunFolder:
                 one.
         """
         arguments = self.arguments
-        self._check_space(model)
+        if not arguments.resume_from_checkpoint:
+            self._check_space(model)
         self.settings = settings_of_run(arguments, model.config, schedule)
         self.settings["data_sha256"] = {name: fingerprint(names) for name, names in data.items()}
         self.checkpoints = Checkpoints(
             self.accelerator, self.path, arguments.save_total_limit, self.settings, self.parts
         )
-        return replace(schedule, start_step=self.checkpoints.start(arguments.resume_from_checkpoint))
+        schedule = replace(schedule, start_step=self.checkpoints.start(arguments.resume_from_checkpoint))
+        if not schedule.is_done:
+            self._check_space(model)
+        return schedule
 
     def is_finished(self, schedule: Schedule) -> bool:
         """Whether a resumed run has made its last update and written its results. If so, warns of it."""
@@ -92,6 +98,7 @@ class RunFolder:
         """Writes `arguments.json` and the model's processors. Only the main process does."""
         if self.accelerator.is_main_process:
             (self.path / RESULTS_FILE).unlink(missing_ok=True)  # of a shorter run that goes on
+            (self.path / STOPPED_FILE).unlink(missing_ok=True)
             # Now and not at the end: whoever finds an interrupted run can read what it was.
             write_json(self.path / "arguments.json", self.settings)
             for processor in processors:
@@ -116,6 +123,13 @@ class RunFolder:
         """Saves the trained model. Raises a NonFiniteError if a weight is infinite or NaN."""
         with writing(self.path):
             save_finite(model, self.path)
+            sync_to_disk(self.path.glob("*.safetensors"))  # before the results, which say that it is there
+
+    def note_stop(self, number: signal.Signals, step: int) -> None:
+        """Leaves a mark for job scripts, which do not see a script's exit status behind a launcher."""
+        if self.accelerator.is_main_process:
+            write_json(self.path / STOPPED_FILE, {"signal": number.name, "step": step})
+        finish_trackers(self.accelerator)
 
     def summarize(self, num_samples: int, seconds: float, wait_seconds: float) -> dict[str, float]:
         """
@@ -146,10 +160,16 @@ class RunFolder:
         message = f"{error}; {self.checkpoints.describe_newest()}."
         if error.step is not None:
             path = self.path / BAD_UPDATE_FILE
-            message += f" Neither that update nor a later one was made; its samples are listed in {path}."
+            if self.accelerator.scaler is None:
+                message += " Neither that update nor a later one was made."
+            message += f" Its samples are listed in {path}."
             if self.accelerator.is_main_process:
                 losses = {name: str(value) for name, value in error.losses.items()}  # JSON has no NaN
                 kept = {"step": error.step, "losses": losses, "seed": self.arguments.seed, "samples": error.samples}
-                write_json(path, kept)
+                try:
+                    write_json(path, kept)
+                except InputError as unwritten:
+                    logger.warning("%s", unwritten)
+            self.accelerator.wait_for_everyone()  # the first process to end lets the launcher end the others
         message += " Try a lower --base_learning_rate, a longer warmup, or bf16 in place of fp16."
         return NonFiniteError(message, error.step, error.losses)

@@ -35,7 +35,8 @@ from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
 from .engines import check_engine
-from .reporting import RESULTS_FILE, warn_of_tracker
+from .reporting import RESULTS_FILE, finish_trackers
+from .resuming import CheckpointError
 from .stopping import STOPPED_EXIT_STATUS, RunStopped
 
 
@@ -75,7 +76,10 @@ def run_script(main: Callable[[], None]) -> None:
     disable_progress_bar()
     try:
         main()
-    except (InputError, NonFiniteError) as error:
+    except (CheckpointError, NonFiniteError) as error:
+        # All processes find these, or the main one alone.
+        end_script(f"error: {error}" if is_main_process() else "", 1)
+    except InputError as error:
         end_script(f"error: {error}", 1)
     except (OSError, SafetensorError) as error:
         if find_errno(error) not in MENDABLE:
@@ -83,11 +87,14 @@ def run_script(main: Callable[[], None]) -> None:
         # An error of a worker begins with the worker's traceback.
         end_script(f"error: a file cannot be opened or written: {str(error).strip().splitlines()[-1]}", 1)
     except RunStopped as stopped:
-        # All processes stop together, so one of them says it.
-        is_main = not dist.is_initialized() or dist.get_rank() == 0
-        end_script(f"{stopped}. Go on with: {command_to_go_on()}" if is_main else "", STOPPED_EXIT_STATUS)
+        # All processes stop together.
+        end_script(f"{stopped}. Go on with: {command_to_go_on()}" if is_main_process() else "", STOPPED_EXIT_STATUS)
     except KeyboardInterrupt:  # outside of the training: there is nothing to keep
         end_script("Interrupted.", 128 + signal.SIGINT)
+
+
+def is_main_process() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def end_script(message: str, status: int) -> None:
@@ -212,15 +219,18 @@ def check_output_dir(arguments: TrainingArguments) -> None:
     has_checkpoints, has_model = bool(list_checkpoints(folder)), (folder / "model.safetensors").exists()
     # A classification keeps its best model long before its first checkpoint; the results are written at the end.
     is_finished = (folder / RESULTS_FILE).exists()
-    is_latest = arguments.resume_from_checkpoint == "latest"
-    if is_latest and is_finished and not has_checkpoints and not arguments.overwrite_output_dir:
+    resumed = arguments.resume_from_checkpoint
+    # A run writes its settings first: a model without them was put there by somebody.
+    is_complete = is_finished or (has_model and not (folder / "arguments.json").exists())
+    if resumed == "latest" and is_complete and not has_checkpoints and not arguments.overwrite_output_dir:
         raise ArgumentsError(
             f"--resume_from_checkpoint latest: {folder} holds a finished run, but no checkpoint to go on from. Choose "
             f"another folder, start from its weights (--model_name_or_path {folder}), or replace it "
             "(--overwrite_output_dir)."
         )
     holds_run = has_checkpoints or has_model
-    if holds_run and not arguments.resume_from_checkpoint and not arguments.overwrite_output_dir:
+    goes_on = resumed == "latest" or (resumed and Path(resumed).resolve().parent == folder.resolve())
+    if holds_run and not goes_on and not arguments.overwrite_output_dir:
         raise ArgumentsError(
             f"--output_dir {folder} already holds a run. Go on with it (--resume_from_checkpoint latest), choose "
             "another folder, or replace it (--overwrite_output_dir)."
@@ -330,11 +340,7 @@ def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
     if accelerator.is_main_process and arguments.push_to_hub:
         upload(arguments)
     accelerator.wait_for_everyone()  # else the first one to end would close the group that the others use
-    for tracker in list(accelerator.trackers):
-        try:
-            tracker.finish()
-        except Exception as error:  # of any kind, as in `MetricsLog.track`
-            warn_of_tracker(accelerator, tracker, error)
+    finish_trackers(accelerator)
 
 
 def upload(arguments: TrainingArguments) -> None:

@@ -30,6 +30,7 @@ class StopRequest:
         # A group of its own for numbers in main memory: asking GPUs would make the processes wait for them.
         self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         self.signal: signal.Signals | None = None
+        self.was_interrupted = False
         self.handlers = {}
 
     def __enter__(self) -> "StopRequest":
@@ -42,9 +43,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        if number == self.signal == signal.SIGINT:
+        if number == signal.SIGINT and self.was_interrupted:
             os.write(2, b"\nEnded at once. The last checkpoint is whole.\n")
             os._exit(128 + signal.SIGINT)
+        self.was_interrupted |= number == signal.SIGINT
         self.signal = signal.Signals(number)
 
     def is_agreed(self) -> bool:
@@ -54,5 +56,6 @@ class StopRequest:
         # The signal need not reach all processes, nor in the same update.
         asked = torch.tensor(0 if self.signal is None else int(self.signal))
         dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.group)
-        self.signal = signal.Signals(asked.item()) if asked > 0 else None
-        return self.signal is not None
+        if asked > 0:  # else a signal may have come meanwhile; it counts the next time
+            self.signal = signal.Signals(asked.item())
+        return asked.item() > 0

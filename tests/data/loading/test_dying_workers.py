@@ -57,7 +57,7 @@ def batches_of(dataset, bad_files, num_workers, batch_size=2, num_epochs=2):
         return build_dataloader(dataset, sampler, num_workers, pin_memory=False)
 
     bad_files.watch_workers(num_workers)
-    return SteadyBatches(open_loader, bad_files.add_files_of_dead_workers)
+    return SteadyBatches(open_loader, bad_files.add_files_of_dead_workers, num_workers)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])

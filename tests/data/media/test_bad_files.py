@@ -229,3 +229,17 @@ def test_a_run_that_goes_on_tries_again_what_took_too_long(tmp_path):
     second = BadFiles(path, 100, 1.0)
     assert list(second.errors) == ["broken.mp4"]
     assert not second.must_wait("late.mp4")
+
+
+def test_the_newest_of_several_records_counts(tmp_path):
+    parts = tmp_path / "bad_files"
+    parts.mkdir()
+    entry = {"path": "a.mp4", "error": "late", "transient": True}
+    # The file was read after all, as the record says that comes first by its name.
+    (parts / "a-1.jsonl").write_text(json.dumps({"path": "a.mp4", "error": None, "time": 2.0}) + "\n")
+    (parts / "b-1.jsonl").write_text(json.dumps(entry | {"time": 1.0}) + "\n")
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 100, 1.0)
+    assert len(bad_files) == 0
+    (parts / "c-1.jsonl").write_text(json.dumps(entry | {"time": 3.0}) + "\n")
+    bad_files.update()
+    assert list(bad_files.errors) == ["a.mp4"]

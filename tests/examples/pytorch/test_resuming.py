@@ -113,6 +113,26 @@ def test_accumulation_in_place_of_a_larger_batch_keeps_the_reconstruction(interr
     assert fifth["contrastive_loss"] < expected["contrastive_loss"]
 
 
+@pytest.mark.parametrize(("launch", "batch_size"), [(run_here, 2), (run_together, 1)])
+def test_accumulation_from_an_odd_update_on_gives_the_same_losses(data, tmp_path, launch, batch_size):
+    """Without a contrastive loss, which would compare fewer samples: all losses are the same to rounding."""
+    common = ["--config_overrides", MODEL + ",contrastive_loss=none", "--checkpointing_steps", 1]
+    process = run_here("run_pretraining.py", *flags(data, tmp_path / "whole", *common))
+    assert process.returncode == 0, process.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for step in range(4, 9):
+        shutil.rmtree(tmp_path / "resumed" / f"checkpoint-{step}")
+    resumed = launch(
+        "run_pretraining.py",
+        *flags(data, tmp_path / "resumed", *RESUME, batch_size=batch_size),
+        *(*common, "--gradient_accumulation_steps", 2),
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step 3" in resumed.stderr
+    for ours, theirs in zip(losses(tmp_path / "resumed"), losses(tmp_path / "whole"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
 def test_every_difference_from_the_run_is_listed(interrupted, data, tmp_path):
     process = run_here(
         "run_pretraining.py",
@@ -227,12 +247,14 @@ def test_a_signal_saves_and_the_command_that_it_names_goes_on(data, tmp_path, nu
     (checkpoint,) = folder.glob("checkpoint-*")
     done = int(checkpoint.name.split("-")[1])
     assert losses(folder)[-1]["step"] == done
+    assert json.loads((folder / "stopped.json").read_text()) == {"signal": number.name, "step": done}
     assert f"Stopped by {number.name} after update {done} of 200" in stopped.stderr
     command = shlex.split(stopped.stderr.strip().splitlines()[-1].split("Go on with: ")[1])
     assert command[:2] == ["accelerate", "launch"] and "--overwrite_output_dir" not in command
     resumed = run_here(command[2], *command[3:], "--max_train_steps", done + 250)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Going on from step {done}" in resumed.stderr
+    assert not (folder / "stopped.json").exists()
 
 
 def test_one_of_two_processes_that_is_asked_stops_both(data, tmp_path):
@@ -285,3 +307,24 @@ def test_a_run_that_was_killed_before_its_results_still_reports_them(finished, d
         assert found[name] == expected[name] == last[name]
     assert found["pairs_per_second"] > 0
     assert found.keys() == expected.keys()
+
+
+def test_another_run_is_not_replaced_by_going_on_from_elsewhere(interrupted, finished, data, tmp_path):
+    shutil.copytree(finished, tmp_path / "other")
+    elsewhere = ["--resume_from_checkpoint", interrupted / "checkpoint-4"]
+    process = run_here("run_pretraining.py", *flags(data, tmp_path / "other", *elsewhere))
+    assert "already holds a run" in error_line(process)
+    process = run_here("run_pretraining.py", *flags(data, tmp_path / "new", *elsewhere))
+    assert process.returncode == 0, process.stderr
+    assert losses(tmp_path / "new") == losses(finished)[4:]
+
+
+def test_checkpoints_after_the_one_that_a_run_goes_on_from_are_removed(finished, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    older = ["--resume_from_checkpoint", folder / "checkpoint-2", "--save_total_limit", 1, "--checkpointing_steps", 3]
+    process = run_here("run_pretraining.py", *flags(data, folder, *older))
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("is removed: the run goes on from before it") == 3
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-8"]
+    assert [line["loss"] for line in losses(folder)] == [line["loss"] for line in losses(finished)]

@@ -25,6 +25,8 @@ SampleKey = tuple[int, int, int]
 RANDOM_REPLACEMENTS = 100
 # Workers that die so often, without a batch between and without a file that is to blame, would do so for ever.
 MAX_DEATHS = 10
+# What torch says of a worker that died; with pinned memory, the thread between may find it first.
+DEATHS = ("DataLoader worker", "Pin memory thread")
 # A cluster sends SIGTERM or SIGUSR1 before it takes a machine away; Ctrl-C is SIGINT. (Windows has no SIGUSR1.)
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 
@@ -179,14 +181,19 @@ class SteadyBatches:
     Args:
         open_loader: number of batches to leave out -> a loader of the others.
         add_files_of_dead_workers: see `BadFiles`.
+        num_workers: of the loaders.
 
     Raises:
         InputError: if workers die again and again and were reading nothing.
     """
 
     def __init__(
-        self, open_loader: Callable[[int], Iterable[Any]], add_files_of_dead_workers: Callable[[], list[str]]
+        self,
+        open_loader: Callable[[int], Iterable[Any]],
+        add_files_of_dead_workers: Callable[[], list[str]],
+        num_workers: int,
     ):
+        self.num_workers = num_workers
         self.open_loader = open_loader
         self.add_files_of_dead_workers = add_files_of_dead_workers
 
@@ -194,15 +201,16 @@ class SteadyBatches:
         num_batches = num_deaths = 0
         disarm_death_signal()
         while True:
+            loader = self.open_loader(num_batches)
             try:
-                for batch in self.open_loader(num_batches):
+                for batch in loader:
                     yield batch
                     num_batches, num_deaths = num_batches + 1, 0
                 return
             # The last ones, if a worker died before its batch was taken out of the shared memory.
             except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-                is_death = str(error).startswith("DataLoader worker") or not isinstance(error, RuntimeError)
-                if not is_death or str(error).startswith("Caught"):  # an error inside of a worker
+                is_death = str(error).startswith(DEATHS) or not isinstance(error, RuntimeError)
+                if not self.num_workers or not is_death or str(error).startswith("Caught"):  # inside of a worker
                     raise
                 num_deaths = 0 if self.add_files_of_dead_workers() else num_deaths + 1
                 if num_deaths > MAX_DEATHS:

@@ -86,6 +86,7 @@ class BadFiles:
         self.max_share = max_share
         self.errors: dict[str, str] = {}
         self.retry_times: dict[str, float] = {}  # of transient ones, in seconds since 1970
+        self.times: dict[str, float] = {}  # of the newest entry about a file
         self.positions: dict[Path, int] = {}  # how far each record was read: only what others add is read again
         self.last_update = 0.0
         self.opened: torch.Tensor | None = None
@@ -157,7 +158,7 @@ class BadFiles:
         worker = torch.utils.data.get_worker_info()
         if worker is None or self.opened is None:
             return
-        text = f"{os.getpid()} {name}".encode()[:OPENED_BYTES] if name else b""
+        text = f"{os.getpid()} {name}".encode(errors="surrogateescape")[:OPENED_BYTES] if name else b""
         self.opened[worker.id].numpy()[:] = np.frombuffer(text.ljust(OPENED_BYTES, b"\0"), dtype=np.uint8)
 
     def add_files_of_dead_workers(self) -> list[str]:
@@ -166,7 +167,7 @@ class BadFiles:
         only told: memory may have been short. Its sample stays the same then.
         """
         multiprocessing.active_children()  # asks each of them for its end; else a dead one still has its number
-        texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self.opened.numpy()]
+        texts = [bytes(row).rstrip(b"\0").decode(errors="surrogateescape") for row in self.opened.numpy()]
         notes = [text.split(" ", 1) for text in texts if text]
         names = [name for process, name in notes if not is_running(int(process))]
         recorded = [name for name in names if name in self.suspects]
@@ -175,6 +176,7 @@ class BadFiles:
         for name in recorded:
             self.add(name, "workers that were reading it died", is_transient=True)
         self.suspects.update(names)
+        self.opened.zero_()  # the workers start anew
         return recorded
 
     def add(self, name: str, error: str, is_transient: bool = False) -> None:
@@ -185,9 +187,7 @@ class BadFiles:
             # A decoder that was given bytes does not know the name.
             error = error if name in error else f"{name}: {error}"
             logger.warning("Unreadable: %s", error)
-            entry = {"path": name, "error": error} | ({"transient": True} if is_transient else {})
-            self._take(entry)
-            self._append(entry)
+            self._record({"path": name, "error": error} | ({"transient": True} if is_transient else {}))
             # Workers and other processes leave it to the main one, which merges at the end.
             if torch.utils.data.get_worker_info() is None and os.environ.get("RANK", "0") == "0":
                 self.merge()
@@ -195,8 +195,7 @@ class BadFiles:
 
     def forget(self, name: str) -> None:
         """Takes a transient file out of the record, because it was read after all."""
-        self._take({"path": name, "error": None})
-        self._append({"path": name, "error": None})
+        self._record({"path": name, "error": None})
 
     def check(self) -> None:
         """Raises a BadFilesError, which names the first bad files, if there are more than allowed."""
@@ -239,7 +238,9 @@ class BadFiles:
             for part in sorted(self.parts.glob("*.jsonl")):
                 self._read(part)
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _record(self, entry: dict[str, Any]) -> None:
+        entry["time"] = time.time()
+        self._take(entry)
         if self.path is None:
             return
         part = self.parts / f"{os.uname().nodename}-{os.getpid()}.jsonl"
@@ -271,7 +272,10 @@ class BadFiles:
             pass  # no record yet
 
     def _take(self, entry: dict[str, Any]) -> None:
-        name, error = entry["path"], entry["error"]
+        name, error, now = entry["path"], entry["error"], entry.get("time", 0.0)
+        if now < self.times.get(name, 0.0):
+            return  # records are read one after the other, and this entry is older than what another one said
+        self.times[name] = now
         if error is None:
             self.errors.pop(name, None)
             self.retry_times.pop(name, None)

@@ -11,7 +11,7 @@ from transformers import BaseVideoProcessor
 
 from ...errors import InputError, MediaDecodingError
 from ...video_processing_vicmae import ViCMAEVideoProcessor, spatial_crop_offsets
-from ..media.reading import MediaLoader, MediaReader
+from ..media.reading import MediaLoader, MediaReader, TimeLimitError
 from ..sources.labelled import LabelledSource
 from ..sources.sources import MediaSource
 from .frame_choice import choose_view_clips
@@ -55,7 +55,7 @@ class ViewDataset(torch.utils.data.Dataset):
         pixel_values: the V distinct views, float32 `(V, T, 3, H, W)` for `task="video"`, `(V, 3, H, W)` for "image".
         weights: `(P, V)`, float32. Row p averages the views of protocol p; rows sum to 1.
 
-    An item that cannot be read is `{"index": i, "label", "error": str}`.
+    An item that cannot be read is `{"index": i, "label", "error": str, "is_transient": whether it took too long}`.
 
     Args:
         source: what is seen.
@@ -104,8 +104,9 @@ class ViewDataset(torch.utils.data.Dataset):
         try:
             frames = self.loader.read_frames(item, choose_frames)
         except MediaDecodingError as error:
-            message = str(error)
-            return sample | {"error": message if item.name in message else f"{item.name}: {message}"}
+            message, is_transient = str(error), isinstance(error, TimeLimitError)
+            message = message if item.name in message else f"{item.name}: {message}"
+            return sample | {"error": message, "is_transient": is_transient}
         views, weights = self.make_views(frames, clips)
         return sample | {"pixel_values": views if self.task == "video" else views[:, 0], "weights": weights}
 
