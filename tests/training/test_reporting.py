@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 import time
 from unittest import mock
 
@@ -9,6 +10,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
+from vicmae_hf.errors import InputError
 from vicmae_hf.training import reporting
 from vicmae_hf.training.reporting import MetricsLog, read_metrics
 
@@ -110,3 +112,13 @@ def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog):
     assert sound.lines == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert caplog.text.count("tracker broken failed") == 1 and "the server is gone" in caplog.text
     assert len(read_metrics(tmp_path)) == 3
+
+
+def test_a_folder_that_was_removed_meanwhile_is_named_in_one_line(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    log = MetricsLog(Accelerator(cpu=True), folder, "pairs", num_steps=9)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be written \(No such file or directory\)"):
+        write(log, 1, 1.0)
+    log.__exit__()

@@ -17,7 +17,7 @@ from accelerate.tracking import GeneralTracker
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from ..files import read_json, read_json_lines, write_json_lines
+from ..files import read_json, read_json_lines, write_json_lines, writing
 from .arguments import TrainingArguments
 from .optimization import Schedule
 
@@ -121,7 +121,8 @@ class MetricsLog:
         }
         line = {"step": step, "epoch": round(epoch, 4), "learning_rate": learning_rate, **figures, **rates}
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:  # opened for each line, so that a killed run has lost none
+            # Opened for each line, so that a killed run has lost none.
+            with writing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         self.show_progress(line, samples / seconds, elapsed_seconds / (step - self.start_step))
         self.track({name: value for name, value in line.items() if name != "step"}, step)

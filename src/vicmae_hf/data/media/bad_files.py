@@ -270,6 +270,8 @@ class BadFiles:
                         logger.warning("%s: passed over a line that is no record: %r", record, line[:80])
         except (FileNotFoundError, NotADirectoryError):
             pass  # no record yet
+        except OSError as error:
+            logger.warning("%s: cannot be read (%s); the run goes on without it.", record, error)
 
     def _take(self, entry: dict[str, Any]) -> None:
         name, error, now = entry["path"], entry["error"], entry.get("time", 0.0)
