@@ -280,8 +280,8 @@ def collect(
 
     deaths.watch_workers(num_workers)
     batches = SteadyBatches(open_loader, deaths.add_files_of_dead_workers, num_workers)
-    total, is_silent = math.ceil(len(share) / items_per_batch), not accelerator.is_main_process
-    parts, failures = [], []
+    parts, failures, total = [], [], math.ceil(len(share) / items_per_batch)
+    is_silent = not accelerator.is_main_process or None  # None: without a terminal, where a bar would fill the log
     for batch in tqdm(batches, desc="evaluating", total=total, disable=is_silent, leave=False):
         failures += batch["failures"]
         if len(batch["indices"]) == 0:  # none of its items could be read
