@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,6 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import InputError
-
-
-logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -92,24 +88,6 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 def write_json_lines(path: str | os.PathLike, entries: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, as a file that is whole or absent."""
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """
-    Reads the objects of a file of JSON lines; none if there is no such file. A line that is none is passed over with a
-    warning: a process that was killed, or a full disk, leaves half of one.
-    """
-    path, entries = Path(path), []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if isinstance(entry, dict):
-            entries.append(entry)
-        else:
-            logger.warning("%s: passed over a line that is no JSON object: %.80r", path, line)
-    return entries
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -60,7 +60,7 @@ class BestModel:
 
     def load(self, folder: Path) -> None:
         self.figures = read_json(folder / "best.json")
-        self.files = sorted(path.name for path in (folder / "best").iterdir())
+        self.files = sorted(path.name for path in (folder / "best").iterdir() if path.is_file())
         if self.accelerator.is_main_process:
             for name in self.files:
                 partial = self.output_dir / f".partial-{name}"

@@ -294,7 +294,7 @@ class Checkpoints:
         write_json(partial / STATE_FILE, {"step": step, "run_settings": self.run_settings})
         write_json(partial / CHECKSUMS_FILE, list_checksums(partial))
         sync_to_disk([*partial.rglob("*"), partial])
-        if final.exists():
+        if os.path.lexists(final):
             self._remove(final)
         partial.rename(final)
         sync_to_disk([final.parent])
@@ -323,4 +323,7 @@ class Checkpoints:
     def _remove(self, path: Path) -> None:
         doomed = path.with_name(f".partial-{path.name}-old")
         path.rename(doomed)
-        shutil.rmtree(doomed)
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()  # a link, or a file in the place of a checkpoint

@@ -234,7 +234,9 @@ def train(
             updates.make(step)
             run.log.advance()
             done, is_last, is_stopped = step + 1, step + 1 == schedule.num_steps, stop.is_agreed()
-            must_save = is_stopped or is_due(arguments.checkpointing_steps, done, is_last)
+            # Also the end of a run that was stopped before: else "latest" would mean where it was stopped.
+            must_save = is_stopped or (is_last and schedule.start_step > 0)
+            must_save |= is_due(arguments.checkpointing_steps, done, is_last)
             # All that was computed is waited for here, so that the time below includes it.
             read = updates.read_losses() if must_save or is_due(arguments.logging_steps, done, is_last) else None
             seconds = watch.training

@@ -17,7 +17,7 @@ from accelerate.tracking import GeneralTracker
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from ..files import read_json, read_json_lines, write_json_lines, writing
+from ..files import read_json, write_json_lines, writing
 from .arguments import TrainingArguments
 from .optimization import Schedule
 
@@ -26,6 +26,24 @@ logger = get_logger(__name__)
 
 RESULTS_FILE = "all_results.json"
 PROGRESS_SECONDS = 60.0  # between two lines of progress where there is no terminal
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """
+    Reads the objects of a file of JSON lines; none if there is no such file. A line that is none is passed over with a
+    warning: a process that was killed, or a full disk, leaves half of one.
+    """
+    path, entries = Path(path), []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict):
+            entries.append(entry)
+        else:
+            logger.warning("%s: passed over a line that is no JSON object: %.80r", path, line)
+    return entries
 
 
 def read_metrics(output_dir: str | os.PathLike) -> list[dict[str, float]]:

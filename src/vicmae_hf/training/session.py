@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import multiprocessing
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ..command_line import one_line, parse_config_overrides
+from ..data.loading.loader import end_workers
 from ..data.media.bad_files import remove_record
 from ..errors import InputError, NonFiniteError
 from ..files import check_writable
@@ -104,8 +104,7 @@ def end_script(message: str, status: int) -> None:
     # Workers: one whose decoder hangs would keep the script alive. torch would report their deaths as errors.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for process in multiprocessing.active_children():
-        process.kill()
+    end_workers()
     if dist.is_initialized():
         # Other processes may wait for this one. sys.exit would wait for them; so it ends at once, and the launcher
         # sees it gone and stops the others.
@@ -122,6 +121,8 @@ def command_to_go_on() -> str:
         elif not argument.startswith(("--resume_from_checkpoint=", "--overwrite_output_dir")):
             kept.append(argument)
     launcher = "accelerate launch"
+    if precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # the launcher's choice, which the run has to keep
+        launcher += f" --mixed_precision {precision}"
     if dist.is_initialized():
         launcher += f" --num_processes {dist.get_world_size()}"
     return f"{launcher} {shlex.join(kept)} --resume_from_checkpoint latest"

@@ -1,6 +1,8 @@
 """Decides the order of samples over a run, and makes the loader that fetches them."""
 
+import atexit
 import logging
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -160,11 +162,19 @@ def build_dataloader(
     )
 
 
+def end_workers() -> None:
+    """Ends the workers of this process, which do not end when they are asked to (see `ignore_stop_signals`)."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 def disarm_death_signal() -> None:
     """
     Keeps torch from raising the death of a worker wherever the program is, in the middle of an update. The loader
     still notices it, when it waits for the worker's batch.
     """
+    atexit.register(end_workers)  # else a program that ends with an error would wait for them for ever
     if threading.current_thread() is threading.main_thread():  # only there torch sets a handler
         before = signal.getsignal(signal.SIGCHLD)
         signal_handling._set_SIGCHLD_handler()  # once a process; so no loader sets it later

@@ -275,6 +275,8 @@ class BadFiles:
 
     def _take(self, entry: dict[str, Any]) -> None:
         name, error, now = entry["path"], entry["error"], entry.get("time", 0.0)
+        if not isinstance(name, str) or not isinstance(error, str | None):
+            raise TypeError(f"expected texts, got {entry}")
         if now < self.times.get(name, 0.0):
             return  # records are read one after the other, and this entry is older than what another one said
         self.times[name] = now
@@ -283,7 +285,7 @@ class BadFiles:
             self.retry_times.pop(name, None)
             return
         self.errors.setdefault(name, error)
-        if entry.get("transient"):
+        if entry.get("transient") or entry.get("timed_out"):  # as versions before called it
             self.retry_times[name] = time.time() + RETRY_SECONDS
 
 
