@@ -14,12 +14,12 @@ from vicmae_hf.errors import InputError
 from vicmae_hf.files import (
     check_writable,
     partial_file,
-    read_json_lines,
     write_csv,
     write_json,
     write_json_lines,
     write_whole,
 )
+from vicmae_hf.training.reporting import read_json_lines
 
 
 def test_a_file_that_fails_half_way_leaves_the_one_before(tmp_path):
