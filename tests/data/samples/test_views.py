@@ -160,7 +160,8 @@ def test_what_cannot_be_read_says_so_and_is_not_replaced(tmp_path):
         num_frames=4,
         frames_per_second=None,
     )
-    assert set(views[0]) == {"index", "label", "error"}
+    assert set(views[0]) == {"index", "label", "error", "is_transient"}
+    assert not views[0]["is_transient"]
     assert str(tmp_path / "a" / "broken.mp4") in views[0]["error"]
     assert views[1]["pixel_values"].shape == (1, 4, 3, 24, 24)
 
