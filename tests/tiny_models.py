@@ -26,6 +26,22 @@ def tiny_config(**overrides) -> ViCMAEConfig:
     return ViCMAEConfig(**{**settings, **overrides})
 
 
+def tiny_overrides(**changes) -> str:
+    """A model for whole runs of the scripts, as `--config_overrides` takes it: one layer, patches of 8 x 8 pixels."""
+    settings = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "patch_size": 8,
+        "decoder_hidden_size": 8,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16,
+    }
+    return ",".join(f"{name}={value}" for name, value in (settings | changes).items())
+
+
 def shake(model: nn.Module, seed: int = 0) -> nn.Module:
     """Moves every parameter away from its start, so that no bias, norm or temporal position stays at 0 or 1."""
     generator = torch.Generator().manual_seed(seed)

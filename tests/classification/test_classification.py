@@ -5,7 +5,7 @@ import pytest
 import torch
 from classifier_flags import parse
 from launching import run_here
-from tiny_models import shake, tiny_config
+from tiny_models import shake, tiny_config, tiny_overrides
 from torch import nn
 from video_files import numbered_frames, write_video
 
@@ -13,10 +13,7 @@ from vicmae_hf import ViCMAEForImageClassification
 from vicmae_hf.classification.classification import Objective
 
 
-MODEL = (
-    "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,patch_size=8,decoder_hidden_size=8,"
-    "decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16,num_frames=2"
-)
+MODEL = tiny_overrides(num_frames=2)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import pytest
 import torch
 from launching import Forked, Together
 from safetensors.torch import load_file
+from tiny_models import tiny_overrides
 from video_files import numbered_frames, write_video
 
 
@@ -28,20 +29,8 @@ START_SECONDS = 0.4  # about what a process needs before its first update
 
 # Dropout and stochastic depth make a resumed run differ unless all random numbers are the same. Lines of the log,
 # checkpoints and epochs end at different updates, so that kills find every combination of them.
-SETTINGS = """
-config_overrides:
-  hidden_size: 16
-  num_hidden_layers: 1
-  num_attention_heads: 2
-  intermediate_size: 32
-  patch_size: 8
-  decoder_hidden_size: 16
-  decoder_num_hidden_layers: 1
-  decoder_num_attention_heads: 2
-  decoder_intermediate_size: 32
-  projector_hidden_size: 16
-  hidden_dropout_prob: 0.1
-  drop_path_rate: 0.2
+SETTINGS = f"""
+config_overrides: "{tiny_overrides(hidden_dropout_prob=0.1, drop_path_rate=0.2)}"
 image_size: 32
 per_device_train_batch_size: 2
 num_train_epochs: 40

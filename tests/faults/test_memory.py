@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import ON_CPU, script_path
+from tiny_models import tiny_overrides
 from video_files import numbered_frames, write_video
 
 
@@ -27,17 +28,7 @@ MAX_MIB = 4
 MAX_OPEN_FILES = 8
 READ_VIDEOS = str(Path(__file__).with_name("read_videos.py"))
 SETTINGS = f"""
-config_overrides:
-  hidden_size: 16
-  num_hidden_layers: 1
-  num_attention_heads: 2
-  intermediate_size: 32
-  patch_size: 8
-  decoder_hidden_size: 16
-  decoder_num_hidden_layers: 1
-  decoder_num_attention_heads: 2
-  decoder_intermediate_size: 32
-  projector_hidden_size: 16
+config_overrides: "{tiny_overrides()}"
 image_size: 32
 per_device_train_batch_size: 4
 max_train_steps: {NUM_UPDATES}

@@ -8,14 +8,12 @@ import torch
 from launching import run_here, run_together
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import tiny_overrides
 
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 
 
-MODEL = (
-    "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,patch_size=8,decoder_hidden_size=8,"
-    "decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16,learnable_temperature=true"
-)
+MODEL = tiny_overrides(learnable_temperature="true")
 
 
 @pytest.fixture(scope="module")

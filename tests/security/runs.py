@@ -3,14 +3,11 @@
 import numpy as np
 from launching import run_here
 from PIL import Image
+from tiny_models import tiny_overrides
 
 
-SIZES = (
-    "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,patch_size=8,decoder_hidden_size=8,"
-    "decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16"
-)
 QUICK = ["--warmup_epochs", 0, "--dataloader_num_workers", 0, "--per_device_train_batch_size", 4]
-FROM_NOTHING = ["--config_overrides", SIZES, "--image_size", 16]
+FROM_NOTHING = ["--config_overrides", tiny_overrides(), "--image_size", 16]
 
 
 def write_images(root, names=("a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/0.png", "c/1.png")):

@@ -67,7 +67,7 @@ def run(output_dir, values, **settings):
     folder.begin(schedule, ViCMAEModel(ViCMAEConfig(**TINY)), {})
     try:
         with folder.logging(schedule):
-            train(accelerator, model, optimizer, batches, compute_losses, schedule, folder)
+            train(Updates(accelerator, model, optimizer, batches, compute_losses, schedule, arguments), folder)
     finally:
         forget_accelerate()
         seen.append(model.weight.detach().clone())

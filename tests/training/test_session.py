@@ -7,7 +7,7 @@ import pytest
 import torch
 from full_disks import largest_file
 from huggingface_hub import constants
-from launching import undone
+from launching import run_together, undone
 from local_hub import READ_TOKEN, hub_of_this_process, run_local_hub, unreachable_hub
 from safetensors.torch import save_file
 
@@ -188,3 +188,19 @@ def test_other_errors_keep_their_traceback(error):
 
     with undone(), pytest.raises(type(error)):
         run_script(main)
+
+
+def test_the_processes_part_at_the_end(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "from accelerate import Accelerator\n"
+        "from vicmae_hf.training.arguments import TrainingArguments\n"
+        "from vicmae_hf.training.session import end_session\n"
+        "accelerator = Accelerator(cpu=True)\n"
+        "assert dist.is_initialized()\n"
+        "end_session(accelerator, TrainingArguments(train_data=['none'], output_dir='none'))\n"
+        "assert not dist.is_initialized()\n"
+    )
+    process = run_together(str(script))
+    assert process.returncode == 0, process.stderr

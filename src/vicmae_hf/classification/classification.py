@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
@@ -30,7 +29,7 @@ from ..reports.model_card import write_classification_card
 from ..reports.plots import plot_accuracies, plot_losses
 from ..settings import ArgumentsError
 from ..training.checkpointing import save_finite, unwrap
-from ..training.loop import train
+from ..training.loop import Updates, train
 from ..training.optimization import Schedule, layer_decay_scale, order_batches, parameter_groups, plan_run
 from ..training.reporting import (
     RESULTS_FILE,
@@ -43,9 +42,6 @@ from .arguments import ClassificationArguments
 from .best_model import BestModel
 from .linear import FeatureSamples, LinearClassifier, predict_features
 from .setup import build_classifier_processors
-
-
-logger = get_logger(__name__)
 
 
 def train_classifier(
@@ -92,8 +88,9 @@ def train_classifier(
     if accelerator.is_main_process and arguments.label_fraction is not None:
         write_names(train_source, output_dir / "train_files.txt")
     evaluate = HeldOutEvaluation(accelerator, samples, bad_files, best_model, schedule, arguments.eval_epochs)
+    updates = Updates(accelerator, module, optimizer, batches, objective, schedule, arguments)
     with bad_files.errors_of_workers(), run.logging(schedule):
-        results = train(accelerator, module, optimizer, batches, objective, schedule, run, evaluate)
+        results = train(updates, run, evaluate)
     results = best_model.figures | lengths_of_run(schedule, train_source) | results
     return finish(accelerator, bad_files, train_source, run.settings, results, arguments)
 
@@ -124,8 +121,7 @@ def load_batches(
             build_dataloader(samples.train, sampler, samples.num_workers, pin_memory)
         )
 
-    bad_files.watch_workers(samples.num_workers)
-    return SteadyBatches(open_loader, bad_files.add_files_of_dead_workers, samples.num_workers)
+    return SteadyBatches(open_loader, bad_files, samples.num_workers)
 
 
 class HeldOutEvaluation:

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.loading.loader import SteadyBatches, ignore_stop_signals
-from ..data.media.bad_files import BadFiles
+from ..data.media.bad_files import BadFiles, make_entry
 from ..data.samples.views import ViewDataset
 from ..errors import InputError
 from ..training.checkpointing import unwrap
@@ -278,8 +278,7 @@ def collect(
             generator=torch.Generator().manual_seed(0),
         )
 
-    deaths.watch_workers(num_workers)
-    batches = SteadyBatches(open_loader, deaths.add_files_of_dead_workers, num_workers)
+    batches = SteadyBatches(open_loader, deaths, num_workers)
     parts, failures, total = [], [], math.ceil(len(share) / items_per_batch)
     is_silent = not accelerator.is_main_process or None  # None: without a terminal, where a bar would fill the log
     for batch in tqdm(batches, desc="evaluating", total=total, disable=is_silent, leave=False):
@@ -299,12 +298,8 @@ def collect(
     return Collected(
         indices=joined.pop("indices")[order],
         outputs={name: values[order] for name, values in joined.items()},
-        failures=[failure_entry(dataset.source[index].name, *rest) for index, *rest in failures],
+        failures=[make_entry(dataset.source[index].name, *rest) for index, *rest in failures],
     )
-
-
-def failure_entry(name: str, error: str, is_transient: bool) -> dict[str, Any]:
-    return {"path": name, "error": error} | ({"transient": True} if is_transient else {})
 
 
 class SurvivedItems(torch.utils.data.Dataset):

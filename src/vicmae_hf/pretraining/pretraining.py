@@ -15,7 +15,7 @@ from ..data.samples.augmentation import normalize_pixels
 from ..data.samples.pairs import FramePairDataset, PairSettings, load_frame_pairs
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEForPreTrainingOutput
 from ..settings import part_of
-from ..training.loop import train
+from ..training.loop import Updates, train
 from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
 from .arguments import PretrainingArguments, check_contrast
 
@@ -90,9 +90,8 @@ def pretrain(
     # What may be refused comes before `checkpoints.start`, which deletes the checkpoints of an older run.
     check_contrast(arguments, model.config, schedule)
     build_loader(accelerator, dataset, arguments, schedule)
-    groups = parameter_groups(model, arguments.weight_decay)
     # Table 1. The schedule sets the learning rate before every update.
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+    adamw = torch.optim.AdamW(parameter_groups(model, arguments.weight_decay), lr=0.0, betas=(0.9, 0.95), fused=True)
     prepared, optimizer = accelerator.prepare(model, adamw)  # wrapped, where processes share the work
     schedule = run.begin(schedule, model, {"file_names": dataset.list_names()})
     if run.is_finished(schedule):
@@ -106,8 +105,9 @@ def pretrain(
         figures = [each(step, step == schedule.num_steps, objective.output) for each in measures]
         return {name: value for part in figures for name, value in part.items()}
 
+    updates = Updates(accelerator, prepared, optimizer, batches, objective, schedule, arguments)
     with dataset.bad_files.errors_of_workers(), run.logging(schedule):
-        results = train(accelerator, prepared, optimizer, batches, objective, schedule, run, measure)
+        results = train(updates, run, measure)
     objective.set_contrastive(True)  # for whoever uses the model from here on, as its config says
     accelerator.wait_for_everyone()  # workers of any process may still record bad files
     if accelerator.is_main_process:
@@ -212,6 +212,4 @@ def load_batches(
         # Not prepared by Accelerate, which would divide it again: each process already reads shards of its own.
         return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
 
-    num_workers = arguments.dataloader_num_workers
-    dataset.bad_files.watch_workers(num_workers)
-    return SteadyBatches(open_loader, dataset.bad_files.add_files_of_dead_workers, num_workers)
+    return SteadyBatches(open_loader, dataset.bad_files, arguments.dataloader_num_workers)

@@ -119,9 +119,9 @@ class Updates:
         schedule, arguments: of the run.
 
     Attributes:
+        watch: measures the time, and counts the samples.
         losses: of the updates since the last log line.
         names: their samples, by update, of this process.
-        num_samples: how many there were since the start, of all processes.
     """
 
     def __init__(
@@ -198,20 +198,13 @@ class Updates:
 
 
 def train(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[dict[str, torch.Tensor]],
-    compute_losses: ComputeLosses,
-    schedule: Schedule,
-    run: "RunFolder",
-    evaluate: Callable[[int], dict[str, float]] = lambda step: {},
+    updates: Updates, run: "RunFolder", evaluate: Callable[[int], dict[str, float]] = lambda step: {}
 ) -> dict[str, float]:
     """
-    Runs the updates from `schedule.start_step` to `schedule.num_steps`.
+    Runs the updates of a schedule from its `start_step` to its `num_steps`.
 
     Args:
-        model, optimizer, batches, compute_losses, schedule: see `Updates`.
+        updates: makes them.
         run: keeps log and checkpoints, and knows the arguments; its log is open.
         evaluate: called after every update with the number of updates made so far, before the checkpoint. The figures
             that it returns, if any, are written to the log.
@@ -224,13 +217,11 @@ def train(
         NonFiniteError: at the first log line or checkpoint after a loss or gradient that is infinite or NaN.
         RunStopped: after a checkpoint, if the run was asked to stop.
     """
-    model.train()
-    arguments = run.arguments
-    updates = Updates(accelerator, model, optimizer, batches, compute_losses, schedule, arguments)
-    watch = updates.watch
-    with StopRequest(accelerator) as stop:
+    arguments, schedule, watch = run.arguments, updates.schedule, updates.watch
+    updates.model.train()
+    with StopRequest(updates.accelerator) as stop:
         for step in range(schedule.start_step, schedule.num_steps):
-            learning_rate = schedule.set_learning_rate(optimizer, step)
+            learning_rate = schedule.set_learning_rate(updates.optimizer, step)
             updates.make(step)
             run.log.advance()
             done, is_last, is_stopped = step + 1, step + 1 == schedule.num_steps, stop.is_agreed()
@@ -261,8 +252,8 @@ def is_due(interval: int, step: int, is_last: bool) -> bool:
 
 def seed_batch(seed: int, micro_step: int, process_index: int) -> None:
     """
-    Seeds masks, dropout and stochastic depth of one batch of one process. They depend on these three numbers alone, so
-    a resumed run draws the same as the interrupted one would have drawn.
+    Seeds dropout, stochastic depth and mixing of one batch of one process; masks come with the samples. They depend on
+    these three numbers alone, so a resumed run draws the same as the interrupted one would have drawn.
     """
     # Simply added up, batch 1 of seed 0 would have the numbers of batch 0 of seed 1. Odd multipliers below 2**64
     # spread neighbouring values over all seeds.

@@ -184,6 +184,7 @@ def finish_trackers(accelerator: Accelerator) -> None:
             tracker.finish()
         except Exception as error:  # of any kind: trackers are programs of others
             warn_of_tracker(accelerator, tracker, error)
+    accelerator.trackers.clear()  # Accelerate would end them once more
 
 
 def warn_of_tracker(accelerator: Accelerator, tracker: GeneralTracker, error: Exception) -> None:

@@ -73,8 +73,8 @@ class RunFolder:
             CheckpointError: if the checkpoint to go on from is damaged, or of another run, or the disk has no room for
                 one.
         """
-        arguments = self.arguments
-        if not arguments.resume_from_checkpoint:
+        arguments, is_resumed = self.arguments, bool(self.arguments.resume_from_checkpoint)
+        if not is_resumed:  # before an older run is deleted
             self._check_space(model)
         self.settings = settings_of_run(arguments, model.config, schedule)
         self.settings["data_sha256"] = {name: fingerprint(names) for name, names in data.items()}
@@ -82,7 +82,7 @@ class RunFolder:
             self.accelerator, self.path, arguments.save_total_limit, self.settings, self.parts
         )
         schedule = replace(schedule, start_step=self.checkpoints.start(arguments.resume_from_checkpoint))
-        if not schedule.is_done:
+        if is_resumed and not schedule.is_done:
             self._check_space(model)
         return schedule
 
@@ -97,8 +97,9 @@ class RunFolder:
     def write_settings(self, processors: Iterable[Any]) -> None:
         """Writes `arguments.json` and the model's processors. Only the main process does."""
         if self.accelerator.is_main_process:
-            (self.path / RESULTS_FILE).unlink(missing_ok=True)  # of a shorter run that goes on
-            (self.path / STOPPED_FILE).unlink(missing_ok=True)
+            # Of a shorter run that goes on, of one that was stopped, of one that failed.
+            for name in (RESULTS_FILE, STOPPED_FILE, BAD_UPDATE_FILE):
+                (self.path / name).unlink(missing_ok=True)
             # Now and not at the end: whoever finds an interrupted run can read what it was.
             write_json(self.path / "arguments.json", self.settings)
             for processor in processors:
@@ -171,5 +172,8 @@ class RunFolder:
                 except InputError as unwritten:
                     logger.warning("%s", unwritten)
             self.accelerator.wait_for_everyone()  # the first process to end lets the launcher end the others
-        message += " Try a lower --base_learning_rate, a longer warmup, or bf16 in place of fp16."
+        message += (
+            " Try a lower --base_learning_rate, a longer warmup, or bf16 in place of fp16: in a new run, from the "
+            "weights of an earlier checkpoint (--model_name_or_path), as a run cannot go on with other settings."
+        )
         return NonFiniteError(message, error.step, error.losses)

@@ -342,6 +342,7 @@ def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
         upload(arguments)
     accelerator.wait_for_everyone()  # else the first one to end would close the group that the others use
     finish_trackers(accelerator)
+    accelerator.end_training()
 
 
 def upload(arguments: TrainingArguments) -> None:

@@ -17,7 +17,7 @@ STOPPED_EXIT_STATUS = 75
 
 
 class RunStopped(Exception):
-    """A run was asked to stop, and did after it wrote a checkpoint. The message names both."""
+    """A run was asked to stop, and did after it wrote a checkpoint. The message names the signal and the update."""
 
 
 class StopRequest:
@@ -44,7 +44,7 @@ class StopRequest:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.was_interrupted:
-            os.write(2, b"\nEnded at once. The last checkpoint is whole.\n")
+            os.write(2, b"\nEnded at once. Checkpoints that were written are whole.\n")
             os._exit(128 + signal.SIGINT)
         self.was_interrupted |= number == signal.SIGINT
         self.signal = signal.Signals(number)

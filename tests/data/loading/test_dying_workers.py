@@ -9,6 +9,7 @@ import pytest
 import torch
 from launching import Forked, run_here
 from PIL import Image
+from tiny_models import tiny_overrides
 
 from vicmae_hf.data import load_frame_pairs
 from vicmae_hf.data.loading import loader
@@ -56,8 +57,7 @@ def batches_of(dataset, bad_files, num_workers, batch_size=2, num_epochs=2):
         sampler = EpochBatchSampler([NUM_FILES], NUM_FILES, batch_size, num_epochs, start_batch=num_batches)
         return build_dataloader(dataset, sampler, num_workers, pin_memory=False)
 
-    bad_files.watch_workers(num_workers)
-    return SteadyBatches(open_loader, bad_files.add_files_of_dead_workers, num_workers)
+    return SteadyBatches(open_loader, bad_files, num_workers)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
@@ -99,13 +99,19 @@ def test_workers_that_die_again_and_again_without_a_file_end_the_run(folder, mon
 
 def test_a_training_survives_the_death_of_a_worker_and_gives_the_same_losses(folder, tmp_path):
     """Killed once while it reads, as by the system that is short of memory: in a real run, from outside."""
-    model = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,patch_size=8,"
-    model += "decoder_hidden_size=8,decoder_num_hidden_layers=1,decoder_num_attention_heads=2,"
-    model += "decoder_intermediate_size=16"
 
     def flags(output_dir):
         return [
-            *("--train_data", folder, "--output_dir", output_dir, "--image_size", 32, "--config_overrides", model),
+            *(
+                "--train_data",
+                folder,
+                "--output_dir",
+                output_dir,
+                "--image_size",
+                32,
+                "--config_overrides",
+                tiny_overrides(),
+            ),
             *("--num_train_epochs", 150, "--warmup_epochs", 1, "--contrastive_start_epoch", 1, "--logging_steps", 1),
             *("--dataloader_num_workers", 2, "--per_device_train_batch_size", 4, "--checkpointing_steps", 0),
         ]

@@ -243,3 +243,13 @@ def test_the_newest_of_several_records_counts(tmp_path):
     (parts / "c-1.jsonl").write_text(json.dumps(entry | {"time": 3.0}) + "\n")
     bad_files.update()
     assert list(bad_files.errors) == ["a.mp4"]
+
+
+def test_a_run_that_ends_for_its_bad_files_leaves_the_whole_record(tmp_path):
+    (tmp_path / "bad_files").mkdir()
+    lines = [json.dumps({"path": f"/data/{index}.mp4", "error": "no header", "time": 1.0}) + "\n" for index in (0, 1)]
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 10, 0.1)
+    with pytest.raises(BadFilesError, match="2 of 10 files could not be read"), bad_files.errors_of_workers():
+        (tmp_path / "bad_files" / "worker-1.jsonl").write_text("".join(lines))
+        raise BadFilesError("with the traceback of a worker")
+    assert [entry["path"] for entry in read_record(bad_files.path)] == ["/data/0.mp4", "/data/1.mp4"]

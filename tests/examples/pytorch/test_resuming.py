@@ -17,13 +17,11 @@ import torch
 from launching import Forked, run_here, run_together, script_path
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import tiny_overrides
 from video_files import numbered_frames, write_video
 
 
-MODEL = (
-    "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32,patch_size=8,decoder_hidden_size=8,"
-    "decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=16"
-)
+MODEL = tiny_overrides()
 
 
 @pytest.fixture(scope="module")

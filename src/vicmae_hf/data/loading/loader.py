@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -162,6 +162,7 @@ def build_dataloader(
     )
 
 
+@atexit.register  # else a program that ends with an error would wait for them for ever
 def end_workers() -> None:
     """Ends the workers of this process, which do not end when they are asked to (see `ignore_stop_signals`)."""
     for process in multiprocessing.active_children():
@@ -174,12 +175,19 @@ def disarm_death_signal() -> None:
     Keeps torch from raising the death of a worker wherever the program is, in the middle of an update. The loader
     still notices it, when it waits for the worker's batch.
     """
-    atexit.register(end_workers)  # else a program that ends with an error would wait for them for ever
     if threading.current_thread() is threading.main_thread():  # only there torch sets a handler
         before = signal.getsignal(signal.SIGCHLD)
         signal_handling._set_SIGCHLD_handler()  # once a process; so no loader sets it later
         is_of_torch = getattr(before, "__module__", None) == signal_handling.__name__  # of an earlier loader
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_of_torch or before is None else before)
+
+
+class WorkerWatch(Protocol):
+    """What `SteadyBatches` needs of `BadFiles`."""
+
+    def watch_workers(self, num_workers: int) -> None: ...
+
+    def add_files_of_dead_workers(self) -> list[str]: ...
 
 
 class SteadyBatches:
@@ -190,7 +198,7 @@ class SteadyBatches:
 
     Args:
         open_loader: number of batches to leave out -> a loader of the others.
-        add_files_of_dead_workers: see `BadFiles`.
+        watch: knows what the workers read.
         num_workers: of the loaders.
 
     Raises:
@@ -200,16 +208,17 @@ class SteadyBatches:
     def __init__(
         self,
         open_loader: Callable[[int], Iterable[Any]],
-        add_files_of_dead_workers: Callable[[], list[str]],
+        watch: WorkerWatch,
         num_workers: int,
     ):
-        self.num_workers = num_workers
         self.open_loader = open_loader
-        self.add_files_of_dead_workers = add_files_of_dead_workers
+        self.watch = watch
+        self.num_workers = num_workers
 
     def __iter__(self) -> Iterator[Any]:
         num_batches = num_deaths = 0
         disarm_death_signal()
+        self.watch.watch_workers(self.num_workers)
         while True:
             loader = self.open_loader(num_batches)
             try:
@@ -222,7 +231,7 @@ class SteadyBatches:
                 is_death = str(error).startswith(DEATHS) or not isinstance(error, RuntimeError)
                 if not self.num_workers or not is_death or str(error).startswith("Caught"):  # inside of a worker
                     raise
-                num_deaths = 0 if self.add_files_of_dead_workers() else num_deaths + 1
+                num_deaths = 0 if self.watch.add_files_of_dead_workers() else num_deaths + 1
                 if num_deaths > MAX_DEATHS:
                     raise InputError(
                         f"Workers died {num_deaths} times without a batch between ({error}). If memory is short, "

@@ -187,10 +187,8 @@ class BadFiles:
             # A decoder that was given bytes does not know the name.
             error = error if name in error else f"{name}: {error}"
             logger.warning("Unreadable: %s", error)
-            self._record({"path": name, "error": error} | ({"transient": True} if is_transient else {}))
-            # Workers and other processes leave it to the main one, which merges at the end.
-            if torch.utils.data.get_worker_info() is None and os.environ.get("RANK", "0") == "0":
-                self.merge()
+            self._record(make_entry(name, error, is_transient))
+            self.merge()
         self.check()
 
     def forget(self, name: str) -> None:
@@ -211,20 +209,18 @@ class BadFiles:
         try:
             yield
         except BadFilesError:
-            self.update()
+            self.merge()
             self.check()
             raise
 
     def merge(self) -> None:
-        """Writes one record of those of all processes, each bad file once. Only the main process does."""
+        """Writes one record of those of all processes, each bad file once. Only the main process writes."""
         self.update()
         if self.path is None or not (self.errors or self.path.exists()):
             return
-        transient = {"transient": True}
-        entries = [
-            {"path": name, "error": error} | (transient if name in self.retry_times else {})
-            for name, error in self.errors.items()
-        ]
+        if torch.utils.data.get_worker_info() is not None or os.environ.get("RANK", "0") != "0":
+            return
+        entries = (make_entry(name, error, name in self.retry_times) for name, error in self.errors.items())
         try:
             write_json_lines(self.path, entries)
         except InputError as error:
@@ -287,6 +283,11 @@ class BadFiles:
         self.errors.setdefault(name, error)
         if entry.get("transient") or entry.get("timed_out"):  # as versions before called it
             self.retry_times[name] = time.time() + RETRY_SECONDS
+
+
+def make_entry(name: str, error: str, is_transient: bool) -> dict[str, Any]:
+    """Makes an entry of a record (see `BadFiles`)."""
+    return {"path": name, "error": error} | ({"transient": True} if is_transient else {})
 
 
 def remove_record(path: Path) -> None:
