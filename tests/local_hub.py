@@ -48,8 +48,10 @@ class LocalHub(ThreadingHTTPServer):
 @contextmanager
 def hub_of_this_process(url: str, token: str = TOKEN) -> Iterator[None]:
     """Leads the libraries of this process, which have read their environment already, to the Hub at `url`."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     with (
-        mock.patch.multiple(constants, ENDPOINT=url, HF_HUB_OFFLINE=False, HF_HUB_DISABLE_XET=True),
+        mock.patch.multiple(constants, ENDPOINT=url, HUGGINGFACE_CO_URL_TEMPLATE=template),
+        mock.patch.multiple(constants, HF_HUB_OFFLINE=False, HF_HUB_DISABLE_XET=True),
         mock.patch.multiple(datasets.config, HF_ENDPOINT=url, HF_HUB_OFFLINE=False),
         mock.patch.dict(os.environ, {"HF_TOKEN": token}),
     ):

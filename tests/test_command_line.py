@@ -1,12 +1,16 @@
 """Settings from the command line and from files."""
 
 import json
+import shlex
+import sys
 from dataclasses import asdict
 
+import psutil
 import pytest
+from launching import ACCELERATE, run
 
 from vicmae_hf import ViCMAEConfig
-from vicmae_hf.command_line import parse_arguments, parse_config_overrides
+from vicmae_hf.command_line import command_to_go_on, parse_arguments, parse_config_overrides
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
 
@@ -142,3 +146,47 @@ def test_no_is_no_in_a_yaml_file(tmp_path):
 def test_a_byte_order_mark_is_passed_over(tmp_path):
     (tmp_path / "settings.json").write_bytes(b"\xef\xbb\xbf" + b'{"seed": 3}')
     assert parse(str(tmp_path / "settings.json"), *REQUIRED).seed == 3
+
+
+def test_the_command_to_go_on_has_the_flags_of_the_launcher(tmp_path):
+    script = tmp_path / "a script.py"
+    script.write_text("from vicmae_hf.command_line import command_to_go_on\nprint(command_to_go_on())\n")
+    process = run(str(script), "settings.yaml", "--resume_from_checkpoint", "checkpoint-3", "--output_dir", "my runs")
+    assert process.returncode == 0, process.stderr
+    expected = [str(script), "settings.yaml", "--output_dir", "my runs", "--resume_from_checkpoint", "latest"]
+    assert shlex.split(process.stdout.splitlines()[-1]) == [sys.executable, *ACCELERATE, *expected]
+
+
+class Parent:
+    def __init__(self, command):
+        self.command = command
+
+    def parent(self):
+        return self
+
+    def cmdline(self):
+        return self.command
+
+
+@pytest.mark.parametrize(
+    ("parent", "started", "expected"),
+    [
+        (
+            ["/bin/python3", "/bin/torchrun", "--nproc_per_node", "2", "train.py"],
+            [],
+            "/bin/torchrun --nproc_per_node 2",
+        ),
+        (["/bin/python3", "PATH/accelerate", "launch", "train.py"], [], "accelerate launch"),
+        (["bash", "-c", "python train.py"], ["python3", "train.py"], "python3"),
+        (["timeout", "60", "python3", "train.py"], ["python3", "-u", "train.py"], "python3 -u"),
+        (["python3", "other.py"], ["python3", "-c", "import runpy"], "python"),
+    ],
+)
+def test_the_launcher_is_what_stood_before_the_script(monkeypatch, tmp_path, parent, started, expected):
+    (tmp_path / "accelerate").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(psutil, "Process", lambda: Parent([part.replace("PATH", str(tmp_path)) for part in parent]))
+    monkeypatch.setattr(sys, "orig_argv", [*started, "--seed", "1"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "1"])
+    assert command_to_go_on() == f"{expected} train.py --seed 1 --resume_from_checkpoint latest"

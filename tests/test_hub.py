@@ -300,7 +300,7 @@ def test_a_run_uploads_what_it_leaves_without_checkpoints(training_settings):
     expected = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and not path.relative_to(folder).parts[0].startswith("checkpoint-")
+        if path.is_file() and not path.relative_to(folder).parts[0].startswith(("checkpoint-", ".lock"))
     }
     assert hub.repositories == {"someone/tiny-run": expected}
     expected_names = {"config.json", "model.safetensors", "README.md", "plots/losses.png", "arguments.json"}

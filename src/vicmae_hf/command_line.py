@@ -1,17 +1,21 @@
-"""Reads settings from the command line and from a YAML or JSON file. Keeps access tokens out of what is written."""
+"""Reads settings from the command line and from a YAML or JSON file, and writes the command to start a script again."""
 
 import argparse
 import difflib
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
+import psutil
 import yaml
+from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedConfig
 
 from .settings import ArgumentsError, without_none
@@ -165,3 +169,32 @@ def read_value(text: str) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def command_to_go_on() -> str:
+    """The command of this script, with the flag to go on with its newest checkpoint in place of those to begin."""
+    script, kept, arguments = sys.argv[0], [], iter(sys.argv[1:])
+    for argument in arguments:
+        if argument == "--resume_from_checkpoint":
+            next(arguments, None)
+        elif not argument.startswith(("--resume_from_checkpoint=", "--overwrite_output_dir")):
+            kept.append(argument)
+    return shlex.join([*find_launcher(script), script, *kept, "--resume_from_checkpoint", "latest"])
+
+
+def find_launcher(script: str) -> list[str]:
+    """Finds what stood before the name of this script when it was started: a launcher with its flags, or Python."""
+    command = sys.orig_argv
+    try:  # a launched process does not know the launcher's flags, but the launcher does
+        launching = psutil.Process().parent().cmdline()
+        if script in launching and "python" in Path(launching[0]).name:
+            command = launching
+    except (psutil.Error, AttributeError):  # it is gone, or somebody else's
+        pass
+    launcher = command[: command.index(script)] if script in command else ["python"]
+    if len(launcher) > 1 and not launcher[1].startswith("-"):  # python /PLACE/bin/torchrun
+        launcher = launcher[1:]
+    if shutil.which(Path(launcher[0]).name) == launcher[0]:
+        launcher[0] = Path(launcher[0]).name
+    # Set before the command, as it is needed to start several processes on CPUs.
+    return ["ACCELERATE_USE_CPU=true"] * parse_flag_from_env("ACCELERATE_USE_CPU") + launcher

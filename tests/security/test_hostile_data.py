@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 
 import datasets
@@ -133,19 +134,26 @@ def test_a_folder_with_a_loading_script(data, marker, tmp_path):
     assert_was_not_run(marker, lambda: run_code(script))
 
 
-@pytest.mark.parametrize("name", ["data.py", "train.pkl", "train.pickle"])
-def test_a_dataset_on_the_hub_that_would_run_code(name, marker, tmp_path):
+@pytest.mark.parametrize(
+    ("repository", "name", "reason"),
+    [
+        ("someone/scripted", "scripted.py", "Dataset scripts are no longer supported, but found scripted.py"),
+        ("someone/pkl", "train.pkl", "No (supported) data files found in someone/pkl"),
+        ("someone/pickled", "train.pickle", "No (supported) data files found in someone/pickled"),
+    ],
+)
+def test_a_dataset_on_the_hub_that_would_run_code(repository, name, reason, marker, tmp_path):
     path = tmp_path / name
-    path.write_text(hostile_code(marker)) if name == "data.py" else write_pickle(path, marker)
+    is_script = path.suffix == ".py"
+    path.write_text(hostile_code(marker)) if is_script else write_pickle(path, marker)
     with run_local_hub() as hub, hub_of_this_process(hub.url):
-        hub.repositories["datasets/someone/data"] = {name: path.read_bytes()}
+        hub.repositories[f"datasets/{repository}"] = {name: path.read_bytes()}
         for options in ({}, {"streaming": True}):
-            with pytest.raises(
-                DataSourceError, match=r"someone/data: .*no dataset of that name could be loaded"
-            ) as error:
-                load_hub_dataset("someone/data", "train", **options)
+            expected = rf"{repository}: .*no dataset of that name could be loaded .*{re.escape(reason)}"
+            with pytest.raises(DataSourceError, match=expected) as error:
+                load_hub_dataset(repository, "train", **options)
             assert "\n" not in str(error.value)
-    assert_was_not_run(marker, lambda: run_code(path) if name == "data.py" else load_pickle(path))
+    assert_was_not_run(marker, lambda: run_code(path) if is_script else load_pickle(path))
 
 
 # Media

@@ -32,6 +32,8 @@ MAY_CHANGE = {
 # In a stream each worker reads shards of its own, so their number decides the order.
 DIVISION = ("num_processes", "per_device_train_batch_size", "gradient_accumulation_steps")
 DIVISION_OF_STREAM = {"dataloader_num_workers", *DIVISION}
+# These follow from the others, and are told only where none of those differs.
+FOLLOWING = {"learning_rate", "steps_per_epoch"}
 
 
 # A damaged, foreign or hostile file raises these. Nothing in it is run: torch's files are read with weights_only.
@@ -59,11 +61,11 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 
 def fingerprint(names: Iterable[str]) -> str:
-    """SHA-256 of a list of names. `train_data` and `eval_data` may change: the same files may lie elsewhere."""
-    digest = hashlib.sha256()
-    for name in names:
+    """Number and SHA-256 of names. `train_data` and `eval_data` may change: the same files may lie elsewhere."""
+    digest, number = hashlib.sha256(), 0
+    for number, name in enumerate(names, start=1):
         digest.update(name.encode(errors="surrogateescape") + b"\0")
-    return digest.hexdigest()
+    return f"{number} names, SHA-256 {digest.hexdigest()}"
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -83,13 +85,19 @@ def check_same_run(checkpoint: str, before: dict[str, Any], now: dict[str, Any])
     """
     before, now = flatten(before), flatten(now)
     allowed = MAY_CHANGE - DIVISION_OF_STREAM if now.get("streaming") else MAY_CHANGE
+    names = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    names -= {"num_steps", *allowed}
     differences = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if name not in allowed and name != "num_steps" and before.get(name) != now.get(name)
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted(names - FOLLOWING or names)
     ]
-    if now["num_steps"] < before["num_steps"]:
-        differences.append(f"num_steps was {before['num_steps']}, is {now['num_steps']}: it can only become longer")
+    if "total_batch_size" in names:
+        was, is_now = (" x ".join(str(settings.get(name)) for name in DIVISION) for settings in (before, now))
+        differences.append(f"the total batch is {' x '.join(DIVISION)}, it was {was}, is {is_now}")
+    if not differences and now["num_steps"] < before["num_steps"]:
+        differences.append(
+            f"num_steps was {before['num_steps']}, is {now['num_steps']}: it can only become longer "
+            "(--num_train_epochs or --max_train_steps)"
+        )
     if differences:
         raise CheckpointError(
             f"{checkpoint} is of another run: {'; '.join(differences)}. Use the same settings, or start anew from its "

@@ -77,7 +77,7 @@ class RunFolder:
         if not is_resumed:  # before an older run is deleted
             self._check_space(model)
         self.settings = settings_of_run(arguments, model.config, schedule)
-        self.settings["data_sha256"] = {name: fingerprint(names) for name, names in data.items()}
+        self.settings["data"] = {name: fingerprint(names) for name, names in data.items()}
         self.checkpoints = Checkpoints(
             self.accelerator, self.path, arguments.save_total_limit, self.settings, self.parts
         )

@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -20,13 +19,14 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from ..command_line import one_line, parse_config_overrides
+from ..command_line import command_to_go_on, one_line, parse_config_overrides
 from ..data.loading.loader import end_workers
 from ..data.media.bad_files import remove_record
 from ..errors import InputError, NonFiniteError
@@ -53,6 +53,10 @@ MODEL_ERRORS = (
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 # Requests to the Hub raise these: refusals and files, unreachable servers, wrong names, failed transfers.
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
+
+LOCK_FILE = ".lock"
+LOCK_SECONDS = 10.0  # loading workers of a run that was killed live for some seconds more
+held_locks: list[FileLock] = []  # of the run that this process makes
 
 # Errors of the system about a place, not about the program: full, read-only, somebody else's, or no place at all.
 MENDABLE = {
@@ -112,22 +116,6 @@ def end_script(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def command_to_go_on() -> str:
-    """The command of this script, with the flag to go on with its newest checkpoint in place of those to begin."""
-    kept, arguments = [], iter(sys.argv)
-    for argument in arguments:
-        if argument == "--resume_from_checkpoint":
-            next(arguments, None)
-        elif not argument.startswith(("--resume_from_checkpoint=", "--overwrite_output_dir")):
-            kept.append(argument)
-    launcher = "accelerate launch"
-    if precision := os.environ.get("ACCELERATE_MIXED_PRECISION"):  # the launcher's choice, which the run has to keep
-        launcher += f" --mixed_precision {precision}"
-    if dist.is_initialized():
-        launcher += f" --num_processes {dist.get_world_size()}"
-    return f"{launcher} {shlex.join(kept)} --resume_from_checkpoint latest"
-
-
 def find_errno(error: Exception) -> int | None:
     """Finds the system's number of an error, which some libraries have in their text only: "(os error 28)"."""
     found = re.search(r"\b(?:errno|os error) (\d+)", str(error), re.IGNORECASE)
@@ -141,7 +129,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
 
     Raises:
         ArgumentsError: if accelerate's configuration has an engine that is not supported, the output folder holds a
-            run that this one would replace, or the Hub refuses.
+            run that this one would replace or that still lasts, or the Hub refuses.
         InputError: if the output folder cannot be made or written to.
     """
     check_engine(arguments.mixed_precision)
@@ -164,6 +152,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         if arguments.push_to_hub:
             create_repository(arguments)
         Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+        lock_output_dir(Path(arguments.output_dir))
         if not arguments.resume_from_checkpoint:
             remove_record(Path(arguments.output_dir) / "bad_files.jsonl")
     accelerator.wait_for_everyone()  # until the folder is there
@@ -236,6 +225,32 @@ def check_output_dir(arguments: TrainingArguments) -> None:
             f"--output_dir {folder} already holds a run. Go on with it (--resume_from_checkpoint latest), choose "
             "another folder, or replace it (--overwrite_output_dir)."
         )
+
+
+def lock_output_dir(folder: Path) -> None:
+    """
+    Lets no other run write to the folder until this process ends or begins another run.
+
+    Raises:
+        ArgumentsError: if a run is writing to it.
+    """
+    path = folder / LOCK_FILE
+    while held_locks:
+        held_locks.pop().release()
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        holder = path.read_text(errors="replace").strip()
+        raise ArgumentsError(
+            f"--output_dir {folder}: another run is writing there{holder and f' ({holder})'}, and each would delete "
+            "the other's checkpoints. Wait for its end, stop it, or choose another folder."
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("%s cannot be locked (%s); see to it that no other run writes there.", folder, error)
+        return
+    held_locks.append(lock)
+    path.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
 
 
 def create_repository(arguments: TrainingArguments) -> None:
@@ -347,7 +362,7 @@ def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
 
 def upload(arguments: TrainingArguments) -> None:
     # Checkpoints hold the optimizer: three times the model, of use only for going on with this run.
-    left_out = ["checkpoint-*/**", ".partial-*/**"]
+    left_out = ["checkpoint-*/**", ".partial-*/**", LOCK_FILE]
     try:
         HfApi().upload_folder(
             repo_id=arguments.hub_model_id,

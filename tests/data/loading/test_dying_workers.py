@@ -102,17 +102,19 @@ def test_a_training_survives_the_death_of_a_worker_and_gives_the_same_losses(fol
 
     def flags(output_dir):
         return [
+            *("--train_data", folder, "--output_dir", output_dir, "--image_size", 32),
             *(
-                "--train_data",
-                folder,
-                "--output_dir",
-                output_dir,
-                "--image_size",
-                32,
                 "--config_overrides",
                 tiny_overrides(),
+                "--num_train_epochs",
+                40,
+                "--warmup_epochs",
+                1,
+                "--contrastive_start_epoch",
+                1,
+                "--logging_steps",
+                1,
             ),
-            *("--num_train_epochs", 150, "--warmup_epochs", 1, "--contrastive_start_epoch", 1, "--logging_steps", 1),
             *("--dataloader_num_workers", 2, "--per_device_train_batch_size", 4, "--checkpointing_steps", 0),
         ]
 

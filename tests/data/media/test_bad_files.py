@@ -1,6 +1,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import time
 
 import pytest
@@ -74,6 +75,25 @@ def test_a_record_is_continued(tmp_path):
     assert [entry["path"] for entry in read_record(path)] == ["/data/0.mp4", "/data/1.mp4"]
     with pytest.raises(BadFilesError, match="3 of 40"):
         BadFiles(path, 40, 0.05).add("/data/2.mp4", "no header")
+
+
+def test_a_repaired_file_leaves_a_record_that_is_continued(tmp_path):
+    broken, repaired = tmp_path / "broken.mp4", tmp_path / "repaired.mp4"
+    for file in (broken, repaired):
+        file.write_bytes(b"no video")
+    path, names = tmp_path / "bad_files.jsonl", [str(broken), str(repaired), "cats.parquet[7]"]
+    bad_files = BadFiles(path, 40, 1.0)
+    for name in names:
+        bad_files.add(name, "no header")
+    assert list(BadFiles(path, 40, 1.0).errors) == names
+    time.sleep(0.02)  # more than the clock of a file system
+    (tmp_path / "copy.mp4").write_bytes(b"a video")
+    os.utime(tmp_path / "copy.mp4", (0, 0))  # `cp --archive` keeps the time of the original
+    (tmp_path / "copy.mp4").replace(repaired)
+    going_on = BadFiles(path, 40, 1.0)
+    assert list(going_on.errors) == [names[0], names[2]]
+    going_on.merge()
+    assert [entry["path"] for entry in read_record(path)] == [names[0], names[2]]
 
 
 def test_what_others_find_is_seen(tmp_path):

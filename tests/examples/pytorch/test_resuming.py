@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 from tiny_models import tiny_overrides
 from video_files import numbered_frames, write_video
 
+from vicmae_hf.training import session
+from vicmae_hf.training.checkpointing import find_damage
+
 
 MODEL = tiny_overrides()
 
@@ -144,17 +147,21 @@ def test_every_difference_from_the_run_is_listed(interrupted, data, tmp_path):
         "model.mask_ratio was 0.75, is 0.5",
         "model.hidden_size was 16, is 32",
         "total_batch_size was 4, is 2",
+        "the total batch is num_processes x per_device_train_batch_size x gradient_accumulation_steps, it was 1 x 4 x 1, "
+        "is 1 x 2 x 1",
         "train_data_weights was None, is [1.0]",
     ]:
         assert difference in message, message
-    assert "num_workers" not in message and "per_device" not in message
+    assert "num_workers" not in message
+    # They follow from the batch.
+    assert not any(name in message for name in ("; learning_rate", "steps_per_epoch", "num_steps"))
 
 
 def test_other_files_of_equal_number_are_another_run_but_a_moved_folder_is_not(interrupted, finished, data, tmp_path):
     shutil.copytree(data, tmp_path / "others")
     (tmp_path / "others" / "3.png").rename(tmp_path / "others" / "33.png")
     process = run_here("run_pretraining.py", *flags(tmp_path / "others", interrupted, *RESUME))
-    assert "data_sha256.file_names was" in error_line(process)
+    assert "data.file_names was '16 names, SHA-256 " in error_line(process)
     (tmp_path / "others" / "33.png").rename(tmp_path / "others" / "3.png")
     moved = run_here("run_pretraining.py", *flags(tmp_path / "others", interrupted, *RESUME))
     assert moved.returncode == 0, moved.stderr
@@ -176,7 +183,9 @@ def test_a_finished_run_goes_on_for_more_epochs_and_not_for_fewer(finished, data
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     fewer = run_here("run_pretraining.py", *flags(data, folder, *RESUME, "--max_train_steps", 6))
-    assert "num_steps was 8, is 6: it can only become longer" in error_line(fewer)
+    assert "num_steps was 8, is 6: it can only become longer (--num_train_epochs or --max_train_steps)" in error_line(
+        fewer
+    )
     longer = run_here("run_pretraining.py", *flags(data, folder, *RESUME, "--num_train_epochs", 4))
     assert longer.returncode == 0, longer.stderr
     assert "The run is 16 updates long now, it was 8" in longer.stderr
@@ -204,14 +213,31 @@ def flip_a_bit(content):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "training_state.json", "checksums.json"])
+def test_every_damage_is_found_and_named(finished, tmp_path, name, damage):
+    checkpoint = tmp_path / "checkpoint-4"
+    shutil.copytree(finished / "checkpoint-4", checkpoint)
+    assert find_damage(checkpoint) is None
+    DAMAGES[damage](checkpoint / name)
+    # A bit of a checksum accuses the file that it is of.
+    assert name in find_damage(checkpoint) or (name, damage) == ("checksums.json", "flipped")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", "cut"),
+        ("optimizer.bin", "flipped"),
+        ("training_state.json", "empty"),
+        ("checksums.json", "missing"),
+    ],
+)
 def test_a_damaged_checkpoint_costs_one_interval(interrupted, finished, data, name, damage):
     DAMAGES[damage](interrupted / "checkpoint-4" / name)
     process = run_here("run_pretraining.py", *flags(data, interrupted, *RESUME))
     assert process.returncode == 0, process.stderr
     assert "Going on from step 2" in process.stderr
     assert "checkpoint-4 is damaged, the one before it is taken" in process.stderr
-    # A bit of a checksum accuses the file that it is of.
-    assert name in process.stderr or (name, damage) == ("checksums.json", "flipped")
+    assert name in process.stderr
     assert losses(interrupted) == losses(finished)
 
 
@@ -248,11 +274,30 @@ def test_a_signal_saves_and_the_command_that_it_names_goes_on(data, tmp_path, nu
     assert json.loads((folder / "stopped.json").read_text()) == {"signal": number.name, "step": done}
     assert f"Stopped by {number.name} after update {done} of 200" in stopped.stderr
     command = shlex.split(stopped.stderr.strip().splitlines()[-1].split("Go on with: ")[1])
-    assert command[:2] == ["accelerate", "launch"] and "--overwrite_output_dir" not in command
-    resumed = run_here(command[2], *command[3:], "--max_train_steps", done + 250)
+    assert command[:3] == ["ACCELERATE_USE_CPU=true", "python", script_path("run_pretraining.py")]
+    assert "--overwrite_output_dir" not in command
+    resumed = run_here(*command[2:], "--max_train_steps", done + 250)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Going on from step {done}" in resumed.stderr
     assert not (folder / "stopped.json").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "LOCK_SECONDS", 0.1)
+    folder = tmp_path / "run"
+    first = Forked("run_pretraining.py", *flags(data, folder, "--num_train_epochs", 500, "--save_total_limit", 2))
+    wait_for_lines(folder, 3, first)
+    before = {path.name for path in folder.glob("checkpoint-*")}
+    for choice in (RESUME, ["--overwrite_output_dir"]):
+        second = run_here("run_pretraining.py", *flags(data, folder, *choice))
+        message = error_line(second)
+        assert (
+            f"{folder}: another run is writing there (process {first.process.pid} on {os.uname().nodename})" in message
+        )
+    assert before and first.is_running()
+    first.kill()  # leaves the file, but not the lock
+    third = run_here("run_pretraining.py", *flags(data, folder, *RESUME, "--seed", 1))
+    assert "is of another run: seed was 0, is 1" in error_line(third)
 
 
 def test_one_of_two_processes_that_is_asked_stops_both(data, tmp_path):

@@ -154,7 +154,7 @@ def test_the_upload_carries_the_measured_figures(uploaded):
     expected = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and not path.relative_to(folder).parts[0].startswith("checkpoint-")
+        if path.is_file() and not path.relative_to(folder).parts[0].startswith(("checkpoint-", ".lock"))
     }
     assert repositories == {"someone/run": expected}
     assert expected.keys() >= {"model.safetensors", "video_preprocessor_config.json", "modeling_vicmae.py"}
@@ -342,4 +342,4 @@ def test_a_part_of_the_labels_is_listed(sound, tmp_path):
 def test_wrong_data_end_a_run_before_any_training(sound, tmp_path):
     with pytest.raises(InputError, match=r"label_fraction 0\.1 is less than one sample of class 'growing'"):
         train_here(tmp_path / "run", *sound, "--task", "video", "--method", "finetune", "--label_fraction", "0.1")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list((tmp_path / "run").glob("[!.]*")) == []

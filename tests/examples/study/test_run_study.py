@@ -49,6 +49,7 @@ def chosen_weights(results: dict) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "first", "second"),
     [
@@ -58,7 +59,6 @@ def chosen_weights(results: dict) -> dict[str, float]:
             "sweep-mae_simsiam-lr0.05-weight0.1",
             "sweep-mae_simsiam-lr0.05-weight0.5",
             id="with a sweep",
-            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -70,7 +70,7 @@ class BadFiles:
     `path`, and reads those of the others. It is all that they share. `merge` makes one record of them.
 
     Args:
-        path: where to keep the record. An existing record is continued.
+        path: where to keep the record. An existing record is continued, without files that were changed since.
         num_files: how many files there are.
         max_share: the share of them that may be bad (see `check_bad_files`).
 
@@ -94,8 +94,10 @@ class BadFiles:
         if self.path is not None:
             self._read(self.path)
         self.update()
-        for name in list(self.retry_times):  # of an earlier run
-            del self.errors[name], self.retry_times[name]
+        for name in list(self.errors):  # of an earlier run
+            if name in self.retry_times or self._was_changed(name):
+                del self.errors[name]
+        self.retry_times.clear()
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -248,6 +250,12 @@ class BadFiles:
         except OSError as error:
             # A full disk must not end a training that only lost a line of its record.
             logger.warning("%s: cannot be written (%s); the run goes on.", part, error)
+
+    def _was_changed(self, name: str) -> bool:
+        """Whether a file was replaced or changed since the records were written, as one that is repaired."""
+        records = [record.stat().st_mtime for record in self.positions if record.exists()]
+        # Not every name is a path. A copied file may keep its time of change, but not that of its entry in the folder.
+        return os.path.exists(name) and bool(records) and os.stat(name).st_ctime > max(records)
 
     def _read(self, record: Path) -> None:
         """Reads the lines of a record that are new."""
