@@ -1,4 +1,4 @@
-"""Reads settings from the command line and from a YAML or JSON file, and writes the command to start a script again."""
+"""Reads settings from the command line and from a YAML or JSON file, and says how to start a script once more."""
 
 import argparse
 import difflib

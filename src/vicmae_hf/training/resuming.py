@@ -62,10 +62,11 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 def fingerprint(names: Iterable[str]) -> str:
     """Number and SHA-256 of names. `train_data` and `eval_data` may change: the same files may lie elsewhere."""
-    digest, number = hashlib.sha256(), 0
-    for number, name in enumerate(names, start=1):
+    digest, num_names = hashlib.sha256(), 0
+    for name in names:
         digest.update(name.encode(errors="surrogateescape") + b"\0")
-    return f"{number} names, SHA-256 {digest.hexdigest()}"
+        num_names += 1
+    return f"{num_names} names, SHA-256 {digest.hexdigest()}"
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -147,8 +147,7 @@ def test_every_difference_from_the_run_is_listed(interrupted, data, tmp_path):
         "model.mask_ratio was 0.75, is 0.5",
         "model.hidden_size was 16, is 32",
         "total_batch_size was 4, is 2",
-        "the total batch is num_processes x per_device_train_batch_size x gradient_accumulation_steps, it was 1 x 4 x 1, "
-        "is 1 x 2 x 1",
+        "x per_device_train_batch_size x gradient_accumulation_steps, it was 1 x 4 x 1, is 1 x 2 x 1",
         "train_data_weights was None, is [1.0]",
     ]:
         assert difference in message, message
