@@ -184,17 +184,21 @@ def command_to_go_on() -> str:
 
 def find_launcher(script: str) -> list[str]:
     """Finds what stood before the name of this script when it was started: a launcher with its flags, or Python."""
-    command = sys.orig_argv
-    try:  # a launched process does not know the launcher's flags, but the launcher does
-        launching = psutil.Process().parent().cmdline()
-        if script in launching and "python" in Path(launching[0]).name:
-            command = launching
-    except (psutil.Error, AttributeError):  # it is gone, or somebody else's
-        pass
+    # A launched process does not know the launcher's flags, but the launcher does.
+    command = launching_command(script) or sys.orig_argv
     launcher = command[: command.index(script)] if script in command else ["python"]
     if len(launcher) > 1 and not launcher[1].startswith("-"):  # python /PLACE/bin/torchrun
         launcher = launcher[1:]
     if shutil.which(Path(launcher[0]).name) == launcher[0]:
         launcher[0] = Path(launcher[0]).name
-    # Set before the command, as it is needed to start several processes on CPUs.
-    return ["ACCELERATE_USE_CPU=true"] * parse_flag_from_env("ACCELERATE_USE_CPU") + launcher
+    # Needed to start several processes on CPUs. With `env`, the command may stand behind others.
+    return (["env", "ACCELERATE_USE_CPU=true"] if parse_flag_from_env("ACCELERATE_USE_CPU") else []) + launcher
+
+
+def launching_command(script: str) -> list[str] | None:
+    """Returns the command of the launcher that started this script; None if there is none."""
+    try:
+        command = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):  # it is gone, or somebody else's
+        return None
+    return command if script in command and "python" in Path(command[0]).name else None

@@ -1,5 +1,6 @@
 """Does what every training script needs around its training: errors, accelerator, output folder, model, upload."""
 
+import ctypes
 import errno
 import logging
 import os
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from ..command_line import command_to_go_on, one_line, parse_config_overrides
+from ..command_line import command_to_go_on, launching_command, one_line, parse_config_overrides
 from ..data.loading.loader import end_workers
 from ..data.media.bad_files import remove_record
 from ..errors import InputError, NonFiniteError
@@ -53,6 +54,8 @@ MODEL_ERRORS = (
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 # Requests to the Hub raise these: refusals and files, unreachable servers, wrong names, failed transfers.
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
+
+PR_SET_PDEATHSIG = 1  # of prctl(2) on Linux: the signal that a process gets when its parent ends
 
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 10.0  # loading workers of a run that was killed live for some seconds more
@@ -122,6 +125,15 @@ def find_errno(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def stop_with_launcher() -> None:
+    """
+    Lets this process be asked to stop when its launcher ends. `accelerate launch` does not hand SIGTERM on, and training
+    would go on alone, in a folder that nobody watches.
+    """
+    if sys.platform == "linux" and launching_command(sys.argv[0]):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def start_session(arguments: TrainingArguments) -> Accelerator:
     """
     Starts the accelerator with its trackers, and makes an output folder that is safe to write to. All that can fail
@@ -132,6 +144,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
             run that this one would replace or that still lasts, or the Hub refuses.
         InputError: if the output folder cannot be made or written to.
     """
+    stop_with_launcher()
     check_engine(arguments.mixed_precision)
     check_trackers(arguments.report_to)
     accelerator = Accelerator(

@@ -181,6 +181,25 @@ def test_several_processes_share_a_record(tmp_path):
     assert not (tmp_path / "bad_files").exists()
 
 
+def test_the_record_of_workers_is_written_while_the_run_lasts(tmp_path, monkeypatch):
+    path = tmp_path / "bad_files.jsonl"
+    ours = BadFiles(path, 40, 1.0)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    ours.merge_sometimes()
+    (tmp_path / "bad_files").mkdir()
+    (tmp_path / "bad_files" / "worker-7.jsonl").write_text('{"path": "a.mp4", "error": "a.mp4: no header"}\n')
+    ours.merge_sometimes()
+    assert not path.exists()
+    now += 31
+    ours.merge_sometimes()
+    assert read_record(path) == [{"path": "a.mp4", "error": "a.mp4: no header"}]
+    written = path.stat().st_mtime_ns
+    now += 31
+    ours.merge_sometimes()
+    assert path.stat().st_mtime_ns == written  # there is nothing new
+
+
 def test_no_record_where_all_files_are_good(tmp_path):
     bad_files = BadFiles(tmp_path / "bad_files.jsonl", 10, 0.05)
     bad_files.merge()

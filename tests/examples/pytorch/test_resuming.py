@@ -273,9 +273,9 @@ def test_a_signal_saves_and_the_command_that_it_names_goes_on(data, tmp_path, nu
     assert json.loads((folder / "stopped.json").read_text()) == {"signal": number.name, "step": done}
     assert f"Stopped by {number.name} after update {done} of 200" in stopped.stderr
     command = shlex.split(stopped.stderr.strip().splitlines()[-1].split("Go on with: ")[1])
-    assert command[:3] == ["ACCELERATE_USE_CPU=true", "python", script_path("run_pretraining.py")]
+    assert command[:4] == ["env", "ACCELERATE_USE_CPU=true", "python", script_path("run_pretraining.py")]
     assert "--overwrite_output_dir" not in command
-    resumed = run_here(*command[2:], "--max_train_steps", done + 250)
+    resumed = run_here(*command[3:], "--max_train_steps", done + 250)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Going on from step {done}" in resumed.stderr
     assert not (folder / "stopped.json").exists()

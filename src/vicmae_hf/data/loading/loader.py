@@ -189,6 +189,8 @@ class WorkerWatch(Protocol):
 
     def add_files_of_dead_workers(self) -> list[str]: ...
 
+    def merge_sometimes(self) -> None: ...
+
 
 class SteadyBatches:
     """
@@ -223,6 +225,7 @@ class SteadyBatches:
             loader = self.open_loader(num_batches)
             try:
                 for batch in loader:
+                    self.watch.merge_sometimes()
                     yield batch
                     num_batches, num_deaths = num_batches + 1, 0
                 return

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 Sample = TypeVar("Sample")
 
 RETRY_SECONDS = 1800.0  # until a file that took too long is opened again
+MERGE_SECONDS = 30.0  # between two records made of those of all processes
 UPDATE_SECONDS = 5.0  # between two looks at what other processes have recorded
 OPENED_BYTES = 4096  # of the longest path on Linux; a longer name is cut
 
@@ -88,7 +89,8 @@ class BadFiles:
         self.retry_times: dict[str, float] = {}  # of transient ones, in seconds since 1970
         self.times: dict[str, float] = {}  # of the newest entry about a file
         self.positions: dict[Path, int] = {}  # how far each record was read: only what others add is read again
-        self.last_update = 0.0
+        self.last_update = self.last_merge = 0.0
+        self.merged: list[dict[str, Any]] | None = None  # what the record holds
         self.opened: torch.Tensor | None = None
         self.suspects: set[str] = set()  # files that were open when a worker died
         if self.path is not None:
@@ -214,17 +216,28 @@ class BadFiles:
             self.merge()
             self.check()
             raise
+        finally:  # also of a run that is stopped
+            self.merge()
+
+    def merge_sometimes(self) -> None:
+        """Merges the records, if the last time is `MERGE_SECONDS` ago."""
+        if time.time() > self.last_merge + MERGE_SECONDS:
+            self.merge()
 
     def merge(self) -> None:
         """Writes one record of those of all processes, each bad file once. Only the main process writes."""
         self.update()
+        self.last_merge = time.time()
         if self.path is None or not (self.errors or self.path.exists()):
             return
         if torch.utils.data.get_worker_info() is not None or os.environ.get("RANK", "0") != "0":
             return
-        entries = (make_entry(name, error, name in self.retry_times) for name, error in self.errors.items())
+        entries = [make_entry(name, error, name in self.retry_times) for name, error in self.errors.items()]
+        if entries == self.merged:
+            return
         try:
             write_json_lines(self.path, entries)
+            self.merged = entries
         except InputError as error:
             # A full disk must not end a training that only lost its record.
             logger.warning("%s; the run goes on.", error)
