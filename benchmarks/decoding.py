@@ -20,8 +20,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from vicmae_hf.data.media.other_decoders import BACKENDS, check_backend
 from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
-from vicmae_hf.data.media.video import BACKENDS, VideoDecodingError, decoder_class, open_video
+from vicmae_hf.data.media.video import VideoDecodingError, open_video
+from vicmae_hf.errors import InputError
 
 
 NAIVE = "naive decord"
@@ -60,8 +62,8 @@ def usable_backends() -> list[str]:
     backends = [NAIVE]
     for name in BACKENDS:
         try:
-            decoder_class(name)
-        except (ImportError, OSError, RuntimeError) as error:
+            check_backend(name)
+        except InputError as error:
             print(f"{name} is left out: {error}")
         else:
             backends.append(name)

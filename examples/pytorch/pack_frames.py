@@ -15,8 +15,8 @@ from pathlib import Path
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.bad_files import BadFilesArguments
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
-from vicmae_hf.data.sources.frame_store import STORE_FILE
 from vicmae_hf.data.sources.labelled import read_class_names
+from vicmae_hf.data.sources.sources import STORE_FILE
 from vicmae_hf.files import check_writable
 from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.session import run_script

@@ -12,8 +12,8 @@ import torch
 from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf.data.media import video as video_module
-from vicmae_hf.data.media.other_decoders import OTHER_DECODERS
-from vicmae_hf.data.media.video import BACKENDS, VideoDecodingError, decoder_class, open_video
+from vicmae_hf.data.media.other_decoders import BACKENDS, OTHER_DECODERS, check_backend
+from vicmae_hf.data.media.video import VideoDecodingError, open_video
 from vicmae_hf.errors import InputError
 
 
@@ -51,8 +51,8 @@ KINDS = {
 
 def usable(name: str) -> bool:
     try:
-        decoder_class(name)
-    except (ImportError, OSError, RuntimeError):
+        check_backend(name)
+    except InputError:
         return False
     return True
 
@@ -223,7 +223,7 @@ def test_frames_are_not_copied_into_another_layout(plain):
 
 @pytest.mark.parametrize("name", ["av1.mp4", "hevc.mp4", "mjpeg.avi"])
 def test_pyav_stands_in_for_decord_and_says_so_once(tmp_path, monkeypatch, caplog, name):
-    monkeypatch.setattr(video_module, "_logged_fallbacks", set())
+    monkeypatch.setattr(video_module, "said", set())
     write_video(tmp_path / name, numbered_frames(NUM_FRAMES), **KINDS[name])
     with caplog.at_level(logging.WARNING, logger="vicmae_hf"):
         for _ in range(2):
@@ -234,7 +234,7 @@ def test_pyav_stands_in_for_decord_and_says_so_once(tmp_path, monkeypatch, caplo
 
 
 def test_nothing_is_said_where_decord_decodes(plain, monkeypatch, caplog):
-    monkeypatch.setattr(video_module, "_logged_fallbacks", set())
+    monkeypatch.setattr(video_module, "said", set())
     with open_video(plain, "decord") as video:
         video.get_frames([3])
     assert not caplog.records

@@ -34,6 +34,7 @@ class ImageReader:
     timestamps = np.zeros(1)
     duration = 0.0
     num_frames = 1
+    is_long = False
 
     def __init__(self, source: str | bytes):
         self.image = read_image(source)

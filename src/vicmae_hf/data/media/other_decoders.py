@@ -9,13 +9,15 @@ import io
 
 import torch
 
-from .video import BackendError, PyAVDecoder, raised_as_backend_error
+from ...errors import InputError
+from .odd_videos import is_fragmented
+from .video import SEEKABLE_CONTAINERS, BackendError, PyAVDecoder, one_line, raised_as_backend_error
 
 
 class DecordDecoder:
     """
     decord counts frames from the keyframe before the wanted one. It finds the right frame only in closed groups of
-    pictures (see `groups_are_closed` of `PyAVDecoder`).
+    pictures (see `groups_are_closed` of `PyAVDecoder`), and was compared with PyAV in MP4, MOV and Matroska only.
     """
 
     @staticmethod
@@ -29,9 +31,11 @@ class DecordDecoder:
     def __init__(self, source: str | bytes, index: PyAVDecoder):
         if not index.groups_are_closed:
             raise BackendError("seeking by count finds wrong frames here (open groups of pictures, or no frame times)")
-        if index.container_format == "avi":
-            raise BackendError("it crashes on damaged AVI files")
-        if "matroska" in index.container_format and index.rotation():
+        container, stream = index.container, index.stream
+        is_known = container.format.name in SEEKABLE_CONTAINERS and stream.codec_context.name != "hevc"
+        if not is_known or is_fragmented(container, stream):
+            raise BackendError("it finds wrong frames in some files of this kind, or crashes")
+        if "matroska" in container.format.name and index.rotation():
             raise BackendError("it does not know the rotation metadata of Matroska")
         decord = self.import_library()
         # decord raises errors of its own from native code, and others from its Python code.
@@ -70,7 +74,7 @@ class TorchCodecDecoder:
             raise BackendError("it takes unfinished pictures after a recovery point for frames")
         with raised_as_backend_error(RuntimeError, ValueError):
             self._decoder = self.import_library().decoders.VideoDecoder(
-                source, stream_index=index.stream_index, dimension_order="NHWC", num_ffmpeg_threads=1
+                source, stream_index=index.stream.index, dimension_order="NHWC", num_ffmpeg_threads=1
             )
         if len(self._decoder) != len(index.timestamps):
             raise BackendError(f"it counts {len(self._decoder)} frames instead of {len(index.timestamps)}")
@@ -82,3 +86,18 @@ class TorchCodecDecoder:
 
 
 OTHER_DECODERS = {"decord": DecordDecoder, "torchcodec": TorchCodecDecoder}
+BACKENDS = (*OTHER_DECODERS, "pyav")
+
+
+def check_backend(backend: str) -> None:
+    """Raises an InputError if there is no such backend, or it is not installed."""
+    if backend not in BACKENDS:
+        raise InputError(f"Unknown video backend {backend!r}: choose one of {', '.join(BACKENDS)}.")
+    try:
+        if backend != "pyav":
+            OTHER_DECODERS[backend].import_library()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"The video backend {backend!r} cannot be used: {one_line(error)}. Install it (see docs/decoding.md), or "
+            f"choose another one of {', '.join(BACKENDS)}."
+        ) from error

@@ -12,7 +12,10 @@ import torch
 from ...errors import InputError, MediaDecodingError
 from ...settings import Settings, setting
 from .images import ImageReader
-from .video import check_backend, open_video
+from .video import open_video
+
+
+MIN_PART_SECONDS = 10.0  # of a long video: at least some frames, whatever the frame rate
 
 
 class TimeLimitError(MediaDecodingError):
@@ -27,11 +30,16 @@ class MediaReader(Protocol):
         timestamps: float64 array (T,), seconds: when each frame is shown, ascending from 0.
         duration: seconds, to the end of the last frame.
         num_frames: T.
+        is_long: whether `timestamps` and `num_frames` are still to be read, which takes long, and `narrow` saves it.
     """
 
     timestamps: np.ndarray
     duration: float
     num_frames: int
+    is_long: bool
+
+    def narrow(self, start: float, end: float) -> None:
+        """Leaves only the frames that are shown between two times, in seconds; only called where `is_long`."""
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
         """Frames (len(indices), 3, H, W), uint8, upright, in any order and with repetitions."""
@@ -87,8 +95,8 @@ class MediaLoader:
 
     Args:
         video_backend: what decodes videos (see `open_video`).
-        seconds_per_file: a file that takes longer is given up. 0 sets no limit. A decoder that hangs cannot be
-            stopped. It is left behind in a thread, which ends with the process.
+        seconds_per_file: a file that takes longer is given up. 0 sets no limit. Reading ends with the packet at hand.
+            A decoder that hangs cannot be stopped. It is left behind in a thread, which ends with the process.
 
     Raises:
         InputError: if the backend is unknown or not installed, or the limit negative.
@@ -98,7 +106,10 @@ class MediaLoader:
     seconds_per_file: float = 60.0
 
     def __post_init__(self):
-        check_backend(self.video_backend)
+        if self.video_backend != "pyav":  # imported here: decord's wheel does not load on every machine
+            from .other_decoders import check_backend
+
+            check_backend(self.video_backend)
         if not self.seconds_per_file >= 0:
             raise InputError(f"seconds_per_file must not be negative, got {self.seconds_per_file}.")
 
@@ -121,6 +132,16 @@ class MediaLoader:
         if not isinstance(item, EncodedItem):
             return read()
         return call_within(self.seconds_per_file, read, item.name)
+
+
+def narrow_at_random(reader: MediaReader, seconds: float | None, generator: np.random.Generator) -> None:
+    """
+    Leaves of a long video a random part, in which a sample that needs so many seconds lies anywhere; None needs all.
+    """
+    if reader.is_long and seconds is not None:
+        length = max(2 * seconds, MIN_PART_SECONDS)
+        start = generator.uniform(0.0, max(reader.duration - length, 0.0))
+        reader.narrow(start, start + length)
 
 
 class ReadingThread:
@@ -172,6 +193,7 @@ def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str)
     try:
         result, error = outcome.get(timeout=min(seconds, threading.TIMEOUT_MAX))  # seconds may be infinite
     except queue.Empty:
+        thread.thread.is_given_up = True  # what reads packets looks at it
         thread.calls.put(None)  # it ends as soon as it hangs no more
         raise TimeLimitError(f"{name}: not read within {seconds:g} s") from None
     idle.thread = thread

@@ -1,10 +1,11 @@
 """Decodes videos with PyAV; `other_decoders.py` has the alternatives. `open_video` hides which library is used.
 
 Most frames of a video are stored as differences from other frames. Only keyframes are whole, so decoding starts at the
-keyframe before a wanted frame. PyAV first reads the packets (encoded frames) of every video, without decoding them.
-Their presentation times are the index: how many frames there are, when each is shown, from which keyframe each can be
-decoded. A backend then decodes the few frames that are asked for. Where it fails, or would return wrong frames, PyAV
-decodes them instead. docs/decoding.md has the measurements, and the traps behind what is done here.
+keyframe before a wanted frame. PyAV first reads the packets (encoded frames) of a video, without decoding them; of a
+long one only those of the part that is wanted (`odd_videos.py`). Their presentation times are the index: how many
+frames there are, when each is shown, from which keyframe each can be decoded. A backend then decodes the few frames
+that are asked for. Where it fails, or would return wrong frames, PyAV decodes them instead. docs/decoding.md has the
+measurements, and the traps behind what is done here.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ import math
 import operator
 import os
 import re
+import threading
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
@@ -24,10 +27,16 @@ import torch
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from ...errors import InputError, MediaDecodingError
+from ...errors import MediaDecodingError
 
 
 logger = logging.getLogger(__name__)
+
+# From this length on the index of a video is not read at once: 3 hours would take a second. Longer than most clips.
+LONG_SECONDS = 120.0
+LONG_INDEX = 5_000  # packets, from which on a worker keeps an index
+# Containers with an index of their own, by which one can seek to a time: MP4 and MOV, Matroska and WebM.
+SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 # Three times 8K. Some kilobytes may unpack to larger frames, and a clip of them would fill the memory.
 MAX_FRAME_PIXELS = 100_000_000
@@ -70,9 +79,12 @@ class PyAVDecoder:
     Every `VideoReader` has one, because it is also the index of the video. Every method may raise `BackendError`.
 
     Attributes:
+        container, stream: PyAV's, of the open file.
         timestamps: float64 array (T,), seconds.
         duration: seconds.
         has_times: whether the file says when frames are shown. If not, frames can only be counted from the start.
+        is_long: whether the index is still to be read: by `read_index`, or for a part of the video by `narrow`. Until
+            then only `duration` is known.
         keyframes_are_entries: whether every frame from a keyframe on is complete when decoding starts there.
         groups_are_closed: whether one can seek to a keyframe and count frames from there to the right one.
     """
@@ -81,31 +93,41 @@ class PyAVDecoder:
     # wanted frame, which makes PyAV fastest. (In HEVC the temporal layers above such a frame may still need it.)
     CODECS_WITH_SKIPPABLE_FRAMES = ("h264", "mpeg4")
 
+    # What `read_index` reads.
+    INDEX = ("_times", "_seek_times", "_keyframes", "_order", "_origin", "timestamps", "duration")
+    INDEX += ("has_times", "keyframes_are_entries", "groups_are_closed")
+
     def __init__(self, source: str | bytes):
+        self._source = source
         with raised_as_backend_error(av.FFmpegError, OSError):
             file = io.BytesIO(source) if isinstance(source, bytes) else source
-            self._container = av.open(file, metadata_errors="ignore")  # titles may be wrongly encoded
+            self.container = av.open(file, metadata_errors="ignore")  # titles may be wrongly encoded
         try:
-            self._stream = self._container.streams.best("video")
-            if self._stream is None or self._stream.disposition & Disposition.attached_pic:
+            self.stream = self.container.streams.best("video")
+            if self.stream is None or self.stream.disposition & Disposition.attached_pic:
                 raise BackendError("it has no video stream")
-            self._codec = self._stream.codec_context
+            self._codec = self.stream.codec_context
             if self._codec is None:
                 raise BackendError("its codec is unknown")
             self._codec.thread_count = 1  # workers already use all cores
-            self._size = (self._stream.width, self._stream.height)  # of all frames, even if it changes on the way
+            self._size = (self.stream.width, self.stream.height)  # of all frames, even if it changes on the way
             if math.prod(self._size) > MAX_FRAME_PIXELS:
                 size = "{}x{}".format(*self._size)
                 raise BackendError(f"its frames have {size} pixels, and at most {MAX_FRAME_PIXELS:,} are read")
             self._reformatter = VideoReformatter()
+            self._origin = 0  # ticks of the stream, at which the first frame is shown
+            self._first_index = 0  # of the part of the video that is wanted
             with raised_as_backend_error(av.FFmpegError):
-                self._read_index()
+                # Few frames are quickly read, however long they are shown.
+                self.is_long = (self.container.duration or 0) > LONG_SECONDS * av.time_base and self._find_ends()
+            if not self.is_long:
+                self.read_index()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        self._container.close()
+        self.container.close()
 
     def decode(self, indices: list[int]) -> torch.Tensor:
         """Frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
@@ -126,75 +148,146 @@ class PyAVDecoder:
         with raised_as_backend_error(av.FFmpegError, StopIteration):
             return next(self._decode_packets(self._packets_from(0))).rotation
 
-    @property
-    def container_format(self) -> str:
-        return self._container.format.name
+    def _find_ends(self) -> bool:
+        """Finds where a long video begins and ends. Returns whether parts of it can be read alone."""
+        from .odd_videos import find_ends
 
-    @property
-    def stream_index(self) -> int:
-        return self._stream.index
+        ends = find_ends(self.container, self.stream, self._is_instant_refresh)
+        if ends is not None:
+            self._first_seek_time, self._origin, end = ends  # in ticks of the stream
+            self.duration = float((end - self._origin) * self.stream.time_base)
+        return ends is not None
 
-    def _read_index(self) -> None:
+    def read_index(self) -> None:
+        """Reads the index of the whole video, or takes the one that was kept. May raise `BackendError`."""
+        from .odd_videos import kept_indexes
+
+        if (state := kept_indexes.find(self._source)) is not None:
+            self.is_long = False
+            self.__dict__.update(state)
+            return
+        with raised_as_backend_error(av.FFmpegError):
+            if self.is_long:  # its ends were looked at
+                self.container.seek(self._first_seek_time, stream=self.stream)
+                self.is_long = False
+            self._read_packets(self._packets())
+            # Reading a truncated MP4 ends without an error, but the index at its beginning still lists all frames.
+            promised = sum(entry.size > 0 for entry in self.stream.index_entries)
+            if promised > len(self._times):
+                raise BackendError(f"truncated: its index lists {promised} frames, {len(self._times)} are there")
+            if not self._shown:
+                raise BackendError("its video stream has no frames")
+            if self.has_times:
+                self._origin = min(self._times[position] for position in self._shown)
+                if not self._begins_with_entry or self._origin < self._times[0]:
+                    self._leave_out_undecodable()
+                self._order_by_time()
+            else:
+                self._count_frames()
+        if len(self._times) > LONG_INDEX or not self.has_times:
+            kept_indexes.keep(self._source, {name: getattr(self, name) for name in self.INDEX}, len(self._times))
+
+    def narrow(self, start: float, end: float) -> None:
+        """
+        Leaves only the frames that are shown between two times in seconds; from then on, times are counted from
+        `start`. Of a long video only this part is read. May raise `BackendError`.
+        """
+        if start >= self.duration:
+            raise BackendError(f"it has no frame at {start:g} s: it is {self.duration:g} s long")
+        duration = min(end, self.duration) - start
+        if self.is_long:
+            from .odd_videos import packets_between
+
+            with raised_as_backend_error(av.FFmpegError):
+                ticks = [self._origin + int(time / self.stream.time_base) for time in (start, end)]
+                self._read_packets(packets_between(self.container, self.stream, *ticks))
+                if self.has_times and self.keyframes_are_entries and self._begins_with_entry:
+                    self._order_by_time()
+                    self.is_long = False
+                else:
+                    self.read_index()
+        # The frame that is shown at `start` began before.
+        first = max(np.searchsorted(self.timestamps, start, side="right") - 1, 0)
+        last = np.searchsorted(self.timestamps, end, side="left")
+        self._first_index += int(first)
+        self._order = self._order[first:last]
+        self.timestamps = np.maximum(self.timestamps[first:last] - start, 0.0)
+        self.duration = duration
+        self.groups_are_closed = False  # counted from the beginning, frames are others
+
+    def _read_packets(self, packets: Iterable[av.Packet]) -> None:
+        """Reads times, keyframes and durations of packets, and which of them are frames to be shown."""
         # A packet's place in decoding order is called its position, a frame's place in presentation order its index.
         # They differ where a frame is a difference from a later one (a B-frame): the later one is stored first.
-        durations, shown = self._read_packets()
-        # Reading a truncated MP4 ends without an error, but the index at its beginning still lists all frames.
-        promised = sum(entry.size > 0 for entry in self._stream.index_entries)
-        if promised > len(self._times):
-            raise BackendError(f"truncated: its index lists {promised} frames, {len(self._times)} are there")
-        if not shown:
-            raise BackendError("its video stream has no frames")
-
-        self._positions = {time: position for position, time in enumerate(self._times)}
-        frame_duration = 1 / float(self._stream.average_rate or self._stream.guessed_rate or 1)
-        # AVI stores no presentation times: with B-frames, what the demuxer reports are guesses.
-        times_are_guesses = self.container_format == "avi" and self._codec.has_b_frames
-        self.has_times = (
-            None not in self._positions and len(self._positions) == len(self._times) and not times_are_guesses
-        )
-        if self.has_times:
-            self._order_by_time(shown)
-            last_duration = float(durations[self._order[-1]] * self._stream.time_base) or frame_duration
-            self.duration = float(self.timestamps[-1]) + last_duration
-        else:
-            # Only decoding tells how many frames there are. We assume that they follow each other evenly.
-            num_frames = sum(1 for _ in self._decode_packets(self._packets_from(0)))
-            if not num_frames:
-                raise BackendError("its video stream has no frames")
-            self.timestamps = np.arange(num_frames) * frame_duration
-            self.duration = num_frames * frame_duration
-            self.groups_are_closed = False
-
-    def _read_packets(self) -> tuple[list[int], list[int]]:
-        """Reads times and keyframes. Returns the duration of every packet and the positions of frames to be shown."""
-        self._times, self._seek_times, self._keyframes, durations, shown = [], [], [], [], []
-        self.keyframes_are_entries = True
-        for position, packet in enumerate(self._packets()):
+        self._times, self._seek_times, self._keyframes, self._durations, self._shown = [], [], [], [], []
+        self.keyframes_are_entries, self._begins_with_entry = True, False
+        last_decoding_time, is_ascending = None, True
+        for position, packet in enumerate(packets):
             self._times.append(packet.pts)
             # Containers seek by presentation or by decoding time. The smaller one never leads behind the packet.
             self._seek_times.append(min((time for time in (packet.pts, packet.dts) if time is not None), default=0))
-            durations.append(packet.duration or 0)
+            self._durations.append(packet.duration or 0)
             if packet.is_keyframe:
+                is_entry = self._codec.name != "h264" or self._is_instant_refresh(packet)
+                self._begins_with_entry |= position == 0 and is_entry
                 self._keyframes.append(position)
-                self.keyframes_are_entries &= self._codec.name != "h264" or self._is_instant_refresh(packet)
+                self.keyframes_are_entries &= is_entry
             if not packet.is_discard:  # an edit list hides frames, but others may refer to them
-                shown.append(position)
-        return durations, shown
+                self._shown.append(position)
+            if packet.dts is not None:
+                # Joined recordings may begin again at 0.
+                is_ascending &= last_decoding_time is None or packet.dts >= last_decoding_time
+                last_decoding_time = packet.dts
+        # AVI stores no presentation times: with B-frames, what the demuxer reports are guesses.
+        if len(self._times) > LONG_INDEX and None not in self._times:  # a quarter of a list's memory
+            self._times, self._seek_times = array("q", self._times), array("q", self._seek_times)
+        times_are_guesses = self.container.format.name == "avi" and self._codec.has_b_frames
+        distinct = set(self._times)
+        self.has_times = (
+            None not in distinct and len(distinct) == len(self._times) and is_ascending and not times_are_guesses
+        )
 
-    def _order_by_time(self, shown: list[int]) -> None:
-        self._order = sorted(shown, key=self._times.__getitem__)
+    def _leave_out_undecodable(self) -> None:
+        from .odd_videos import find_first_whole_frame
+
+        start = self._keyframes[0] if self._keyframes else 0
+        # In H.264 nothing that is shown before the first keyframe can be whole, though decoders may show it.
+        earliest = self._times[start] if self._codec.name == "h264" and self._keyframes else self._origin
+        self._origin = find_first_whole_frame(self._codec, self._packets_from(start), earliest)
+        self._shown = [position for position in self._shown if self._times[position] >= self._origin]
+
+    def _order_by_time(self) -> None:
+        self._order = sorted(self._shown, key=self._times.__getitem__)
+        if len(self._order) > LONG_INDEX:
+            self._order = array("q", self._order)
         ticks = np.array([self._times[position] for position in self._order], dtype=np.int64)
-        time_base = self._stream.time_base
-        self.timestamps = (ticks - ticks[0]) * time_base.numerator / time_base.denominator
+        time_base = self.stream.time_base
+        self.timestamps = (ticks - self._origin) * time_base.numerator / time_base.denominator
+        last_duration = float(self._durations[self._order[-1]] * time_base) or self._frame_duration
+        self.duration = float(self.timestamps[-1]) + last_duration
         # In an open group of pictures, frames stored after a keyframe are shown before it, and need frames from before
         # it. Whoever counts frames from there arrives at the wrong one. In closed groups nothing is hidden, the video
         # begins with a keyframe, and all that is shown before a keyframe is stored before it.
         self.groups_are_closed = (
             self.keyframes_are_entries
-            and len(shown) == len(self._times)
+            and len(self._shown) == len(self._times)
             and self._keyframes[:1] == [0]
             and all(self._order[position] == position for position in self._keyframes)
         )
+
+    def _count_frames(self) -> None:
+        # Only decoding tells how many frames there are. We assume that they follow each other evenly.
+        num_frames = sum(1 for _ in self._decode_packets(self._packets_from(0)))
+        if not num_frames:
+            raise BackendError("its video stream has no frames")
+        self._order = range(num_frames)
+        self.timestamps = np.arange(num_frames) * self._frame_duration
+        self.duration = num_frames * self._frame_duration
+        self.groups_are_closed = False
+
+    @property
+    def _frame_duration(self) -> float:
+        return 1 / float(self.stream.average_rate or self.stream.guessed_rate or 1)
 
     def _is_instant_refresh(self, packet: av.Packet) -> bool:
         """
@@ -212,20 +305,26 @@ class PyAVDecoder:
         return False
 
     def _packets(self) -> Iterator[av.Packet]:
-        return (packet for packet in self._container.demux(self._stream) if packet.size)  # it ends with an empty one
+        thread = threading.current_thread()
+        for packet in self.container.demux(self.stream):
+            if getattr(thread, "is_given_up", False):  # see `ReadingThread`
+                raise BackendError("given up")
+            if packet.size:  # the last one is empty
+                yield packet
 
     def _packets_from(self, position: int) -> Iterator[av.Packet]:
         # Seeking may arrive too early, and anywhere in containers without an index. So we look for the packet from
         # there, and if it lies behind us, once more from the start.
+        wanted = self._times[position]
         for time in (self._seek_times[position], min(self._seek_times)):
-            self._container.seek(time, stream=self._stream)  # also empties the decoder
+            self.container.seek(time, stream=self.stream)  # also empties the decoder
             packets = self._packets()
             if position == 0 and not self.has_times:
                 return packets
             for packet in packets:
-                if self._positions.get(packet.pts, -1) == position:
+                if packet.pts == wanted:
                     return itertools.chain([packet], packets)
-                if self._positions.get(packet.pts, -1) > position:
+                if packet.dts is not None and packet.dts > wanted:  # no frame is decoded after it is shown
                     break
         raise BackendError(f"seeking to packet {position} failed")
 
@@ -240,23 +339,25 @@ class PyAVDecoder:
             for frame in self._codec.decode(packet):
                 # Frames shown before the keyframe, but stored after it, lack their references here. That is no damage.
                 if frame.is_corrupt and not (self.has_times and frame.pts < first_time):
-                    place = "" if frame.pts is None else f" near {float(frame.pts * self._stream.time_base):.2f} s"
+                    place = "" if frame.pts is None else f" near {float(frame.pts * self.stream.time_base):.2f} s"
                     raise BackendError(f"damaged data{place}")
                 yield frame
 
     def _decode_by_count(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        rows = {index: row for row, index in enumerate(indices)}
+        rows = {self._first_index + index: row for row, index in enumerate(indices)}
         for index, frame in enumerate(self._decode_packets(self._packets_from(0))):
             if index in rows:
                 yield rows[index], self._to_array(frame)
-            if index == indices[-1]:
+            if index == max(rows):
                 return
 
     def _decode_by_time(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         rows = {self._times[self._order[index]]: row for row, index in enumerate(indices)}
         for first, last, times in self._runs(indices):
-            # After a keyframe that is only a recovery point, frames may be missing. They are decoded from the start.
-            for start in dict.fromkeys([first, 0]):
+            # After a keyframe that is only a recovery point, frames may be missing. They are whole when decoding
+            # starts at the one before; else from the start.
+            before = self._keyframes[max(bisect_right(self._keyframes, first) - 2, 0)] if self._keyframes else 0
+            for start in dict.fromkeys([first, before, 0]):
                 packets = itertools.islice(self._packets_from(start), last - start + 1)
                 for frame in self._decode_packets(packets, times):
                     if frame.pts in times:
@@ -288,20 +389,6 @@ class PyAVDecoder:
         return np.rot90(picture, round(frame.rotation / 90))  # phones store pictures as the sensor lies
 
 
-BACKENDS = ("decord", "torchcodec", "pyav")
-
-
-def decoder_class(backend: str) -> type:
-    """Returns the class that decodes for a backend. Raises an ImportError if what it needs is not installed."""
-    if backend == "pyav":
-        return PyAVDecoder
-    # Imported here: decord's wheel does not load on every machine, and torchcodec is an extra.
-    from .other_decoders import OTHER_DECODERS
-
-    OTHER_DECODERS[backend].import_library()
-    return OTHER_DECODERS[backend]
-
-
 class VideoReader:
     """
     An open video (see `MediaReader`), its frames in the order in which they are shown.
@@ -315,14 +402,47 @@ class VideoReader:
         self._source = source
         self._backend = backend
         self._reasons = {}
-        try:
+        with self._raised_as_decoding_error():
             self._index = PyAVDecoder(source)
+        self._decoder = self._index if backend == "pyav" else None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether reading `timestamps` or `num_frames` takes long, and `narrow` is to be called before."""
+        return self._index.is_long
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        if self._index.is_long:
+            with self._raised_as_decoding_error():
+                self._index.read_index()
+        return self._index.timestamps
+
+    @property
+    def duration(self) -> float:
+        return self._index.duration
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps)
+
+    def narrow(self, start: float, end: float) -> None:
+        """
+        Leaves only the frames that are shown between two times, in seconds. `timestamps` are counted from `start`.
+
+        Raises:
+            VideoDecodingError: if there is no frame, or the index cannot be read.
+        """
+        with self._raised_as_decoding_error():
+            self._index.narrow(start, end)
+        self._decoder = self._index  # the others count frames from the beginning
+
+    @contextlib.contextmanager
+    def _raised_as_decoding_error(self) -> Iterator[None]:
+        try:
+            yield
         except BackendError as error:
             raise VideoDecodingError(self.path, {"pyav": str(error)}) from error
-        self._decoder = self._index if backend == "pyav" else None
-        self.timestamps = self._index.timestamps
-        self.duration = self._index.duration
-        self.num_frames = len(self.timestamps)
 
     def __enter__(self):
         return self
@@ -356,13 +476,18 @@ class VideoReader:
     def _decode(self, indices: list[int]) -> torch.Tensor:
         try:
             if self._decoder is None:
-                self._decoder = decoder_class(self._backend)(self._source, self._index)
+                from .other_decoders import OTHER_DECODERS
+
+                self._decoder = OTHER_DECODERS[self._backend](self._source, self._index)
             return self._decoder.decode(indices)
         except BackendError as error:
             if self._decoder is self._index:
                 raise VideoDecodingError(self.path, {**self._reasons, "pyav": str(error)}) from error
             self._reasons[self._backend] = str(error)
-            log_fallback_once(self._backend, self)
+            warn_once(
+                f"{self._backend} cannot decode %s (%s), so pyav does. Not said again for further files.",
+                *(self.path, self._reasons[self._backend]),
+            )
             self._decoder = self._index  # PyAV, for the rest of this video
             return self._decode(indices)
 
@@ -373,42 +498,28 @@ def open_video(source: str | os.PathLike | bytes, backend: str = "pyav") -> Vide
 
     Args:
         source: the path of a file, or its bytes.
-        backend: what decodes the frames, one of `BACKENDS`. PyAV decodes what the backend cannot decode correctly.
+        backend: what decodes the frames: "pyav", "decord" or "torchcodec" (see `check_backend`). PyAV decodes what
+            the backend cannot decode correctly.
 
     Raises:
         VideoDecodingError: if the file is no readable video.
         InputError: if there is no such backend, or it is not installed.
     """
-    check_backend(backend)
+    if backend != "pyav":
+        from .other_decoders import check_backend
+
+        check_backend(backend)
     return VideoReader(source if isinstance(source, bytes) else os.fspath(source), backend)
 
 
-def check_backend(backend: str) -> None:
-    """Raises an InputError if there is no such backend, or it is not installed."""
-    if backend not in BACKENDS:
-        raise InputError(f"Unknown video backend {backend!r}: choose one of {', '.join(BACKENDS)}.")
-    try:
-        decoder_class(backend)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"The video backend {backend!r} cannot be used: {one_line(error)}. Install it (see docs/decoding.md), or "
-            f"choose another one of {', '.join(BACKENDS)}."
-        ) from error
+said: set[str] = set()  # in this process
 
 
-_logged_fallbacks = set()
-
-
-def log_fallback_once(backend: str, reader: VideoReader) -> None:
-    """Warns that PyAV decodes in place of `backend`, once per process and not for every file."""
-    if backend not in _logged_fallbacks:
-        _logged_fallbacks.add(backend)
-        logger.warning(
-            "%s cannot decode %s (%s), so pyav does. Not said again for further files.",
-            backend,
-            reader.path,
-            reader._reasons[backend],
-        )
+def warn_once(message: str, *values: object) -> None:
+    """Warns, but not again with the same message and other values."""
+    if message not in said:
+        said.add(message)
+        logger.warning(message, *values)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

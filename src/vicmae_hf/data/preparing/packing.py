@@ -19,7 +19,7 @@ from ...errors import InputError
 from ...files import read_json, write_json, write_json_lines
 from ...settings import part_of
 from ..media.bad_files import BadFilesError, check_bad_files
-from ..sources.frame_store import STORE_FILE
+from ..sources.sources import STORE_FILE
 from .shards import Packer, ShardRecord, packed_shards
 from .store_rows import PackingInput, PackingSettings
 

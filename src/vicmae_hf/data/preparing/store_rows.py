@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ...errors import InputError, MediaDecodingError
 from ...settings import setting
+from ..media.other_decoders import check_backend
 from ..media.reading import DecodingArguments, MediaItem
-from ..media.video import check_backend
 from ..samples.frame_choice import choose_stored_frames
 from ..sources.labelled import open_labelled
 from ..sources.sources import open_source

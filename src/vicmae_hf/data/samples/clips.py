@@ -7,7 +7,7 @@ import torch
 
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles
-from ..media.reading import MediaLoader, MediaReader
+from ..media.reading import MediaLoader, MediaReader, narrow_at_random
 from ..sources.labelled import LabelledSource
 from .clip_augmentation import RandomClip
 from .frame_choice import ClipSampling
@@ -65,6 +65,7 @@ class ClipDataset(torch.utils.data.Dataset):
         def choose_frames(reader: MediaReader) -> list[int]:
             if self.clip_sampling is None:
                 return [0]
+            narrow_at_random(reader, self.clip_sampling.span, generator)
             return self.clip_sampling.sample(reader.timestamps, reader.duration, generator).tolist()
 
         frames = self.loader.read_frames(self.source[index], choose_frames)  # (T, 3, H, W); T = 1 for an image

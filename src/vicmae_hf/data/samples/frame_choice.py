@@ -42,6 +42,11 @@ class ClipSampling:
                 f"frames_per_second must be at least 0 (0: the whole video), got {self.frames_per_second}."
             )
 
+    @property
+    def span(self) -> float | None:
+        """How many seconds of a video a clip needs; None: the whole."""
+        return self.num_frames / self.frames_per_second if self.frames_per_second else None
+
     def sample(self, timestamps: np.ndarray, duration: float, generator: np.random.Generator) -> np.ndarray:
         """Draws frame indices `(num_frames,)`, ascending; arguments as in `FrameSampling.sample`."""
         steps = np.arange(self.num_frames)

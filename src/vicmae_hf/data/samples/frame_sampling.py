@@ -42,6 +42,13 @@ class FrameSampling(Settings):
     num_segments: int = setting(2, "segments of that window", minimum=2)
     gap_seconds: float = setting(1.0, "gap for fixed_gap and max_gap", above=0)
 
+    @property
+    def span(self) -> float | None:
+        """How many seconds of a video a pair needs at most; None: the whole."""
+        if self.frame_sampling == "distant":
+            return self.window_seconds or None
+        return {"fixed_gap": self.gap_seconds, "max_gap": 2 * self.gap_seconds}.get(self.frame_sampling, 0.0)
+
     def sample(self, timestamps: np.ndarray, duration: float, generator: np.random.Generator) -> tuple[int, int]:
         """
         Args:

@@ -16,7 +16,7 @@ from ...errors import InputError
 from ...settings import MAX_SEED, part_of, setting
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles, BadFilesArguments
-from ..media.reading import MediaItem, MediaLoader, MediaReader, ReadingArguments
+from ..media.reading import MediaItem, MediaLoader, MediaReader, ReadingArguments, narrow_at_random
 from ..sources.sources import DataSourceError, MediaSource, open_source
 from .augmentation import RandomView
 from .frame_sampling import FrameSampling
@@ -100,6 +100,7 @@ class FramePairDataset(torch.utils.data.Dataset):
         """Makes two views of a file: `{"pixel_values": uint8 (2, 3, H, W)}`."""
 
         def choose_frames(reader: MediaReader) -> tuple[int, int]:
+            narrow_at_random(reader, self.frame_sampling.span, generator)
             return self.frame_sampling.sample(reader.timestamps, reader.duration, generator)
 
         frames = self.loader.read_frames(item, choose_frames)  # (2, 3, H, W); an image twice

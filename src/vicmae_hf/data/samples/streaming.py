@@ -15,10 +15,11 @@ import torch
 from ...errors import InputError
 from ..loading.loader import loader_settings
 from ..media.bad_files import BadFiles, BadFilesError
-from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem, has_frames
+from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem
 from ..sources.sources import (
     DataSourceError,
     as_source_error,
+    has_frames,
     is_saved_dataset,
     list_media,
     load_hub_dataset,

@@ -15,14 +15,7 @@ from ...errors import MediaDecodingError
 from ..media.images import decode_image, decode_jpegs
 
 
-STORE_FILE = "store.json"  # settings and list of items of a store made by `pack_frames`
 ROW_COLUMNS = ("frames", "timestamps", "duration")
-
-
-def has_frames(features: datasets.Features) -> bool:
-    """Whether a table's column `frames` is of type `List(Image)`."""
-    feature = features.get("frames")
-    return isinstance(feature, (datasets.List, datasets.LargeList)) and isinstance(feature.feature, datasets.Image)
 
 
 class FrameStoreSource:
@@ -92,6 +85,8 @@ class StoredFrames:
     The frames of a row as an open video (see `MediaReader`). Raises a MediaDecodingError if the row has no frames, or
     not a timestamp for each.
     """
+
+    is_long = False
 
     def __init__(self, item: StoredItem):
         self.name = item.name

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
@@ -14,9 +15,12 @@ from huggingface_hub import HfApi, constants
 from ...errors import InputError
 from ...files import read_json
 from ..media.reading import EncodedItem
-from .frame_store import ROW_COLUMNS, STORE_FILE, FrameStoreSource, has_frames
 
 
+if TYPE_CHECKING:  # only for annotations: it is loaded when there is a store
+    from .frame_store import FrameStoreSource
+
+STORE_FILE = "store.json"  # settings and list of items of a frame store
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
 
@@ -108,7 +112,7 @@ def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] |
     return None, None
 
 
-def open_source(name: str | os.PathLike) -> MediaSource | FrameStoreSource:
+def open_source(name: str | os.PathLike) -> "MediaSource | FrameStoreSource":
     """
     Opens a folder of videos and images (any nesting), a frame store, a Parquet file or a folder of them, a folder
     written by `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train"). Names of folders are no
@@ -138,6 +142,12 @@ def open_source(name: str | os.PathLike) -> MediaSource | FrameStoreSource:
     if parquet:
         return _open_parquet(name, parquet)
     return MediaSource(name, table_of_paths(name, media), "path")
+
+
+def has_frames(features: datasets.Features) -> bool:
+    """Whether a table's column `frames` is of type `List(Image)`, as in frame stores."""
+    feature = features.get("frames")
+    return isinstance(feature, (datasets.List, datasets.LargeList)) and isinstance(feature.feature, datasets.Image)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -220,7 +230,7 @@ def _unfinished_store_error(name: str, path: Path) -> DataSourceError:
     )
 
 
-def _open_parquet(name: str, files: list[str]) -> MediaSource | FrameStoreSource:
+def _open_parquet(name: str, files: list[str]) -> "MediaSource | FrameStoreSource":
     with as_source_error(name, "the Parquet files could not be read"):
         dataset = datasets.Dataset.from_parquet(files)
     return _from_dataset(name, dataset)
@@ -240,8 +250,10 @@ def load_hub_dataset(name: str, split: str, **options) -> datasets.Dataset | dat
         return datasets.load_dataset(name, split=split, **options)
 
 
-def _from_dataset(name: str, dataset: datasets.Dataset) -> MediaSource | FrameStoreSource:
+def _from_dataset(name: str, dataset: datasets.Dataset) -> "MediaSource | FrameStoreSource":
     if has_frames(dataset.features):
+        from .frame_store import ROW_COLUMNS, FrameStoreSource
+
         missing = [column for column in ROW_COLUMNS if column not in dataset.column_names]
         if missing or len(dataset) == 0:
             what = f"the column {missing[0]}" if missing else "rows"

@@ -1,0 +1,135 @@
+"""
+Videos unlike short clips. Long ones are read in parts: one seeks to the keyframe before a time, and reads the packets
+from there, so that a pair of frames of a recording of hours costs as much as one of a clip. Captures, and clips that
+were cut without encoding, begin inside a group of pictures, with frames that cannot be decoded.
+"""
+
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import av
+
+from .video import SEEKABLE_CONTAINERS, BackendError
+
+
+MAX_HEAD_PACKETS = 64  # more than any codec needs to reorder
+
+
+def find_ends(
+    container: av.container.InputContainer, stream: av.VideoStream, is_entry: Callable[[av.Packet], bool]
+) -> tuple[int, int, int] | None:
+    """
+    Finds when a video begins and ends, in ticks of its stream: the time to seek to for its first packet, the first
+    frame's start, the last one's end. None if only the whole index tells, because the container has no index to seek
+    by, the video does not begin with a keyframe, or a packet has no time.
+
+    Args:
+        is_entry: whether decoding can start at a keyframe of H.264.
+    """
+    if container.format.name not in SEEKABLE_CONTAINERS or is_fragmented(container, stream):
+        return None
+    # Few frames are quickly read, however long they are shown. A truncated file lists more frames than are there.
+    entries = stream.index_entries
+    is_truncated = len(entries) > 0 and entries[-1].pos + entries[-1].size > container.size
+    if is_truncated or not stream.average_rate or stream.average_rate < 1:
+        return None
+    head = list(itertools.islice((packet for packet in container.demux(stream) if packet.size), MAX_HEAD_PACKETS))
+    shown = [packet for packet in head if not packet.is_discard]
+    if not shown or not head[0].is_keyframe or any(packet.pts is None for packet in head):
+        return None
+    if shown[0] is not head[0] or (stream.codec_context.name == "h264" and not is_entry(head[0])):
+        return None
+    origin = min(packet.pts for packet in shown)
+    if origin < head[0].pts:  # it may lack the frames that the first ones refer to
+        return None
+    container.seek(int(container.duration / av.time_base / stream.time_base) + origin, stream=stream)
+    tail = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    if not tail or any(packet.pts is None for packet in tail):
+        return None
+    last = max(tail, key=lambda packet: packet.pts)
+    frame_duration = int(1 / (stream.average_rate * stream.time_base))
+    first_seek_time = min(head[0].pts, head[0].pts if head[0].dts is None else head[0].dts)
+    return first_seek_time, origin, last.pts + (last.duration or frame_duration)
+
+
+def is_fragmented(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Whether an MP4 or MOV file lists its frames in several places."""
+    return container.format.name == SEEKABLE_CONTAINERS[0] and stream.frames != len(stream.index_entries)
+
+
+def packets_between(
+    container: av.container.InputContainer, stream: av.VideoStream, start: int, end: int
+) -> Iterator[av.Packet]:
+    """
+    Yields the packets from a keyframe on that is shown at `start` or before, until no frame before `end` can follow.
+    Times are in ticks of the stream.
+    """
+    step = int(1 / stream.time_base)  # a second
+    for back in (0, *(step << power for power in range(5))):
+        container.seek(start - back, stream=stream)
+        packets = (packet for packet in container.demux(stream) if packet.size)
+        first = next(packets, None)
+        # Containers that seek by decoding times may arrive at a keyframe that is shown later.
+        if first is None or first.pts is None or first.pts <= start:
+            break
+    for packet in itertools.chain([first] if first else [], packets):
+        if packet.dts is not None and packet.dts >= end:  # no frame is decoded after it is shown
+            break
+        yield packet
+
+
+def find_first_whole_frame(codec: av.VideoCodecContext, packets: Iterator[av.Packet], earliest: int) -> int:
+    """
+    Decodes until the first frame without damage, and returns its time. May raise `BackendError`.
+
+    Args:
+        packets: from the first keyframe on, or from the start if there is none.
+        earliest: frames before this time are passed over.
+    """
+    for packet in itertools.chain(packets, [None]):
+        for frame in codec.decode(packet):
+            if not frame.is_corrupt and frame.pts is not None and frame.pts >= earliest:
+                return frame.pts
+    raise BackendError("no frame of its video stream can be decoded")
+
+
+class KeptIndexes:
+    """
+    Indexes of the files that were read last and took long. Each worker keeps its own.
+
+    Args:
+        max_packets: how many packets they may have together, at about 32 bytes each.
+    """
+
+    def __init__(self, max_packets: int):
+        self.max_packets = max_packets
+        self.indexes: OrderedDict[tuple, tuple[dict[str, Any], int]] = OrderedDict()
+
+    def find(self, source: str | bytes) -> dict[str, Any] | None:
+        """Returns what was kept of a file, if it was not changed since."""
+        if not self.indexes or isinstance(source, bytes):
+            return None
+        key = file_key(source)
+        if key not in self.indexes:
+            return None
+        self.indexes.move_to_end(key)
+        return self.indexes[key][0]
+
+    def keep(self, source: str | bytes, state: dict[str, Any], num_packets: int) -> None:
+        """Keeps the index of a file, and forgets those that were not used for longest if they are too many."""
+        if isinstance(source, bytes):
+            return
+        self.indexes[file_key(source)] = state, num_packets
+        while sum(num for _, num in self.indexes.values()) > self.max_packets and len(self.indexes) > 1:
+            self.indexes.popitem(last=False)
+
+
+def file_key(path: str) -> tuple[str, int, int]:
+    status = os.stat(path)
+    return path, status.st_size, status.st_mtime_ns
+
+
+kept_indexes = KeptIndexes(max_packets=2_000_000)
