@@ -1,0 +1,193 @@
+"""Long videos read in parts, clips that were cut without encoding, recordings that were joined."""
+
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from test_video import KINDS
+from video_files import numbered_frames, read_numbers, write_video
+
+from vicmae_hf.data import load_frame_pairs
+from vicmae_hf.data.media import odd_videos
+from vicmae_hf.data.media import video as video_module
+from vicmae_hf.data.media.odd_videos import KeptIndexes
+from vicmae_hf.data.media.reading import TimeLimitError, call_within
+from vicmae_hf.data.media.video import VideoDecodingError, open_video
+
+
+def copy_packets(source, target, times=1, first_keyframe=0, length=None):
+    """Writes the packets of a video again: several times one after the other, or from a later keyframe on."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as made:
+        stream = given.streams.video[0]
+        copied = made.add_stream_from_template(stream)
+        packets = [packet for packet in given.demux(stream) if packet.size]
+        start = [index for index, packet in enumerate(packets) if packet.is_keyframe][first_keyframe]
+        packets = packets[start:][:length]
+        base = packets[0].dts
+        duration = int(Fraction(len(packets)) / stream.average_rate / stream.time_base)
+        values = [(bytes(p), p.pts - base, p.dts - base, p.is_keyframe, p.duration) for p in packets]
+        for repetition in range(times):
+            for data, pts, dts, is_keyframe, packet_duration in values:
+                packet = av.Packet(data)
+                packet.stream, packet.time_base, packet.is_keyframe = copied, stream.time_base, is_keyframe
+                packet.pts, packet.dts = (time + repetition * duration for time in (pts, dts))
+                packet.duration = packet_duration
+                made.mux(packet)
+
+
+def frames_that_a_decoder_shows(path) -> list[int]:
+    with av.open(str(path)) as container:
+        frames = [frame for frame in container.decode(video=0) if not frame.is_corrupt]
+    return read_numbers(torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")).permute(2, 0, 1) for f in frames]))
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("kinds") / request.param
+    write_video(path, numbered_frames(120), **KINDS[request.param])
+    return path
+
+
+PARTS = [(0.0, 0.5), (0.999, 2.0), (1.51, 1.52), (2.0, 3.9), (3.7, 9.0)]
+
+
+@pytest.mark.parametrize("is_long", [True, False])
+def test_a_part_has_the_frames_and_times_of_the_whole(kind, is_long, monkeypatch):
+    with open_video(kind) as whole:
+        timestamps, duration = whole.timestamps, whole.duration
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0 if is_long else 100.0)
+    for start, end in PARTS:
+        with open_video(kind) as part:
+            assert part.duration == pytest.approx(duration, abs=1e-9)
+            part.narrow(start, end)
+            first = np.searchsorted(timestamps, start, side="right") - 1
+            numbers = list(range(first, np.searchsorted(timestamps, end)))
+            np.testing.assert_array_equal(part.timestamps, np.maximum(timestamps[numbers] - start, 0))
+            assert part.duration == pytest.approx(min(end, duration) - start)
+            assert read_numbers(part.get_frames(range(part.num_frames))) == [number % 256 for number in numbers]
+            assert read_numbers(part.get_frames([part.num_frames - 1])) == numbers[-1:]
+    with open_video(kind) as part, pytest.raises(VideoDecodingError, match="no frame at 4.5 s: it is 4 s long"):
+        part.narrow(4.5, 5)
+
+
+def test_a_part_of_a_part(kind, monkeypatch):
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0)
+    with open_video(kind) as part:
+        part.narrow(1.0, 3.0)
+        part.narrow(0.5, 1.0)
+        assert read_numbers(part.get_frames([0, part.num_frames - 1])) == [45, 59]
+        assert part.duration == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_pair_of_an_hour_reads_little_of_the_file(tmp_path, suffix):
+    write_video(tmp_path / "short.mp4", numbered_frames(250), options={"g": "50", "bf": "2"})
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / f"hour.{suffix}"
+    copy_packets(tmp_path / "short.mp4", path, times=432)  # 108,000 frames
+    dataset = load_frame_pairs(tmp_path / "data", 32)
+    with open_video(str(path)) as whole:
+        assert whole.is_long and whole.duration == pytest.approx(3600, abs=0.1)
+        assert whole.num_frames == 108_000 and not whole.is_long
+    kept = len(odd_videos.kept_indexes.indexes)
+    before = bytes_read()
+    samples = [dataset[(epoch, 0, 0)] for epoch in range(4)]
+    # The table of frames at the end of an MP4 has to be read, and the buffer of a read is 32 KiB; the pictures are small.
+    assert (bytes_read() - before) / 4 < path.stat().st_size * (0.4 if suffix == "mp4" else 0.05)
+    assert len(odd_videos.kept_indexes.indexes) == kept  # no whole index was read
+    assert not torch.equal(samples[0]["pixel_values"], samples[1]["pixel_values"])
+
+
+CUT_KINDS = {
+    "hevc.mkv": ("libx265", {"x265-params": "keyint=12:log-level=none:pools=1"}),
+    "hevc.mp4": ("libx265", {"x265-params": "keyint=12:log-level=none:pools=1"}),
+    "h264.ts": ("libx264", {"x264-params": "open-gop=1:bframes=3:scenecut=0:keyint=12"}),
+    "mpeg2.ts": ("mpeg2video", {"g": "12", "bf": "2"}),
+    "mpeg2.mkv": ("mpeg2video", {"g": "12", "bf": "2"}),
+    "vp9.webm": ("libvpx-vp9", {"g": "12"}),
+}
+
+
+@pytest.mark.parametrize("name", CUT_KINDS)
+def test_a_clip_that_was_cut_without_encoding_begins_with_its_first_whole_frame(tmp_path, name):
+    codec, options = CUT_KINDS[name]
+    source, clip = tmp_path / f"source.{name.split('.')[1]}", tmp_path / name
+    write_video(source, numbered_frames(80), codec=codec, options=options)
+    copy_packets(source, clip, first_keyframe=2, length=40)
+    expected = frames_that_a_decoder_shows(clip)
+    assert 30 < len(expected) <= 40
+    with open_video(clip) as video:
+        assert video.timestamps[0] == 0
+        assert read_numbers(video.get_frames(range(video.num_frames))) == expected
+        assert read_numbers(video.get_frames([0])) == expected[:1]
+        assert read_numbers(video.get_frames([20])) == expected[20:21]
+
+
+def test_a_capture_that_begins_inside_a_group(tmp_path):
+    """As from a camera: packets before the first keyframe, which nobody can decode."""
+    source, capture = tmp_path / "source.ts", tmp_path / "capture.ts"
+    write_video(source, numbered_frames(80), codec="mpeg2video", options={"g": "12", "bf": "0"})
+    content = source.read_bytes()
+    with av.open(str(source)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    place = packets[5].pos  # of a transport packet of 188 bytes
+    capture.write_bytes(content[: 188 * 3] + content[place - place % 188 :])
+    with open_video(capture) as video:
+        numbers = read_numbers(video.get_frames(range(video.num_frames)))
+    assert numbers == list(range(12, 80))
+
+
+def test_recordings_that_were_joined_follow_each_other(tmp_path):
+    parts = []
+    for seed, start in ((0, 0.0), (1, 0.4)):
+        frames = numbered_frames(60, seed=seed)
+        write_video(tmp_path / f"{seed}.ts", frames, timestamps=start + np.arange(60) / 30, options={"bf": "0"})
+        parts.append((tmp_path / f"{seed}.ts").read_bytes())
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    with open_video(tmp_path / "joined.ts") as video:
+        assert video.num_frames == 120 and video.duration == pytest.approx(4.0, abs=0.15)
+        assert read_numbers(video.get_frames([0, 59, 60, 119])) == [0, 59, 0, 59]
+
+
+def test_an_index_that_took_long_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(odd_videos, "kept_indexes", KeptIndexes(max_packets=300))
+    monkeypatch.setattr(video_module, "LONG_INDEX", 50)
+    paths = [tmp_path / f"{index}.ts" for index in range(4)]
+    for index, path in enumerate(paths):
+        write_video(path, numbered_frames(100, seed=index), options={"g": "25"})
+    for path in [*paths[:3], paths[0], paths[3]]:
+        with open_video(str(path)) as video:
+            assert read_numbers(video.get_frames([77, 3])) == [77, 3]
+    assert [Path(path).name for path, _, _ in odd_videos.kept_indexes.indexes] == ["2.ts", "0.ts", "3.ts"]
+    write_video(paths[0], numbered_frames(60), options={"g": "25"})
+    with open_video(str(paths[0])) as video:
+        assert video.num_frames == 60
+
+
+def test_reading_ends_with_the_time_limit(tmp_path):
+    write_video(tmp_path / "video.mp4", numbered_frames(60))
+    ended = []
+
+    def read_for_ever():
+        try:
+            with open_video(str(tmp_path / "video.mp4")) as video:
+                while True:
+                    video.get_frames([30])
+        except VideoDecodingError as error:
+            ended.append(str(error))
+            raise
+
+    with pytest.raises(TimeLimitError):
+        call_within(0.3, read_for_ever, "video.mp4")
+    limit = time.monotonic() + 10
+    while not ended and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert "given up" in ended[0]
