@@ -20,6 +20,7 @@ from ...files import write_json_lines
 from ...settings import Settings, setting
 from ..loading.collation import is_running
 from .reading import TimeLimitError
+from .video import DamagedPlaceError, warn_once
 
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ Sample = TypeVar("Sample")
 
 RETRY_SECONDS = 1800.0  # until a file that took too long is opened again
 MERGE_SECONDS = 30.0  # between two records made of those of all processes
+MAX_PLACES = 4  # of a damaged file that are tried before it counts as bad
 UPDATE_SECONDS = 5.0  # between two looks at what other processes have recorded
 OPENED_BYTES = 4096  # of the longest path on Linux; a longer name is cut
 
@@ -127,7 +129,7 @@ class BadFiles:
         exceeded the time limit before, or killed workers, is not opened again.
 
         Otherwise the record does not decide what is read. One worker may know of a file damaged in parts while another
-        does not, and both must give the same sample.
+        does not, and both must give the same sample. Such a file is bad only if several places of it are damaged.
 
         Args:
             source: where they come from, for messages.
@@ -143,7 +145,7 @@ class BadFiles:
                 continue
             self.note_opened(name)
             try:
-                sample = read()
+                sample = read_elsewhere(read)
             except MediaDecodingError as error:
                 self.add(name, str(error), isinstance(error, TimeLimitError))
                 continue
@@ -304,6 +306,16 @@ class BadFiles:
         self.errors.setdefault(name, error)
         if entry.get("transient") or entry.get("timed_out"):  # as versions before called it
             self.retry_times[name] = time.time() + RETRY_SECONDS
+
+
+def read_elsewhere(read: Callable[[], Sample]) -> Sample:
+    """Calls `read`, which draws a place in a file, until it meets no damage. Raises its error after `MAX_PLACES`."""
+    for _ in range(MAX_PLACES - 1):
+        try:
+            return read()
+        except DamagedPlaceError as error:
+            warn_once(error.path, "damaged in places, and its other frames are used: %s", error)
+    return read()
 
 
 def make_entry(name: str, error: str, is_transient: bool) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class VideoDecodingError(MediaDecodingError):
         return type(self), (self.path, self.reasons)
 
 
+class DamagedPlaceError(VideoDecodingError):
+    """Some frames of a video cannot be decoded. Others may be."""
+
+
 class BackendError(Exception):
     """One backend cannot decode a video correctly. PyAV takes over; users never see this error."""
 
@@ -460,7 +464,7 @@ class VideoReader:
         themselves. In memory the channels are last.
 
         Raises:
-            VideoDecodingError: if one of them cannot be decoded.
+            DamagedPlaceError: if one of them cannot be decoded.
             ValueError: if there is no index, or one that the video doesn't have.
         """
         indices = [operator.index(index) for index in indices]
@@ -482,12 +486,10 @@ class VideoReader:
             return self._decoder.decode(indices)
         except BackendError as error:
             if self._decoder is self._index:
-                raise VideoDecodingError(self.path, {**self._reasons, "pyav": str(error)}) from error
+                raise DamagedPlaceError(self.path, {**self._reasons, "pyav": str(error)}) from error
             self._reasons[self._backend] = str(error)
-            warn_once(
-                f"{self._backend} cannot decode %s (%s), so pyav does. Not said again for further files.",
-                *(self.path, self._reasons[self._backend]),
-            )
+            message = "%s cannot decode %s (%s), so pyav does. Not said again for further files."
+            warn_once(self._backend, message, self._backend, self.path, self._reasons[self._backend])
             self._decoder = self._index  # PyAV, for the rest of this video
             return self._decode(indices)
 
@@ -512,13 +514,13 @@ def open_video(source: str | os.PathLike | bytes, backend: str = "pyav") -> Vide
     return VideoReader(source if isinstance(source, bytes) else os.fspath(source), backend)
 
 
-said: set[str] = set()  # in this process
+said: set[str] = set()
 
 
-def warn_once(message: str, *values: object) -> None:
-    """Warns, but not again with the same message and other values."""
-    if message not in said:
-        said.add(message)
+def warn_once(key: str, message: str, *values: object) -> None:
+    """Warns, but in this process not again with the same key."""
+    if key not in said:
+        said.add(key)
         logger.warning(message, *values)
 
 
