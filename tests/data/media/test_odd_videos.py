@@ -1,5 +1,7 @@
 """Long videos read in parts, clips that were cut without encoding, recordings that were joined."""
 
+import logging
+import struct
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -74,7 +76,7 @@ def test_a_part_has_the_frames_and_times_of_the_whole(kind, is_long, monkeypatch
             assert part.duration == pytest.approx(min(end, duration) - start)
             assert read_numbers(part.get_frames(range(part.num_frames))) == [number % 256 for number in numbers]
             assert read_numbers(part.get_frames([part.num_frames - 1])) == numbers[-1:]
-    with open_video(kind) as part, pytest.raises(VideoDecodingError, match="no frame at 4.5 s: it is 4 s long"):
+    with open_video(kind) as part, pytest.raises(VideoDecodingError, match=r"no frame at 4\.5 s: it is 4 s long"):
         part.narrow(4.5, 5)
 
 
@@ -100,7 +102,7 @@ def test_a_pair_of_an_hour_reads_little_of_the_file(tmp_path, suffix):
     kept = len(odd_videos.kept_indexes.indexes)
     before = bytes_read()
     samples = [dataset[(epoch, 0, 0)] for epoch in range(4)]
-    # The table of frames at the end of an MP4 has to be read, and the buffer of a read is 32 KiB; the pictures are small.
+    # The list of frames at the end of an MP4 has to be read, and a read is of 32 KiB; these pictures are small.
     assert (bytes_read() - before) / 4 < path.stat().st_size * (0.4 if suffix == "mp4" else 0.05)
     assert len(odd_videos.kept_indexes.indexes) == kept  # no whole index was read
     assert not torch.equal(samples[0]["pixel_values"], samples[1]["pixel_values"])
@@ -191,3 +193,38 @@ def test_reading_ends_with_the_time_limit(tmp_path):
     while not ended and time.monotonic() < limit:
         time.sleep(0.01)
     assert "given up" in ended[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("wide.mp4", {"sample_aspect_ratio": Fraction(4, 3)}, "its pixels are not square (4/3)"),
+        ("interlaced.ts", {"options": {"flags": "+ildct+ilme", "top": "1"}}, "its pictures are interlaced"),
+        ("mirrored.mp4", {}, "its pictures are to be mirrored"),
+        ("plain.mp4", {}, None),
+    ],
+)
+def test_what_is_not_done_to_pictures_is_said_once(tmp_path, monkeypatch, caplog, name, change, expected):
+    monkeypatch.setattr(video_module, "said", set())
+    caplog.set_level(logging.WARNING, logger="vicmae_hf.data.media.video")
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("mpeg2video" if name.endswith("ts") else "libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.options = change.get("options", {})
+        if "sample_aspect_ratio" in change:
+            stream.codec_context.sample_aspect_ratio = change["sample_aspect_ratio"]
+        if name == "mirrored.mp4":
+            stream.set_display_rotation(180)
+        for array in numbered_frames(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode(None))
+    if name == "mirrored.mp4":  # from a turn by 180 degrees, (-1, 0, 0, -1), to a horizontal mirror, (-1, 0, 0, 1)
+        content = bytearray((tmp_path / name).read_bytes())
+        place = content.index(struct.pack(">5i", -(1 << 16), 0, 0, 0, -(1 << 16)))
+        struct.pack_into(">i", content, place + 16, 1 << 16)
+        (tmp_path / name).write_bytes(content)
+    for _ in range(2):
+        with open_video(str(tmp_path / name)) as video:
+            video.get_frames([1, 3])
+    assert caplog.text.count("Not said again") == (expected is not None)
+    assert expected is None or f"{name}: {expected}" in caplog.text

@@ -2,7 +2,6 @@ import gc
 import io
 import json
 import logging
-import logging
 import multiprocessing
 import pickle
 import random

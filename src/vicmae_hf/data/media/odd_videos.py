@@ -6,14 +6,18 @@ were cut without encoding, begin inside a group of pictures, with frames that ca
 
 import itertools
 import os
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
+from av.sidedata.sidedata import Type
 
 from .video import SEEKABLE_CONTAINERS, BackendError
 
+
+DISPLAY_MATRIX = Type.DISPLAYMATRIX
 
 MAX_HEAD_PACKETS = 64  # more than any codec needs to reorder
 
@@ -94,6 +98,22 @@ def find_first_whole_frame(codec: av.VideoCodecContext, packets: Iterator[av.Pac
             if not frame.is_corrupt and frame.pts is not None and frame.pts >= earliest:
                 return frame.pts
     raise BackendError("no frame of its video stream can be decoded")
+
+
+def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> list[str]:
+    """Lists what players would do to a video's pictures, and this package does not."""
+    ignored = []
+    if stream.sample_aspect_ratio and stream.sample_aspect_ratio != 1:
+        ignored.append(f"its pixels are not square ({stream.sample_aspect_ratio}) and are taken as if they were")
+    if frame.interlaced_frame:
+        ignored.append("its pictures are interlaced, and the two halves of each are taken together")
+    matrix = frame.side_data.get(DISPLAY_MATRIX)
+    if matrix is not None:
+        # (a, b, u, c, d, v, x, y, w) maps (x, y) to (ax + cy, bx + dy); a mirror has a negative determinant.
+        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+        if a * d - b * c < 0:
+            ignored.append("its pictures are to be mirrored, and are not")
+    return ignored
 
 
 class KeptIndexes:

@@ -120,6 +120,7 @@ class PyAVDecoder:
                 raise BackendError(f"its frames have {size} pixels, and at most {MAX_FRAME_PIXELS:,} are read")
             self._reformatter = VideoReformatter()
             self._origin = 0  # ticks of the stream, at which the first frame is shown
+            self._has_frames = False  # whether one was decoded
             self._first_index = 0  # of the part of the video that is wanted
             with raised_as_backend_error(av.FFmpegError):
                 # Few frames are quickly read, however long they are shown.
@@ -387,7 +388,17 @@ class PyAVDecoder:
                 runs.append((start, position, {self._times[position]}))
         return runs
 
+    def _say_what_is_ignored(self, frame: av.VideoFrame) -> None:
+        from .odd_videos import list_ignored
+
+        for what in list_ignored(self.stream, frame):
+            name = f"<{len(self._source)} bytes>" if isinstance(self._source, bytes) else self._source
+            warn_once(what, "%s: %s. Not said again for further files of this kind.", name, what)
+
     def _to_array(self, frame: av.VideoFrame) -> np.ndarray:
+        if not self._has_frames:
+            self._has_frames = True
+            self._say_what_is_ignored(frame)
         width, height = self._size
         picture = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
         return np.rot90(picture, round(frame.rotation / 90))  # phones store pictures as the sensor lies

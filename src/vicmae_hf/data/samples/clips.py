@@ -10,7 +10,7 @@ from ..media.bad_files import BadFiles
 from ..media.reading import MediaLoader, MediaReader, narrow_at_random
 from ..sources.labelled import LabelledSource
 from .clip_augmentation import RandomClip
-from .frame_choice import ClipSampling
+from .frame_choice import ClipSampling, warn_of_repetitions
 
 
 class ClipDataset(torch.utils.data.Dataset):
@@ -66,6 +66,7 @@ class ClipDataset(torch.utils.data.Dataset):
             if self.clip_sampling is None:
                 return [0]
             narrow_at_random(reader, self.clip_sampling.span, generator)
+            warn_of_repetitions(self.source[index].name, reader.timestamps, self.clip_sampling.frames_per_second)
             return self.clip_sampling.sample(reader.timestamps, reader.duration, generator).tolist()
 
         frames = self.loader.read_frames(self.source[index], choose_frames)  # (T, 3, H, W); T = 1 for an image

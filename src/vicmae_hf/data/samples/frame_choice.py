@@ -9,6 +9,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...video_processing_vicmae import choose_clips, frames_shown, nearest_frames
+from ..media.video import warn_once
 
 
 # Seconds: many containers keep times to the millisecond.
@@ -57,6 +58,20 @@ class ClipSampling:
         num_starts = np.searchsorted(timestamps, timestamps[-1] - offsets[-1] + CONTAINER_ROUNDING, side="right")
         start = generator.integers(max(num_starts, 1))  # a video shorter than the clip: from its first frame
         return nearest_frames(timestamps, timestamps[start] + offsets)
+
+
+def warn_of_repetitions(name: str, timestamps: np.ndarray, frames_per_second: float | None) -> None:
+    """Says once that clips of `frames_per_second` show every frame four times or more, as those of a slow camera."""
+    if not frames_per_second or len(timestamps) < 2:
+        return
+    seconds = (timestamps[-1] - timestamps[0]) / (len(timestamps) - 1)
+    if seconds * frames_per_second >= 4:
+        warn_once(
+            "repetitions",
+            "%s has a frame every %.3g s, so a clip of %g frames per second shows each of them many times. Choose fewer "
+            "frames per second, or spread a clip over the whole video. Not said again for further files.",
+            *(name, seconds, frames_per_second),
+        )
 
 
 def choose_view_clips(

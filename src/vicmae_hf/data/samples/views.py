@@ -14,7 +14,7 @@ from ...video_processing_vicmae import ViCMAEVideoProcessor, spatial_crop_offset
 from ..media.reading import MediaLoader, MediaReader, TimeLimitError
 from ..sources.labelled import LabelledSource
 from ..sources.sources import MediaSource
-from .frame_choice import choose_view_clips
+from .frame_choice import choose_view_clips, warn_of_repetitions
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class ViewDataset(torch.utils.data.Dataset):
         clips = {}  # number of clips -> their frame indices (num_clips, T); filled while the video is open
 
         def choose_frames(reader: MediaReader) -> np.ndarray:
+            warn_of_repetitions(item.name, reader.timestamps, self.frames_per_second)
             clips.update({num_clips: self.choose_clips(reader, num_clips) for num_clips in self.clip_counts})
             return distinct_frames(clips)
 
