@@ -127,7 +127,7 @@ def find_errno(error: Exception) -> int | None:
 
 def stop_with_launcher() -> None:
     """
-    Lets this process be asked to stop when its launcher ends. `accelerate launch` does not hand SIGTERM on, and training
+    Lets this process be asked to stop when its launcher ends. `accelerate launch` hands no SIGTERM on: the training
     would go on alone, in a folder that nobody watches.
     """
     if sys.platform == "linux" and launching_command(sys.argv[0]):

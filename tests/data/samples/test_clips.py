@@ -1,6 +1,7 @@
 """Clips as training samples: which frames, which labels, what is reproduced, what happens to unreadable files."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf.data.loading.loader import EpochBatchSampler, build_dataloader
+from vicmae_hf.data.media import video as video_module
 from vicmae_hf.data.media.bad_files import BadFiles, BadFilesError
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.samples.clip_augmentation import RandomClip
@@ -231,3 +233,19 @@ def test_files_that_have_all_timed_out_end_the_run_without_being_opened(damaged,
     dataset = build(damaged, WholeFrames(), bad_files=bad_files, sampling=None)
     with pytest.raises(BadFilesError, match=r"none of 12 files could be read, among them .*a/00\.png"):
         dataset[0, 0, 0]
+
+
+def test_clips_of_a_slow_camera_repeat_frames_and_that_is_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(video_module, "said", set())
+    caplog.set_level(logging.WARNING, logger="vicmae_hf.data.media.video")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_video(tmp_path / "a" / "quick.mp4", numbered_frames(40), 30)
+    for name in ("b/slow.mp4", "b/slower.mp4"):
+        write_video(tmp_path / name, numbered_frames(12), 1)
+    source = open_labelled(tmp_path)
+    dataset = ClipDataset(source, ClipSampling(16, 7.5), RandomClip(32), BadFiles(None, 3, 0.0), MediaLoader(), seed=0)
+    dataset[0, 0, 0]
+    assert not caplog.text
+    dataset[0, 1, 1], dataset[0, 2, 2]
+    assert caplog.text.count("has a frame every 1 s, so a clip of 7.5 frames per second shows each of them") == 1

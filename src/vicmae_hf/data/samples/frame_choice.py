@@ -68,8 +68,8 @@ def warn_of_repetitions(name: str, timestamps: np.ndarray, frames_per_second: fl
     if seconds * frames_per_second >= 4:
         warn_once(
             "repetitions",
-            "%s has a frame every %.3g s, so a clip of %g frames per second shows each of them many times. Choose fewer "
-            "frames per second, or spread a clip over the whole video. Not said again for further files.",
+            "%s has a frame every %.3g s, so a clip of %g frames per second shows each of them many times. Choose "
+            "fewer frames per second, or spread a clip over the whole video. Not said again for further files.",
             *(name, seconds, frames_per_second),
         )
 
