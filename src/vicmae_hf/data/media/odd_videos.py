@@ -107,7 +107,10 @@ def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> list[str]:
         ignored.append(f"its pixels are not square ({stream.sample_aspect_ratio}) and are taken as if they were")
     if frame.interlaced_frame:
         ignored.append("its pictures are interlaced, and the two halves of each are taken together")
-    matrix = frame.side_data.get(DISPLAY_MATRIX)
+    try:
+        matrix = frame.side_data.get(DISPLAY_MATRIX)
+    except ValueError:  # PyAV lists all side data, and does not know every kind that FFmpeg does
+        matrix = None
     if matrix is not None:
         # (a, b, u, c, d, v, x, y, w) maps (x, y) to (ax + cy, bx + dy); a mirror has a negative determinant.
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
