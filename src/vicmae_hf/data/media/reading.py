@@ -62,14 +62,21 @@ class MediaItem(Protocol):
 
 @dataclass(frozen=True)
 class EncodedItem:
-    """A video or image file: its path, or its bytes."""
+    """A video or image file: its path, or its bytes. Of a video, only what is shown from `start` to `end` seconds."""
 
     media: str | bytes
     name: str
     is_video: bool
+    start: float | None = None
+    end: float | None = None
 
     def open(self, video_backend: str) -> MediaReader:
-        return open_video(self.media, video_backend) if self.is_video else ImageReader(self.media)
+        reader = open_video(self.media, video_backend) if self.is_video else ImageReader(self.media)
+        if self.start is None and self.end is None:
+            return reader
+        from .excerpts import Excerpt  # imported here, because only lists ask for parts of files
+
+        return Excerpt(reader, self.start, self.end, self.name)
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,66 @@
+"""A part of a video, from one time to another, as if it were a file of its own."""
+
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ...errors import MediaDecodingError
+
+
+if TYPE_CHECKING:  # it imports this module where a part is asked for
+    from .reading import MediaReader
+
+
+ROUNDING_SECONDS = 1e-6  # times are rounded
+
+
+def name_excerpt(start: float | None, end: float | None) -> str:
+    """Names a part of a recording for messages: "[12.5-17.0 s]"."""
+    return f"[{0.0 if start is None else start}-{'end' if end is None else end} s]"
+
+
+class Excerpt:
+    """
+    The frames that an open video shows between two times, with the interface of `MediaReader`. Its first frame is the
+    one on the screen at `start`, which is its time 0. It ends at `end`, or with the video if that is earlier.
+
+    Args:
+        reader: the video, which the excerpt closes.
+        start, end: seconds; None for the beginning and the end of the video.
+        name: for messages.
+
+    Raises:
+        MediaDecodingError: if the video is over before `start`.
+    """
+
+    def __init__(self, reader: "MediaReader", start: float | None, end: float | None, name: str):
+        self.reader = reader
+        start = 0.0 if start is None else start
+        end = reader.duration if end is None else min(end, reader.duration)
+        self.first = max(int(reader.timestamps.searchsorted(start + ROUNDING_SECONDS, "right")) - 1, 0)
+        last = int(reader.timestamps.searchsorted(end - ROUNDING_SECONDS, "left"))  # not shown any more
+        if start >= reader.duration > 0 or last <= self.first:
+            reader.close()
+            raise MediaDecodingError(f"{name}: has no frames, the file ends at {reader.duration:.3f} s")
+        self.timestamps = np.maximum(reader.timestamps[self.first : last] - start, 0.0)
+        self.duration = end - start
+        self.num_frames = len(self.timestamps)
+
+    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """Returns frames of the excerpt, as `MediaReader` does. Raises a ValueError for one that is not in it."""
+        indices = [operator.index(index) for index in indices]
+        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
+            raise ValueError(f"The excerpt has frames 0 to {self.num_frames - 1}, asked for {indices}")
+        return self.reader.get_frames([self.first + index for index in indices])
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
