@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.labelled import open_labelled, read_class_names
 from vicmae_hf.data.sources.sources import open_source
 from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.evaluation.features import (
@@ -25,7 +25,7 @@ from vicmae_hf.evaluation.features import (
     write_features,
 )
 from vicmae_hf.files import check_writable
-from vicmae_hf.settings import REQUIRED, setting
+from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import run_script
 
@@ -33,8 +33,9 @@ from vicmae_hf.training.session import run_script
 @dataclass(kw_only=True)
 class ExportArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
-    data: str = setting(REQUIRED, "folder, Parquet file, dataset or frame store, with or without labels")
-    labelled: bool = setting(False, "the data is a folder ROOT/CLASS_NAME/FILE; write the classes too")
+    data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store, with or without labels")
+    labelled: bool = setting(False, "the data is a folder ROOT/CLASS_NAME/FILE or a list; write the classes too")
+    label_names: str | None = setting(None, "with labelled: file of the class names in index order, one a line")
     output: str = setting(REQUIRED, "FILE.parquet or FILE.safetensors")
     pooling: Literal["frame", "clip"] = setting(
         "frame", "mean of the embeddings of single frames, or the embedding of one clip"
@@ -45,6 +46,8 @@ class ExportArguments(InferenceArguments):
     def __post_init__(self):
         super().__post_init__()
         check_feature_file(self.output)
+        if self.label_names is not None and not self.labelled:
+            raise ArgumentsError("--label_names orders the classes of --labelled, which is not given.")
 
 
 def main() -> None:
@@ -59,7 +62,11 @@ def main() -> None:
         arguments.num_frames = model.config.num_frames if is_clip else 8
     if arguments.frames_per_second is None and is_clip:
         arguments.frames_per_second = processor.fps
-    source = open_labelled(arguments.data) if arguments.labelled else open_source(arguments.data)
+    if arguments.labelled:
+        names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+        source = open_labelled(arguments.data, names, f"--label_names {arguments.label_names}", arguments)
+    else:
+        source = open_source(arguments.data, arguments)
     dataset = build_feature_views(
         source,
         processor,

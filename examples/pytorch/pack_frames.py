@@ -16,17 +16,17 @@ from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.bad_files import BadFilesArguments
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
 from vicmae_hf.data.sources.labelled import read_class_names
-from vicmae_hf.data.sources.sources import STORE_FILE
+from vicmae_hf.data.sources.sources import STORE_FILE, SourceSettings
 from vicmae_hf.files import check_writable
 from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.session import run_script
 
 
 @dataclass(kw_only=True)
-class PackingArguments(PackingSettings, BadFilesArguments):
-    input: str = setting(REQUIRED, "folder of videos and images, Parquet file or dataset name")
+class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
+    input: str = setting(REQUIRED, "folder of videos and images, list, Parquet file or dataset name")
     output: str = setting(REQUIRED, "folder of the store")
-    labelled: bool = setting(False, "the input is ROOT/CLASS_NAME/FILE: store the labels")
+    labelled: bool = setting(False, "the input is ROOT/CLASS_NAME/FILE or a list: store the labels")
     label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
     num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1)
     seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit", minimum=0)
@@ -43,7 +43,7 @@ def main() -> None:
     class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     rank = int(os.environ.get("RANK", 0))
     summary = pack_frames(
-        PackingInput.open(arguments.input, arguments.labelled, class_names),
+        PackingInput.open(arguments.input, arguments.labelled, class_names, arguments),
         arguments.output,
         arguments,
         num_proc=arguments.num_proc,

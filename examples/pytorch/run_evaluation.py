@@ -29,7 +29,7 @@ from vicmae_hf.training.session import run_script
 @dataclass(kw_only=True)
 class EvaluationArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "classifier: a folder, or a name on the Hub")
-    data: str = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, or dataset with labels")
+    data: str = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, list of `path label`, or dataset with labels")
     output_dir: str = setting(REQUIRED, "where results, tables and pictures are written")
     num_clips: list[int] = setting([1], "temporal views of a video; several numbers are several protocols")
     num_crops: list[int] = setting([1], "spatial views of a clip; as many numbers as num_clips")
@@ -59,7 +59,7 @@ def main() -> None:
     if arguments.frames_per_second is None:
         arguments.frames_per_second = classifier.frames_per_second
     dataset = ViewDataset(
-        open_labelled(arguments.data, classifier.class_names),
+        open_labelled(arguments.data, classifier.class_names, settings=arguments),
         choose_preprocessing(classifier.processor),
         MediaLoader(arguments.video_backend, arguments.seconds_per_file),
         task=classifier.task,

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.bad_files import write_failures
 from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
-from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, read_class_names
 from vicmae_hf.evaluation.features import HeldViews, build_feature_views, load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained
 from vicmae_hf.evaluation.results import check_output_dir
@@ -25,11 +25,12 @@ from vicmae_hf.training.session import run_script
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(ReadingArguments):
+class ProbeArguments(ReadingArguments, HeldOutSettings):
     model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
-    train_data: str = setting(REQUIRED, "labelled folder that the classifier is trained on")
-    eval_data: str = setting(REQUIRED, "labelled folder of held-out files")
+    train_data: str = setting(REQUIRED, "labelled folder or list that the classifier is trained on")
+    eval_data: str = setting(REQUIRED, "labelled folder or list of held-out files")
     output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
+    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
     num_frames: int = setting(8, "frames taken from a video", minimum=1)
     num_seeds: int = setting(
         5, "probes, each on its own 80 % of the training files; untrained encoders likewise", minimum=1
@@ -42,8 +43,10 @@ def main() -> None:
     check_engine()
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
-    train_source = open_labelled(arguments.train_data)
-    eval_source = open_labelled(arguments.eval_data, train_source.class_names)
+    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    train_source = open_labelled(arguments.train_data, names, f"--label_names {arguments.label_names}", arguments)
+    names = train_source.class_names
+    eval_source = open_labelled(arguments.eval_data, names, "the training data", arguments.of_evaluation)
     train, evaluation = (
         HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
         for source in (train_source, eval_source)

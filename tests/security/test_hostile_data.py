@@ -28,7 +28,8 @@ from runs import FROM_NOTHING, classify, pretrain, write_images
 from video_files import numbered_frames, write_video
 
 from vicmae_hf.data.media.images import ImageDecodingError, decode_image
-from vicmae_hf.data.sources.sources import DataSourceError, load_hub_dataset, open_source
+from vicmae_hf.data.sources.sources import DataSourceError, open_source
+from vicmae_hf.data.sources.tables import load_hub_dataset
 from vicmae_hf.errors import MediaDecodingError
 
 

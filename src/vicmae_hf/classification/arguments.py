@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..data.sources.labelled import HeldOutSettings
 from ..evaluation.probes import LINEAR_BASE_LEARNING_RATE, LINEAR_EPOCHS, LINEAR_WARMUP_EPOCHS
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.arguments import TrainingArguments
@@ -40,14 +41,16 @@ LABEL_FRACTION_DEFAULTS = {"rand_augment_magnitude": 0.0, "mixup": 0.0}
 
 
 @dataclass(kw_only=True)
-class ClassificationArguments(TrainingArguments):
+class ClassificationArguments(TrainingArguments, HeldOutSettings):
     """Settings of `run_classification.py`. Creating it fills in the settings that depend on the method."""
 
     task: Literal["image", "video"] = setting(REQUIRED, "what is classified")
     method: Literal["finetune", "linear"] = setting(
         REQUIRED, "train the whole model (Table 2), or a linear classifier on the frozen encoder (Table 3)"
     )
-    train_data: list[str] = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, or dataset with a ClassLabel")
+    train_data: list[str] = setting(
+        REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, list of `path label`, or dataset with labels"
+    )
     eval_data: str = setting(REQUIRED, "the same of held-out samples; the best model on them is kept")
     label_names: str | None = setting(
         None, "file of class names in the order of their indices, one a line; default: the model's, or the data's"

@@ -1,7 +1,5 @@
 """Opens what a classifier is trained from: labelled data, a model with one output a class, processors."""
 
-from dataclasses import replace
-
 import numpy as np
 from torch import nn
 
@@ -9,7 +7,7 @@ from ..configuration_vicmae import ViCMAEConfig
 from ..data.media.reading import MediaItem
 from ..data.sources.frame_store import StoredItem
 from ..data.sources.label_fraction import select_label_fraction
-from ..data.sources.labelled import LabelledSource, open_labelled, read_class_names, relabel
+from ..data.sources.labelled import LabelledSource, open_labelled, read_class_names, with_class_names
 from ..errors import InputError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
@@ -33,17 +31,17 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
             or, of the evaluation data, in the training data; if the number of classes differs from the
             classifier's; if samples are not what `--task` classifies; if `--label_fraction` leaves out a class.
     """
-    train_source = open_labelled(arguments.train_data[0])
     names = None if arguments.label_names is None else read_class_names(arguments.label_names)
-    if names is not None:
-        train_source = with_class_names(train_source, names, f"--label_names {arguments.label_names}")
+    owner = f"--label_names {arguments.label_names}"
+    train_source = open_labelled(arguments.train_data[0], names, owner, arguments)
     known = kept_classifier(arguments)
     if known is not None:
         train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path, names is not None)
     if len(train_source.class_names) < 2:
         raise InputError(f"{train_source.name}: expected at least 2 classes, got {train_source.class_names}.")
     # With the indices of training, whatever folders the evaluation data has.
-    eval_source = open_labelled(arguments.eval_data, train_source.class_names, "the training data")
+    names = train_source.class_names
+    eval_source = open_labelled(arguments.eval_data, names, "the training data", arguments.of_evaluation)
     for source in (train_source, eval_source):
         check_task(source, arguments.task)
     # After the classes are known: evaluation needs all of them, whatever part of the labels is trained on.
@@ -88,11 +86,6 @@ def fit_to_classifier(
         return with_class_names(source, known, f"the classifier of {checkpoint}")
     except InputError as error:
         raise InputError(f"{error} {hint}") from error
-
-
-def with_class_names(source: LabelledSource, class_names: list[str], known_from: str) -> LabelledSource:
-    """Turns labels into indices into `class_names`. Raises an InputError for classes that it lacks."""
-    return replace(source, all_labels=relabel(source, class_names, known_from), class_names=class_names)
 
 
 def check_task(source: LabelledSource, task: str) -> None:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from ..data.sources.sources import SourceSettings
 from ..settings import REQUIRED, setting
 from ..training.arguments import ProcessArguments
 
 
 @dataclass(kw_only=True)
-class InferenceArguments(ProcessArguments):
+class InferenceArguments(ProcessArguments, SourceSettings):
     """Settings of every script that runs a trained model over files. The scripts' own settings are in subclasses."""
 
     model_name_or_path: str = setting(REQUIRED, "checkpoint: a folder, or a name on the Hub")

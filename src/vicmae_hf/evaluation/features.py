@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 from ..data.media.bad_files import write_failures
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
-from ..data.sources.labelled import LabelledSource
+from ..data.sources.labelled import LabelledSource, number_classes
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
 from ..files import partial_file, writing
@@ -209,11 +209,14 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
     indices = features.indices.tolist()
     files = [source[index].name for index in indices]
     labels = None if source.labels is None else torch.as_tensor(source.labels)[features.indices]
+    class_names = source.class_names
+    if class_names is None and labels is not None:
+        class_names = number_classes(source.labels)
     if path.suffix == ".parquet":
         columns = {"file": files, "embedding": matrix_column(features.embeddings)}
         if labels is not None:
             # Names and not indices: a Parquet file is read without this package.
-            columns["class"] = [source.class_names[label] if label >= 0 else None for label in labels.tolist()]
+            columns["class"] = [class_names[label] if label >= 0 else None for label in labels.tolist()]
         table = pa.table(columns)
         table = table.replace_schema_metadata({"settings": json.dumps(settings)})
         with partial_file(path) as partial:
@@ -222,7 +225,7 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
         tensors = {"embeddings": features.embeddings.contiguous()}
         metadata = {"files": files, "settings": settings}  # safetensors holds tensors and texts, hence JSON below
         if labels is not None:
-            tensors["labels"], metadata["class_names"] = labels.contiguous(), source.class_names
+            tensors["labels"], metadata["class_names"] = labels.contiguous(), class_names
         with partial_file(path) as partial:
             save_file(tensors, partial, metadata={name: json.dumps(value) for name, value in metadata.items()})
     write_failures(path.with_name(f"{path.name}.bad_files.jsonl"), features.failures)

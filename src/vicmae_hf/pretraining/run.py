@@ -45,7 +45,8 @@ def run_pretraining(
         RunStopped: if the run was asked to stop.
     """
     # First, so that a wrong name is reported before files of an older run are replaced.
-    probe_source = None if arguments.probe_data is None else open_labelled(arguments.probe_data)
+    probe_data = arguments.probe_data
+    probe_source = None if probe_data is None else open_labelled(probe_data, settings=arguments)
     dataset = build_frame_pairs(accelerator, model.config, arguments)
     processors = build_processors(model.config)
     measures: list[Measure] = [CollapseFigures(accelerator, arguments.logging_steps)]

@@ -22,7 +22,7 @@ class ProcessArguments(ReadingArguments):
 class TrainingArguments(ProcessArguments, BadFilesArguments):
     """Settings that every training script takes. The scripts' own settings are in subclasses."""
 
-    train_data: list[str] = setting(REQUIRED, "folders, frame stores, Parquet files or dataset names")
+    train_data: list[str] = setting(REQUIRED, "folders, lists of files, frame stores, Parquet files or dataset names")
     output_dir: str = setting(REQUIRED, "where everything is written")
     model_name_or_path: str | None = setting(None, "checkpoint to start from; without it, random weights")
     config_overrides: str | None = setting(None, 'config fields as "name=value,name=value"', may_be_empty=True)

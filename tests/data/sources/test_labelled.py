@@ -55,7 +55,7 @@ def test_folders_without_labelled_files(tmp_path):
     with pytest.raises(InputError, match=r"no videos .* found among its 1 files"):
         open_labelled(tmp_path)
     make_files(tmp_path, "loose.mp4")
-    with pytest.raises(InputError, match="has no labels; expected ROOT/CLASS_NAME/FILE or a column"):
+    with pytest.raises(InputError, match="has no labels; expected ROOT/CLASS_NAME/FILE, or a list"):
         open_labelled(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_a_table_with_a_row_without_label_or_without_labels(tmp_path):
         open_labelled(tmp_path / "table")
     table = datasets.Dataset.from_dict({"clip": [{"path": "a.mp4", "bytes": b"not opened here"}]})
     table.cast_column("clip", datasets.Video(decode=False)).save_to_disk(tmp_path / "plain")
-    with pytest.raises(InputError, match="has no labels; expected ROOT/CLASS_NAME/FILE or a column of type"):
+    with pytest.raises(InputError, match="has no labels; expected a column of type ClassLabel or one called `label`"):
         open_labelled(tmp_path / "plain")
     assert open_source(tmp_path / "plain").labels is None
 

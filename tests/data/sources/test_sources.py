@@ -9,6 +9,7 @@ from PIL import Image
 from video_files import numbered_frames, write_video
 
 from vicmae_hf.data.sources.sources import DataSourceError, open_source
+from vicmae_hf.errors import InputError
 
 
 def make_files(root, *names):
@@ -127,7 +128,8 @@ def test_nothing_to_read(tmp_path):
     message = error_of(tmp_path / "texts")
     assert "among its 2 files" in message
     assert ".mp4" in message and ".jpg" in message
-    assert "got a file" in error_of(tmp_path / "texts" / "a.txt")
+    with pytest.raises(InputError, match=r"a\.txt: is empty; expected a list of videos or images"):
+        open_source(tmp_path / "texts" / "a.txt")
 
 
 def test_tables_without_media(tmp_path):

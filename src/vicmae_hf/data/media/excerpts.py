@@ -36,6 +36,8 @@ class Excerpt:
         MediaDecodingError: if the video is over before `start`.
     """
 
+    is_long = False
+
     def __init__(self, reader: "MediaReader", start: float | None, end: float | None, name: str):
         self.reader = reader
         start = 0.0 if start is None else start

@@ -27,10 +27,9 @@ from ..sources.sources import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     DataSourceError,
-    as_source_error,
     list_files,
-    load_hub_dataset,
 )
+from ..sources.tables import as_source_error, load_hub_dataset
 
 
 OFFICIAL_CLASS_NAMES = Path(__file__).parent / "class_names"

@@ -20,8 +20,8 @@ from ...settings import setting
 from ..media.other_decoders import check_backend
 from ..media.reading import DecodingArguments, MediaItem
 from ..samples.frame_choice import choose_stored_frames
-from ..sources.labelled import open_labelled
-from ..sources.sources import open_source
+from ..sources.labelled import number_classes, open_labelled
+from ..sources.sources import SourceSettings, open_source
 
 
 # The paper stores every 4th frame of videos that mostly have 30 frames/s.
@@ -86,19 +86,26 @@ class PackingInput:
 
     @classmethod
     def open(
-        cls, name: str | os.PathLike, labelled: bool = False, class_names: Sequence[str] | None = None
+        cls,
+        name: str | os.PathLike,
+        labelled: bool = False,
+        class_names: Sequence[str] | None = None,
+        settings: SourceSettings | None = None,
     ) -> "PackingInput":
         """
-        Opens a source. If `labelled`, it is a folder ROOT/CLASS_NAME/FILE whose classes have the order of
-        `class_names` (see `open_labelled`). A dataset with a column of labels keeps them in any case.
+        Opens a source. If `labelled`, it is a folder ROOT/CLASS_NAME/FILE or a list, whose classes have the order of
+        `class_names` (see `open_labelled`). A list or dataset with a column of labels keeps them in any case.
         """
         name = os.fspath(name)
         if labelled:
-            source = open_labelled(name, class_names)
+            source = open_labelled(name, class_names, "the class names", settings)
             items = source.items
             return cls(name, items, items.list_names(), items.list_sizes(), source.labels, source.class_names)
-        source = open_source(name)
-        return cls(name, source, source.list_names(), source.list_sizes(), source.labels, source.class_names)
+        source = open_source(name, settings)
+        names = source.class_names
+        if names is None and source.labels is not None:
+            names = number_classes(source.labels)
+        return cls(name, source, source.list_names(), source.list_sizes(), source.labels, names)
 
     def digest(self) -> str:
         """Computes the SHA-256 of names, sizes, labels and classes in their order."""

@@ -17,7 +17,7 @@ from ...settings import MAX_SEED, part_of, setting
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles, BadFilesArguments
 from ..media.reading import MediaItem, MediaLoader, MediaReader, ReadingArguments, narrow_at_random
-from ..sources.sources import DataSourceError, MediaSource, open_source
+from ..sources.sources import DataSourceError, MediaSource, SourceSettings, open_source
 from .augmentation import RandomView
 from .frame_sampling import FrameSampling
 
@@ -124,7 +124,7 @@ def make_sample(
 
 
 @dataclass(kw_only=True)
-class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments):
+class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments, SourceSettings):
     """Settings of how pairs are drawn: options of `load_frame_pairs` and flags of `run_pretraining.py`."""
 
     crop_scale: list[float] = setting(
@@ -182,9 +182,9 @@ def load_frame_pairs(
         if len(names) > 1 or settings.samples_per_file > 1:
             raise InputError("A stream has one data source, and gives one sample of each row in an epoch.")
         return open_pair_stream(
-            names[0], view, sampling, bad_files_path, settings.max_bad_files, settings.seed, num_patches
+            names[0], settings, view, sampling, bad_files_path, settings.max_bad_files, settings.seed, num_patches
         )
-    opened = [open_source(name) for name in names]
+    opened = [open_source(name, settings) for name in names]
     bad_files = BadFiles(bad_files_path, sum(map(len, opened)), settings.max_bad_files)
     return FramePairDataset(
         opened, view, sampling, bad_files, loader, settings.samples_per_file, settings.seed, num_patches

@@ -18,13 +18,13 @@ from ..media.bad_files import BadFiles, BadFilesError
 from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem
 from ..sources.sources import (
     DataSourceError,
-    as_source_error,
+    SourceSettings,
     has_frames,
     is_saved_dataset,
     list_media,
-    load_hub_dataset,
     open_source,
 )
+from ..sources.tables import as_source_error, hub_options, load_hub_dataset
 from .augmentation import RandomView
 from .frame_sampling import FrameSampling
 from .pairs import make_sample
@@ -57,7 +57,7 @@ class RowStream:
 
     def count_all_rows(self) -> int:
         """Takes the number from the dataset's description, or else counts."""
-        split = (self.rows.info.splits or {}).get("train")
+        split = (self.rows.info.splits or {}).get(str(self.rows.split))
         if split is not None and split.num_examples:
             return split.num_examples
         return sum(self.count_rows(shard) for shard in range(self.num_shards))
@@ -77,26 +77,25 @@ class RowStream:
         return dataset.shard(self.num_shards, shard).with_format("arrow").iter(READ_ROWS)
 
 
-def open_stream(name: str | os.PathLike) -> RowStream:
+def open_stream(name: str | os.PathLike, settings: SourceSettings | None = None) -> RowStream:
     """
-    Opens a frame store, a Parquet file or a folder of them, or a dataset on the Hub (split "train") as a stream.
+    Opens a frame store, a Parquet file or a folder of them, or a dataset on the Hub as a stream.
     Parquet is read where it is, without the copy that `open_source` makes.
 
     Raises:
         DataSourceError: if it does not exist, or has no column `frames` of encoded frames.
     """
     name = os.fspath(name)
+    settings = SourceSettings() if settings is None else settings
     path = Path(name).expanduser()
     parquet = [str(path)] if path.suffix == ".parquet" else []
     if path.is_dir() and not is_saved_dataset(path):
         _, parquet = list_media(name, path)
     if not path.exists():
         # Only Parquet can give one column without the others. `duration` is the smallest one that every store has.
-        rows = load_hub_dataset(name, "train", streaming=True)
-        if rows.info.builder_name == "parquet":
-            counted = load_hub_dataset(name, "train", streaming=True, columns=["duration"])
-        else:
-            counted = rows
+        load = partial(load_hub_dataset, name, settings.split, streaming=True, **hub_options(settings))
+        rows = load()
+        counted = load(columns=["duration"]) if rows.info.builder_name == "parquet" else rows
     elif parquet:
         files = {"train": parquet}
         with as_source_error(name, "the Parquet files could not be read"):
@@ -105,7 +104,7 @@ def open_stream(name: str | os.PathLike) -> RowStream:
                 for columns in (None, ["duration"])
             )
     else:
-        source = open_source(name)
+        source = open_source(name, settings)
         # Mapped into memory, so counting touches no frames.
         is_store = isinstance(source, FrameStoreSource)
         rows = counted = source.table.to_iterable_dataset(len(source.table.cache_files)) if is_store else None
@@ -267,6 +266,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
 
 def open_pair_stream(
     name: str | os.PathLike,
+    settings: SourceSettings,
     view: RandomView,
     frame_sampling: FrameSampling,
     bad_files_path: str | os.PathLike | None,
@@ -275,7 +275,7 @@ def open_pair_stream(
     num_patches: int | None,
 ) -> FramePairStream:
     """Opens one frame store as a stream of pairs (see `load_frame_pairs`)."""
-    stream = open_stream(name)
+    stream = open_stream(name, settings)
     num_files = stream.count_all_rows()
     return FramePairStream(
         stream, num_files, view, frame_sampling, BadFiles(bad_files_path, num_files, max_bad_files), seed, num_patches

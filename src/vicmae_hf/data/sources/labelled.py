@@ -1,20 +1,23 @@
-"""Labelled media: folders ROOT/CLASS_NAME/FILE, and tables with a column of labels."""
+"""Labelled media: folders ROOT/CLASS_NAME/FILE, lists, and tables with a column of labels."""
 
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 
 from ...errors import InputError
+from ...settings import part_of, setting
 from ..media.reading import MediaItem
+from .frame_store import FrameStoreSource
 from .sources import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     MediaSource,
+    SourceSettings,
     is_saved_dataset,
     list_files,
     open_source,
@@ -23,6 +26,8 @@ from .sources import (
 
 
 logger = logging.getLogger(__name__)
+
+MAX_CLASSES = 1_000_000  # larger indices are numbers of something else
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class LabelledSource:
         all_labels: their class indices, int64.
         class_names: `class_names[label]` is the name of a class.
         indices: which of the items are in this part, in order.
+        has_names: False if the labels are indices that nobody named; the names are then "0", "1", ...
     """
 
     name: str
@@ -43,6 +49,7 @@ class LabelledSource:
     all_labels: np.ndarray
     class_names: list[str]
     indices: np.ndarray
+    has_names: bool = True
 
     @property
     def labels(self) -> np.ndarray:
@@ -65,16 +72,31 @@ class LabelledSource:
         return replace(self, indices=self.indices[np.asarray(indices, dtype=np.int64)])
 
 
+@dataclass(kw_only=True)
+class HeldOutSettings(SourceSettings):
+    """Settings of data to train on, and of data to evaluate on."""
+
+    eval_split: str = setting("validation", "split of eval_data, if that is a dataset on the Hub")
+
+    @property
+    def of_evaluation(self) -> SourceSettings:
+        return replace(part_of(self, SourceSettings), split=self.eval_split)
+
+
 def open_labelled(
-    name: str | os.PathLike, class_names: Sequence[str] | None = None, known_from: str = "the model"
+    name: str | os.PathLike,
+    class_names: Sequence[str] | None = None,
+    known_from: str = "the model",
+    settings: SourceSettings | None = None,
 ) -> LabelledSource:
     """
-    Opens a folder ROOT/CLASS_NAME/FILE, or any dataset or frame store with a column of type ClassLabel.
+    Opens a folder ROOT/CLASS_NAME/FILE, a list of labelled files, or any dataset or frame store with a column of
+    labels.
 
     Args:
         name: see `open_source`.
-        class_names: the classes in the order of their indices, as a model has them. Default: sorted names of a
-            folder's classes, the order of the ClassLabel of a dataset.
+        class_names: the classes in the order of their indices, as a model has them. Default: sorted names, or the
+            order of the ClassLabel of a dataset. Labels that are numbers are indices into them.
         known_from: the owner of these classes, as messages call it.
 
     Raises:
@@ -85,9 +107,9 @@ def open_labelled(
     is_folder = folder.is_dir() and not is_saved_dataset(folder)
     source = open_labelled_folder(name, folder) if is_folder else None
     if source is None:  # also a folder that holds only Parquet files
-        source = open_source(name)
+        source = open_source(name, settings)
     if source.labels is None:
-        raise InputError(f"{name}: has no labels; expected ROOT/CLASS_NAME/FILE or a column of type ClassLabel.")
+        raise InputError(f"{name}: has no labels; expected {describe_labels(source)}.")
     # Training would take -1 for the last class or fail late, so we refuse here.
     without = np.flatnonzero(source.labels < 0)
     if len(without):
@@ -95,9 +117,32 @@ def open_labelled(
             f"{name}: {len(without)} of {len(source)} items have no label, the first: {source[int(without[0])].name}. "
             "Label them or leave them out."
         )
-    labels = source.labels if class_names is None else relabel(source, class_names, known_from)
-    names = source.class_names if class_names is None else list(class_names)
-    return LabelledSource(name, source, labels, names, np.arange(len(source)))
+    has_names = source.class_names is not None
+    names = source.class_names if has_names else number_classes(source.labels)
+    labelled = LabelledSource(name, source, source.labels, names, np.arange(len(source)), has_names)
+    if class_names is not None:
+        return with_class_names(labelled, class_names, known_from)
+    if not has_names and len(np.unique(source.labels)) < len(names):
+        first = np.setdiff1d(np.arange(len(names)), source.labels)[0]
+        logger.warning("%s: %d classes by its largest index, but class %d has no file.", name, len(names), first)
+    return labelled
+
+
+def describe_labels(source: MediaSource | FrameStoreSource) -> str:
+    """Says where labels could come from, for a source without."""
+    if isinstance(source, FrameStoreSource):
+        return "a store that was packed with --labelled, or --label_column"
+    if source.table.column_names == ["path"]:
+        return "ROOT/CLASS_NAME/FILE, or a list of `path label`"
+    return "a column of type ClassLabel or one called `label`; name another with --label_column"
+
+
+def number_classes(labels: np.ndarray) -> list[str]:
+    """Names classes that have only indices: "0", "1", ..., to the largest of `labels`."""
+    largest = int(labels.max(initial=-1))
+    if largest >= MAX_CLASSES:
+        raise InputError(f"expected labels to be class indices below {MAX_CLASSES:,}, got {largest}.")
+    return [str(label) for label in range(largest + 1)]
 
 
 def open_labelled_folder(name: str, folder: Path) -> MediaSource | None:
@@ -123,15 +168,28 @@ def open_labelled_folder(name: str, folder: Path) -> MediaSource | None:
             first,
         )
     paths, labels = map(list, zip(*rows, strict=True))
-    table = table_of_paths(name, paths, labels, label=datasets.ClassLabel(names=class_names))
-    return MediaSource(name, table, "path")
+    return MediaSource(name, table_of_paths(name, paths), "path", None, np.array(labels), class_names)
 
 
-def relabel(source: MediaSource, class_names: Sequence[str], known_from: str) -> np.ndarray:
-    """Returns the labels of a source as indices into `class_names`. `known_from` names their owner in an error."""
+def with_class_names(source: LabelledSource, class_names: Sequence[str], known_from: str) -> LabelledSource:
+    """
+    Turns labels into indices into `class_names`, by name; where they have no names, they are such indices. Raises an
+    InputError, which calls the owner of these classes `known_from`, for classes that it lacks.
+    """
+    class_names = list(class_names)
     # Only classes that occur: a dataset's list of names may be longer than what its files use.
-    used = [source.class_names[label] for label in np.unique(source.labels)]
-    unknown = [class_name for class_name in used if class_name not in class_names]
+    used = [source.class_names[label] for label in np.unique(source.all_labels)]
+    if not source.has_names and not set(used) <= set(class_names):  # else the classes are called by numbers
+        largest = int(source.all_labels.max())
+        if largest >= len(class_names):
+            raise InputError(
+                f"{source.name}: has the class index {largest}, but {known_from} has {len(class_names)} classes, 0 to "
+                f"{len(class_names) - 1}."
+            )
+        return replace(source, class_names=class_names, has_names=True)
+    positions = {compose(class_name): index for index, class_name in enumerate(class_names)}
+    positions |= {class_name: index for index, class_name in enumerate(class_names)}
+    unknown = [class_name for class_name in used if not {class_name, compose(class_name)} & positions.keys()]
     if unknown:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise InputError(
@@ -139,9 +197,15 @@ def relabel(source: MediaSource, class_names: Sequence[str], known_from: str) ->
             f"{len(class_names)}: {', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}."
         )
     # -1 stands for classes that do not occur, so no label becomes -1.
-    positions = {class_name: index for index, class_name in enumerate(class_names)}
-    mapping = np.array([positions.get(class_name, -1) for class_name in source.class_names], dtype=np.int64)
-    return mapping[source.labels]
+    mapping = np.array(
+        [positions.get(name, positions.get(compose(name), -1)) for name in source.class_names], dtype=np.int64
+    )
+    return replace(source, all_labels=mapping[source.all_labels], class_names=class_names, has_names=True)
+
+
+def compose(name: str) -> str:
+    """Of the two forms that Unicode has for letters with marks, file systems and editors may take either."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -152,7 +216,7 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
         InputError: if it cannot be read, is empty, or names a class twice.
     """
     try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list of class names, one a line ({error}).") from error
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -1,19 +1,16 @@
-"""Opens what a user names (folders, Parquet files, datasets) as tables of videos and images."""
+"""Opens what a user names (folders, files, lists, datasets) as tables of videos and images."""
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-from huggingface_hub import HfApi, constants
 
 from ...errors import InputError
-from ...files import read_json
+from ...settings import Settings, setting
 from ..media.reading import EncodedItem
 
 
@@ -29,6 +26,19 @@ class DataSourceError(InputError):
     """A data source is missing, empty or not understood; the message names it and says what was expected."""
 
 
+@dataclass(kw_only=True)
+class SourceSettings(Settings):
+    """Settings of how the names of data are understood, for `open_source`."""
+
+    data_root: str | None = setting(None, "folder that the paths of a list begin in; default: the list's own")
+    split: str = setting("train", "split of a dataset on the Hub")
+    config_name: str | None = setting(None, "configuration of a dataset on the Hub")
+    revision: str | None = setting(None, "branch, tag or commit of a dataset on the Hub; default: the newest")
+    label_column: str | None = setting(
+        None, "column of the labels in a list or table; default: its only ClassLabel, or the column `label`"
+    )
+
+
 class MediaSource:
     """
     A table of videos and images. `datasets` maps it into memory from its file, where there is one.
@@ -38,20 +48,26 @@ class MediaSource:
         table: has the column `column`, of paths (string) or of `{"path", "bytes"}` (`Image` or `Video`, not decoded).
         column: name of that column.
         is_video: whether all rows are videos; None where the file extension tells.
-
-    Attributes:
-        labels: class indices `(N,)`, int64, of the table's column of type ClassLabel; None if it has none. A row
-            without a label has -1.
-        class_names: of the labels, or None.
+        labels: class indices `(N,)`, int64, or None. A row without a label has -1.
+        class_names: of the labels; None where the labels are indices without names.
     """
 
-    def __init__(self, name: str, table: datasets.Dataset, column: str, is_video: bool | None = None):
+    def __init__(
+        self,
+        name: str,
+        table: datasets.Dataset,
+        column: str,
+        is_video: bool | None = None,
+        labels: np.ndarray | None = None,
+        class_names: list[str] | None = None,
+    ):
         self.name = name
         self.table = table.select_columns([column])  # reading a row leaves the others alone
         self.official_names = table["name"] if table.features.get("name") == datasets.Value("string") else None
         self.column = column
         self.is_video = is_video
-        self.labels, self.class_names = read_labels(table)
+        self.labels = labels
+        self.class_names = class_names
 
     def __len__(self) -> int:
         return len(self.table)
@@ -102,45 +118,37 @@ def file_size(path: str | None) -> int:
         return 0
 
 
-def read_labels(table: datasets.Dataset) -> tuple[np.ndarray | None, list[str] | None]:
-    """Returns class indices `(N,)` and names of a table's first column of type ClassLabel; None, None without one."""
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            # As Arrow, not as Python numbers: tables may have millions of rows.
-            labels = table.with_format("arrow").select_columns([column])[:].column(column)
-            return labels.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
-    return None, None
-
-
-def open_source(name: str | os.PathLike) -> "MediaSource | FrameStoreSource":
+def open_source(name: str | os.PathLike, settings: SourceSettings | None = None) -> "MediaSource | FrameStoreSource":
     """
-    Opens a folder of videos and images (any nesting), a frame store, a Parquet file or a folder of them, a folder
-    written by `Dataset.save_to_disk`, or a dataset by its name on the Hub (split "train"). Names of folders are no
-    labels here; `open_labelled` reads them.
+    Opens a folder of videos and images (any nesting), one video or image, a list of them, a frame store, a Parquet
+    file or a folder of them, a folder written by `Dataset.save_to_disk`, or a dataset by its name on the Hub. Names of
+    folders are no labels here; `open_labelled` reads them.
 
     Raises:
         DataSourceError: if it does not exist, holds no videos or images, or is a frame store that is not finished.
+        InputError: if a list is malformed, or some of its files are missing.
     """
+    # Imported here: a folder of videos needs none of it. You may leave it out when you read how pretraining works.
+    from .tables import open_hub_dataset, open_parquet, open_saved_dataset
+
     name = os.fspath(name)
+    settings = SourceSettings() if settings is None else settings
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix == ".parquet":
-            return _open_parquet(name, [str(path)])
-        raise DataSourceError(f"{name}: expected a folder, a .parquet file or a dataset's name, got a file.")
+            return open_parquet(name, [str(path)], settings)
+        if path.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+            return MediaSource(name, table_of_paths(name, [str(path)]), "path")
+        from .lists import open_list
+
+        return open_list(name, path, settings)
     if not path.exists():
-        return _from_dataset(name, load_hub_dataset(name, "train"))
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        raise DataSourceError(f"{name}: expected one split, got a folder of them: name one of {', '.join(splits)}.")
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        with as_source_error(name, "the saved dataset could not be read"):
-            dataset = datasets.load_from_disk(str(path))
-        return _from_dataset(name, dataset)
-    if (path / STORE_FILE).is_file():  # a finished one was opened above
-        raise _unfinished_store_error(name, path)
+        return open_hub_dataset(name, settings)
+    if is_saved_dataset(path):
+        return open_saved_dataset(name, path, settings)
     media, parquet = list_media(name, path)
     if parquet:
-        return _open_parquet(name, parquet)
+        return open_parquet(name, parquet, settings)
     return MediaSource(name, table_of_paths(name, media), "path")
 
 
@@ -152,7 +160,9 @@ def has_frames(features: datasets.Features) -> bool:
 
 def is_saved_dataset(folder: Path) -> bool:
     """Whether a folder was written by `datasets` or is a frame store, finished or not."""
-    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json", STORE_FILE))
+    # `datasets` writes both files. Programs of all kinds leave a state.json alone.
+    is_table = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return is_table or any((folder / file).is_file() for file in ("dataset_dict.json", STORE_FILE))
 
 
 def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
@@ -177,28 +187,14 @@ def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
     return media, parquet
 
 
-def table_of_paths(name: str, paths: list[str], labels: list[int] | None = None, **features) -> datasets.Dataset:
-    """
-    Makes a table with the columns `path` and, if there are labels, `label`, of type `features["label"]`. Raises a
-    DataSourceError if a path is no valid UTF-8.
-    """
-    columns = {"path": paths} | ({} if labels is None else {"label": labels})
+def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:
+    """Makes a table with the column `path`. Raises a DataSourceError if a path is no valid UTF-8."""
     try:
         return datasets.Dataset.from_dict(
-            columns, features=datasets.Features({"path": datasets.Value("string"), **features})
+            {"path": paths}, features=datasets.Features({"path": datasets.Value("string")})
         )
     except UnicodeEncodeError as error:
         raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
-
-
-@contextmanager
-def as_source_error(name: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    # Any exception: the libraries under `datasets` raise pyarrow's errors, the HTTP client's, RuntimeErrors.
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise DataSourceError(f"{name}: {what} ({reason}).") from error
 
 
 def list_files(folder: Path) -> list[str]:
@@ -219,52 +215,3 @@ def list_files(folder: Path) -> list[str]:
         )
         files += [os.path.join(root, entry) for entry in sorted(names) if not entry.startswith(".")]
     return files
-
-
-def _unfinished_store_error(name: str, path: Path) -> DataSourceError:
-    store = read_json(path / STORE_FILE)
-    num_shards = len(list(path.glob("data-*.arrow")))
-    return DataSourceError(
-        f"{name}: the frame store is not finished, {num_shards} of {store.get('num_shards')} shards are written. Go "
-        f"on with: {store.get('command') or 'pack_frames and the same arguments'}"
-    )
-
-
-def _open_parquet(name: str, files: list[str]) -> "MediaSource | FrameStoreSource":
-    with as_source_error(name, "the Parquet files could not be read"):
-        dataset = datasets.Dataset.from_parquet(files)
-    return _from_dataset(name, dataset)
-
-
-def load_hub_dataset(name: str, split: str, **options) -> datasets.Dataset | datasets.IterableDataset:
-    """
-    Loads a split of a dataset on the Hub, with options of `load_dataset`. Raises a DataSourceError if there is none of
-    that name, or no network.
-    """
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise DataSourceError(f"{name}: no such file or folder.")
-    with as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
-        if not constants.HF_HUB_OFFLINE:
-            # Without network this fails at once; load_dataset would try for half a minute.
-            HfApi().dataset_info(name, timeout=10)
-        return datasets.load_dataset(name, split=split, **options)
-
-
-def _from_dataset(name: str, dataset: datasets.Dataset) -> "MediaSource | FrameStoreSource":
-    if has_frames(dataset.features):
-        from .frame_store import ROW_COLUMNS, FrameStoreSource
-
-        missing = [column for column in ROW_COLUMNS if column not in dataset.column_names]
-        if missing or len(dataset) == 0:
-            what = f"the column {missing[0]}" if missing else "rows"
-            raise DataSourceError(f"{name}: its column `frames` makes it a frame store, but it lacks {what}.")
-        return FrameStoreSource(name, dataset, *read_labels(dataset))
-    # decode=False: a row then gives the path or the bytes, and data/media decodes.
-    for kind, is_video in [(datasets.Video, True), (datasets.Image, False)]:
-        for column, feature in dataset.features.items():
-            if isinstance(feature, kind):
-                return MediaSource(name, dataset.cast_column(column, kind(decode=False)), column, is_video)
-    raise DataSourceError(
-        f"{name}: expected a column of type Video or Image, or `frames` of type List(Image), got "
-        f"{', '.join(map(str, dataset.features.values()))} in columns {', '.join(dataset.column_names)}."
-    )

@@ -1,0 +1,353 @@
+"""Reads lists of videos and images: lines `path label`, tables with named columns, metadata files beside media."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from ...errors import InputError
+from ..media.excerpts import name_excerpt
+from ..media.reading import EncodedItem
+from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, SourceSettings
+from .tables import LABEL_COLUMNS, as_source_error, index_labels
+
+
+PATH_COLUMNS = ("path", "file_name", "filename", "file", "video_path", "image_path", "video", "image")
+LABEL_NAMES = (*LABEL_COLUMNS, "class", "class_name")
+LINE = "line number"  # column of where in the file a row is; no header has a name of two words
+WHITESPACE = " "
+DELIMITERS = ("\t", ",", ";", WHITESPACE)
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+SNIFFED_LINES = 1000  # enough to tell how the lines of a list are divided
+
+Columns = dict[str, list[Any]]
+
+
+class ListedSource(MediaSource):
+    """
+    The rows of a list, which may be parts of files.
+
+    Args:
+        name, table, labels, class_names: see `MediaSource`; the table has the columns `path` and `name`.
+        starts, ends: seconds, float64 `(N,)`, NaN for the beginning or the end of the file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: datasets.Dataset,
+        labels: np.ndarray | None,
+        class_names: list[str] | None,
+        starts: np.ndarray,
+        ends: np.ndarray,
+    ):
+        super().__init__(name, table, "path", labels=labels, class_names=class_names)
+        self.starts, self.ends = starts, ends
+
+    def __getitem__(self, index: int) -> EncodedItem:
+        item = super().__getitem__(index)
+        start, end = (None if math.isnan(times[index]) else float(times[index]) for times in (self.starts, self.ends))
+        if start is None and end is None:
+            return item
+        return replace(item, name=f"{item.name} {name_excerpt(start, end)}", start=start, end=end)
+
+
+def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
+    """
+    Opens a list of videos and images. Paths begin in `--data_root`, else in the folder of the list. Every row is an
+    item, also one that repeats another.
+
+    Raises:
+        InputError: if it is malformed, or has rows without a file; all of them are counted.
+    """
+    columns = read_list(path)
+    written = take_column(path, columns, PATH_COLUMNS)
+    if written is None:
+        found = ", ".join(column for column in columns if column != LINE)
+        raise InputError(f"{path}: expected a column `path` of videos or images, got the columns {found}.")
+    root = Path(settings.data_root or path.parent).expanduser()
+    paths = find_files(path, root, columns[LINE], written)
+    starts, ends = read_times(path, columns)
+    labels = take_column(path, columns, LABEL_NAMES, settings.label_column)
+    indices, class_names = (None, None) if labels is None else index_labels(labels)
+    names = [
+        entry if math.isnan(start) and math.isnan(end) else f"{entry} {name_excerpt(*drop_nan(start, end))}"
+        for entry, start, end in zip(written, starts.tolist(), ends.tolist(), strict=True)
+    ]
+    with as_source_error(name, "its paths must be valid UTF-8"):
+        table = datasets.Dataset.from_dict({"path": paths, "name": names})
+    return ListedSource(name, table, indices, class_names, starts, ends)
+
+
+def drop_nan(*times: float) -> list[float | None]:
+    return [None if math.isnan(time) else time for time in times]
+
+
+def take_column(path: Path, columns: Columns, names: Sequence[str], wanted: str | None = None) -> list[Any] | None:
+    """Returns the column `wanted`, or the first of those with one of `names`; None if there is none of them."""
+    if wanted is None:
+        return next((columns[name] for name in names if name in columns), None)
+    column = next((column for column in columns if column.lower() == wanted.lower()), None)
+    if column is None:
+        found = ", ".join(name for name in columns if name != LINE)
+        raise InputError(f"{path}: has no column {wanted!r} (--label_column), but {found}.")
+    return columns[column]
+
+
+# From a file to columns
+
+
+def read_list(path: Path) -> Columns:
+    """
+    Reads a list as columns of text, JSON lines also of numbers: `path`, `label` and others, and the line numbers.
+    Lines without a header have a path, or a path and a label.
+    """
+    text = read_text(path)
+    # Not `splitlines`, which also splits at characters that a path may have.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: is empty; expected a list of videos or images, one `path label` a line.")
+    if lines[0][1].lstrip().startswith("{"):
+        return read_json_columns(path, lines)
+    header, delimiter = find_header(lines[0][1])
+    try:
+        if header is None:
+            return split_lines(path, lines, find_delimiter(lines))
+        if delimiter == WHITESPACE:
+            return read_columns(path, header, ((number, split_words(line, header)) for number, line in lines[1:]))
+        # The whole text, because quoted values may hold line ends. The line number is that of a row's end.
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        rows = ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
+        next(rows)  # the header
+        return read_columns(path, header, rows)
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as a table ({error}).") from error
+
+
+def read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: is no video, image or Parquet file, and no list of them in UTF-8 ({error.reason} at byte "
+            f"{error.start})."
+        ) from error
+    if "\0" in text:
+        raise InputError(f"{path}: is no video, image or Parquet file, and no list of them: it holds binary data.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json_columns(path: Path, lines: list[tuple[int, str]]) -> Columns:
+    rows = []
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: expected a JSON object ({error}).") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: expected a JSON object, got {line.strip()[:40]}.")
+        rows.append({key.strip().lower(): value for key, value in row.items()})
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: [row.get(key) for row in rows] for key in keys} | {LINE: [number for number, _ in lines]}
+
+
+def find_header(line: str) -> tuple[list[str] | None, str]:
+    """Finds the column names of a first line, in small letters, and what divides them; None if it is no header."""
+    for delimiter in DELIMITERS:
+        cells = line.split() if delimiter == WHITESPACE else next(csv.reader([line], delimiter=delimiter))
+        names = [cell.strip().strip('"').lower() for cell in cells]
+        if any(name in PATH_COLUMNS for name in names):
+            return names, delimiter
+    return None, ""
+
+
+def read_columns(path: Path, header: list[str], rows) -> Columns:
+    """Makes columns of rows `(line number, cells)`. Raises an InputError for a row of another length."""
+    numbers, columns = [], [[] for _ in header]
+    for number, cells in rows:
+        cells = [cell.strip() for cell in cells]
+        while len(cells) > len(header) and not cells[-1]:  # a delimiter at the end of the line
+            cells.pop()
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path}, line {number}: expected {len(header)} values ({', '.join(header)}), got {len(cells)}. "
+                "Put quotes around values that hold the delimiter."
+            )
+        numbers.append(number)
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(cell)
+    if not numbers:
+        raise InputError(f"{path}: has a header and no rows; expected videos or images below it.")
+    return dict(zip(header, columns, strict=True)) | {LINE: numbers}
+
+
+def split_words(line: str, header: list[str]) -> list[str]:
+    """Divides a line by spaces, where a path that is the first or the last value may hold spaces itself."""
+    if header[0] in PATH_COLUMNS:
+        path, rest = split_path(line, WHITESPACE)
+        if len(header) == 1:
+            return [line]
+        # A label may hold spaces as well, if nothing follows it.
+        return [path, *rest.split(None, len(header) - 2)]
+    return line.split(None, len(header) - 1)
+
+
+def find_delimiter(lines: list[tuple[int, str]]) -> str | None:
+    """
+    Finds what divides path and label: what most often follows the extension of a video or image. None if nothing
+    follows. Paths without extensions are divided by the first of `DELIMITERS` that the first line holds.
+    """
+    endings = "|".join(re.escape(extension) for extension in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS)
+    sample = [line.strip() for _, line in lines[:SNIFFED_LINES]]
+    counts = {None: sum(bool(re.search(rf'({endings})"?$', line, re.IGNORECASE)) for line in sample)}
+    for delimiter in DELIMITERS:
+        pattern = re.compile(rf'({endings})"?\s*{re.escape(delimiter)}', re.IGNORECASE)
+        counts[delimiter] = sum(bool(pattern.search(line)) for line in sample)
+    if any(counts.values()):
+        return max(counts, key=counts.get)  # the first of equals
+    return next((delimiter for delimiter in DELIMITERS if delimiter in sample[0]), None)
+
+
+def split_lines(path: Path, lines: list[tuple[int, str]], delimiter: str | None) -> Columns:
+    """Divides lines without a header into the columns `path` and, if there are labels, `label`."""
+    numbers = [number for number, _ in lines]
+    if delimiter is None:
+        return {"path": [line.strip().strip('"') for _, line in lines], LINE: numbers}
+    paths, labels = [], []
+    for number, line in lines:
+        media, label = split_path(line, delimiter)
+        if re.fullmatch(r"-?\d+(\s+-?\d+)+", label):
+            # VideoMAE's lists for pretraining have "path 0 -1", where -1 stands for no label.
+            if not label.endswith(" -1"):
+                raise InputError(f"{path}, line {number}: expected one label after the path, got {label!r}.")
+            label = "-1"
+        if not media or not label:
+            raise InputError(f"{path}, line {number}: expected `path label`, got {line.strip()[:80]!r}.")
+        paths.append(media)
+        labels.append(label)
+    return {"path": paths, "label": labels, LINE: numbers}
+
+
+def split_path(line: str, delimiter: str) -> tuple[str, str]:
+    """
+    Divides a line into path and rest. Both may hold the delimiter: the path ends with the last value that has the
+    extension of a video or image, or else before the last value.
+    """
+    line = line.strip()
+    if delimiter == WHITESPACE and not line.startswith('"'):
+        cells = line.replace("\t", " ").split(" ")  # not with `csv`, because quotes within a path belong to it
+    else:
+        cells = next(csv.reader([line], delimiter=delimiter))
+    extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    ends = [
+        place for place, cell in enumerate(cells[:-1], 1) if os.path.splitext(cell.strip())[1].lower() in extensions
+    ]
+    end = ends[-1] if ends else len(cells) - 1
+    return delimiter.join(cells[:end]).strip(), delimiter.join(cells[end:]).strip()
+
+
+# From columns to items
+
+
+def find_files(path: Path, root: Path, numbers: list[int], written: list[Any]) -> list[str]:
+    """
+    Finds the files of a list. Raises an InputError that counts those that are missing, or are no videos or images.
+    """
+    folders = Folders()
+    found, missing, others = [], [], []
+    for number, entry in zip(numbers, written, strict=True):
+        if not isinstance(entry, str) or not entry:
+            raise InputError(f"{path}, line {number}: expected a path, got {entry!r}.")
+        file = folders.find(os.path.join(root, entry))
+        if file is None:
+            missing.append(f"{entry} (line {number})")
+        elif os.path.splitext(file)[1].lower() not in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+            others.append(f"{entry} (line {number})")
+        found.append(file)
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing):,} of {len(written):,} files are missing, the first: {missing[0]}. Their paths "
+            f"begin in {root}; name another folder with --data_root."
+        )
+    if others:
+        raise InputError(
+            f"{path}: {len(others):,} of {len(written):,} files are no videos or images, the first: {others[0]}."
+        )
+    return found
+
+
+class Folders:
+    """
+    The names in folders, each listed once: a list has a million files, and to ask a network drive for each takes
+    minutes. Names match in both forms that Unicode has for letters with marks.
+    """
+
+    def __init__(self):
+        # A folder -> its path as the disk has it, and its names in the composed form -> as they are.
+        self.listings: dict[str, tuple[str, dict[str, str]]] = {}
+
+    def find(self, path: str) -> str | None:
+        """Returns the path of a file or folder as the disk has it; None if there is none."""
+        folder, name = os.path.split(path)
+        if folder not in self.listings:
+            self.listings[folder] = self.list(folder)
+        actual, names = self.listings[folder]
+        found = names.get(unicodedata.normalize("NFC", name))
+        if found is not None and found != name and not os.path.exists(path):  # both forms may be there, as two files
+            return os.path.join(actual, found)
+        # Some file systems know a name by others, for example in small letters.
+        return path if found is not None or os.path.exists(path) else None
+
+    def list(self, folder: str) -> tuple[str, dict[str, str]]:
+        actual = folder or "."
+        if not os.path.isdir(actual):  # its parents may have it in the other form
+            actual = self.find(folder) if os.path.dirname(folder) != folder else None
+        if actual is None or not os.path.isdir(actual):
+            return folder, {}
+        try:
+            names = os.listdir(actual)
+        except OSError:  # a folder that may be entered but not listed
+            names = []
+        return actual, {unicodedata.normalize("NFC", name): name for name in names}
+
+
+def read_times(path: Path, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the columns `start` and `end`, seconds, float64 `(N,)`, NaN where there is nothing."""
+    numbers = columns[LINE]
+    times = []
+    for column in ("start", "end"):
+        values = columns.get(column, [None] * len(numbers))
+        times.append(np.full(len(numbers), np.nan))
+        for row, (number, value) in enumerate(zip(numbers, values, strict=True)):
+            if value is None or value == "":
+                continue
+            try:
+                times[-1][row] = float(value)
+            except (TypeError, ValueError):
+                times[-1][row] = -1.0
+            if not 0 <= times[-1][row] < math.inf:
+                raise InputError(f"{path}, line {number}: expected seconds from 0 on as `{column}`, got {value!r}.")
+    starts, ends = times
+    wrong = np.flatnonzero(ends <= np.nan_to_num(starts))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{path}, line {numbers[row]}: ends at {ends[row]} s, which is not after its start, "
+            f"{np.nan_to_num(starts[row])} s."
+        )
+    return starts, ends

@@ -1,0 +1,151 @@
+"""Opens tables (Parquet files, datasets on the disk or the Hub, frame stores), and finds their labels."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from huggingface_hub import HfApi, constants
+
+from ...errors import InputError
+from ...files import read_json
+from .frame_store import ROW_COLUMNS, FrameStoreSource
+from .sources import STORE_FILE, DataSourceError, MediaSource, SourceSettings, has_frames
+
+
+LABEL_COLUMNS = ("label", "labels")  # names of a column of labels that is no ClassLabel, first come first
+# Whole numbers, also as pandas writes them where some are missing.
+INDEX = re.compile(r"[+-]?\d+(\.0+)?")
+
+
+@contextmanager
+def as_source_error(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    # Any exception: the libraries under `datasets` raise pyarrow's errors, the HTTP client's, RuntimeErrors.
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise DataSourceError(f"{name}: {what} ({reason}).") from error
+
+
+def open_saved_dataset(name: str, path: Path, settings: SourceSettings) -> MediaSource | FrameStoreSource:
+    """Opens a folder of `Dataset.save_to_disk`, or a frame store."""
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise DataSourceError(f"{name}: expected one split, got a folder of them: name one of {', '.join(splits)}.")
+    if not (path / "state.json").is_file():  # which `datasets` needs, and a store gets last
+        store = read_json(path / STORE_FILE)
+        num_shards = len(list(path.glob("data-*.arrow")))
+        raise DataSourceError(
+            f"{name}: the frame store is not finished, {num_shards} of {store.get('num_shards')} shards are written. "
+            f"Go on with: {store.get('command') or 'pack_frames and the same arguments'}"
+        )
+    with as_source_error(name, "the saved dataset could not be read"):
+        dataset = datasets.load_from_disk(str(path))
+    return source_of(name, dataset, settings)
+
+
+def open_parquet(name: str, files: list[str], settings: SourceSettings) -> MediaSource | FrameStoreSource:
+    with as_source_error(name, "the Parquet files could not be read"):
+        dataset = datasets.Dataset.from_parquet(files)
+    return source_of(name, dataset, settings)
+
+
+def open_hub_dataset(name: str, settings: SourceSettings) -> MediaSource | FrameStoreSource:
+    return source_of(name, load_hub_dataset(name, settings.split, **hub_options(settings)), settings)
+
+
+def hub_options(settings: SourceSettings) -> dict[str, str | None]:
+    return {"config_name": settings.config_name, "revision": settings.revision}
+
+
+def load_hub_dataset(
+    name: str, split: str, config_name: str | None = None, revision: str | None = None, **options
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    Loads a split of a dataset on the Hub, with options of `load_dataset`. Raises a DataSourceError if there is none of
+    that name, or no network.
+    """
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise DataSourceError(f"{name}: no such file or folder.")
+    with as_source_error(name, "no such folder, and no dataset of that name could be loaded from the Hub"):
+        if not constants.HF_HUB_OFFLINE:
+            # Without network this fails at once; load_dataset would try for half a minute.
+            HfApi().dataset_info(name, revision=revision, timeout=10)
+        return datasets.load_dataset(name, config_name, split=split, revision=revision, **options)
+
+
+def source_of(name: str, dataset: datasets.Dataset, settings: SourceSettings) -> MediaSource | FrameStoreSource:
+    """Makes a source of a table. Raises a DataSourceError if it has no column of videos, images or stored frames."""
+    labels = read_labels(name, dataset, settings.label_column)
+    if has_frames(dataset.features):
+        missing = [column for column in ROW_COLUMNS if column not in dataset.column_names]
+        if missing or len(dataset) == 0:
+            what = f"the column {missing[0]}" if missing else "rows"
+            raise DataSourceError(f"{name}: its column `frames` makes it a frame store, but it lacks {what}.")
+        return FrameStoreSource(name, dataset, *labels)
+    # decode=False: a row then gives the path or the bytes, and data/media decodes.
+    for kind, is_video in [(datasets.Video, True), (datasets.Image, False)]:
+        for column, feature in dataset.features.items():
+            if isinstance(feature, kind):
+                table = dataset.cast_column(column, kind(decode=False))
+                return MediaSource(name, table, column, is_video, *labels)
+    raise DataSourceError(
+        f"{name}: expected a column of type Video or Image, or `frames` of type List(Image), got "
+        f"{', '.join(map(str, dataset.features.values()))} in columns {', '.join(dataset.column_names)}."
+    )
+
+
+def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple[np.ndarray | None, list[str] | None]:
+    """
+    Reads class indices `(N,)`, -1 for none, and class names, of a column or of the one that `find_label_column` finds.
+    The names are None where the column has plain numbers. None, None without a column.
+    """
+    if column is None:
+        column = find_label_column(table.features)
+    elif column not in table.features:
+        raise InputError(f"{name}: has no column {column!r} (--label_column), but {', '.join(table.column_names)}.")
+    if column is None:
+        return None, None
+    feature = table.features[column]
+    # As Arrow, not as Python numbers: tables may have millions of rows.
+    values = table.with_format("arrow").select_columns([column])[:].column(column)
+    if isinstance(feature, datasets.ClassLabel):
+        return values.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
+    if not is_label(feature):
+        raise InputError(
+            f"{name}: expected class names or indices in column {column!r} (--label_column), got {feature}."
+        )
+    return index_labels(values.to_pylist())
+
+
+def is_label(feature: Any) -> bool:
+    """Whether a column may be one of class names or indices."""
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
+
+
+def find_label_column(features: datasets.Features) -> str | None:
+    """Finds the column of labels: the ClassLabel, if there is one, else the column `label`. None if it is unclear."""
+    columns = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(columns) == 1:
+        return columns[0]
+    named = [column for column in LABEL_COLUMNS if column in (columns or features)]
+    return next((column for column in named if columns or is_label(features[column])), None)
+
+
+def index_labels(values: Sequence[str | int | float | None]) -> tuple[np.ndarray, list[str] | None]:
+    """
+    Turns class names into indices of the sorted names, int64 `(N,)`. Numbers alone are indices already, and have no
+    names. Empty values and negative numbers become -1, which stands for no label.
+    """
+    # One form for letters with marks, because file systems and editors write them in two.
+    texts = [unicodedata.normalize("NFC", "" if value is None else str(value).strip()) for value in values]
+    if all(INDEX.fullmatch(text) for text in texts if text):
+        return np.array([max(int(float(text)), -1) if text else -1 for text in texts], dtype=np.int64), None
+    class_names = sorted(set(texts) - {""})
+    positions = {class_name: index for index, class_name in enumerate(class_names)}
+    return np.array([positions.get(text, -1) for text in texts], dtype=np.int64), class_names

@@ -1,0 +1,230 @@
+import json
+import unicodedata
+
+import numpy as np
+import pytest
+from video_files import numbered_frames, read_numbers, write_video
+
+from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.preparing.packing import PackingInput
+from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.sources import SourceSettings, open_source
+from vicmae_hf.errors import InputError
+
+
+PATHS = ["b.mp4", "my clips/a, 1.mp4", "my clips/c.mp4 old.webm", "d.png"]
+
+
+def make_files(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_files(tmp_path, *PATHS)
+    return tmp_path
+
+
+def rows(source, root):
+    return [(source[index].media.removeprefix(f"{root}/"), int(source.labels[index])) for index in range(len(source))]
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+LABELS = [3, 0, 1, 3]
+QUOTED = [f'"{path}"' for path in PATHS]
+LISTS = {
+    "spaces": "".join(f"{path} {label}\n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "two spaces": "".join(f"{path}  {label} \n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "quoted": "".join(f"{path} {label}\n" for path, label in zip(QUOTED, LABELS, strict=True)),
+    "commas": "".join(f"{path},{label}\n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "commas and spaces": "".join(f"{path}, {label}\n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "tabs": "".join(f"{path}\t{label}\n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "no line end": "\n".join(f"{path} {label}" for path, label in zip(PATHS, LABELS, strict=True)),
+    "empty lines": "\n\n" + "".join(f"{path} {label}\n\n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "header and spaces": "path label\n" + "".join(f"{p} {label}\n" for p, label in zip(PATHS, LABELS, strict=True)),
+    "CSV": "path,label\n" + "".join(f"{path},{label}\n" for path, label in zip(QUOTED, LABELS, strict=True)),
+    "other columns": "id;Label;Path\n" + "".join(f"9;{n};{p}\n" for p, n in zip(QUOTED, LABELS, strict=True)),
+    "label first": "label path\n" + "".join(f"{label} {path}\n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "TSV": "path\tlabel\n" + "".join(f"{path}\t{label}\n" for path, label in zip(PATHS, LABELS, strict=True)),
+    "pandas": "path,label\n" + "".join(f"{path},{label}.0\n" for path, label in zip(QUOTED, LABELS, strict=True)),
+    "JSON lines": "".join(
+        json.dumps({"path": p, "label": label}) + "\n" for p, label in zip(PATHS, LABELS, strict=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("line_ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_every_form(folder, kind, line_ends):
+    path = write(folder / "train.txt", LISTS[kind].replace("\n", line_ends))
+    source = open_labelled(path)
+    assert rows(source, folder) == list(zip(PATHS, LABELS, strict=True))
+    assert source.class_names == ["0", "1", "2", "3"]
+    assert source.list_names() == PATHS
+    assert [source[index].is_video for index in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_byte_order_marks(folder, encoding):
+    for text in (LISTS["spaces"], LISTS["CSV"], LISTS["JSON lines"]):
+        source = open_labelled(write(folder / "train.csv", text, encoding))
+        assert rows(source, folder) == list(zip(PATHS, LABELS, strict=True))
+
+
+def test_labels_that_are_names(folder):
+    names = ["wash, then dry", "jump", "wash, then dry", "été"]
+    text = "".join(f"{path} {name}\n" for path, name in zip(PATHS, names, strict=True))
+    source = open_labelled(write(folder / "train.txt", text))
+    assert source.class_names == ["jump", "wash, then dry", "été"]
+    assert source.labels.tolist() == [1, 0, 1, 2]
+    for name, text in {
+        "train.tsv": "path\tlabel\n" + "".join(f"{p}\t{n}\n" for p, n in zip(PATHS, names, strict=True)),
+        "train.csv": "".join(f"{p},{n}\n" for p, n in zip(PATHS, names, strict=True)),
+    }.items():
+        assert open_labelled(write(folder / name, text)).labels.tolist() == [1, 0, 1, 2]
+    known = open_labelled(folder / "train.tsv", ["été", "x", "jump", "wash, then dry"])
+    assert known.labels.tolist() == [3, 2, 3, 0]
+    with pytest.raises(InputError, match="1 classes are unknown to the model: été"):
+        open_labelled(folder / "train.tsv", ["jump", "wash, then dry"])
+
+
+def test_numbers_are_indices_into_the_known_classes(folder):
+    path = write(folder / "train.txt", LISTS["spaces"])
+    source = open_labelled(path, ["jump", "run", "sing", "wash", "zip"])
+    assert (source.labels.tolist(), source.class_names) == (LABELS, ["jump", "run", "sing", "wash", "zip"])
+    # Classes that are called by numbers are meant by name, in whatever order they are.
+    assert open_labelled(path, ["3", "1", "10", "0"]).labels.tolist() == [0, 3, 1, 0]
+    with pytest.raises(InputError, match=r"train\.txt: has the class index 3, but the names has 3 classes, 0 to 2"):
+        open_labelled(path, ["jump", "run", "sing"], "the names")
+
+
+def test_an_index_without_files_is_told(folder, caplog):
+    open_labelled(write(folder / "train.txt", "b.mp4 1\nd.png 4\n"))
+    assert "5 classes by its largest index, but class 0 has no file" in caplog.text
+    with pytest.raises(InputError, match=r"class indices below 1,000,000, got 20190401"):
+        open_labelled(write(folder / "dates.txt", "b.mp4 20190401\n"))
+
+
+def test_both_forms_of_unicode_match(tmp_path):
+    forms = ["NFC", "NFD"]
+    for form, other in zip(forms, reversed(forms), strict=True):
+        on_disk = unicodedata.normalize(form, "été/à la ñ.mp4")
+        listed = unicodedata.normalize(other, "été/à la ñ.mp4")
+        root = tmp_path / form
+        make_files(root, on_disk)
+        label = unicodedata.normalize(other, "été")
+        path = write(root / "list.txt", f"{listed} {label}\n")
+        source = open_labelled(path, [unicodedata.normalize(form, "été"), "a"])
+        assert rows(source, root) == [(on_disk, 0)]
+        # The same for folders of classes, and for names within a list.
+        assert open_labelled(root, [unicodedata.normalize(other, "été"), "a"]).labels.tolist() == [0]
+    make_files(tmp_path, "b.mp4")
+    mixed = write(tmp_path / "mixed.txt", "".join(f"b.mp4 {unicodedata.normalize(form, 'é')}\n" for form in forms))
+    assert open_labelled(mixed).labels.tolist() == [0, 0]
+
+
+def test_paths_begin_beside_the_list_or_in_the_data_root(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("lists")
+    path = write(elsewhere / "train.txt", f"b.mp4 0\n{folder}/d.png 1\n")
+    source = open_labelled(path, settings=SourceSettings(data_root=str(folder)))
+    assert rows(source, folder) == [("b.mp4", 0), ("d.png", 1)]
+    with pytest.raises(InputError) as raised:
+        open_labelled(path)
+    assert str(raised.value) == (
+        f"{path}: 1 of 2 files are missing, the first: b.mp4 (line 1). Their paths begin in {elsewhere}; name another "
+        "folder with --data_root."
+    )
+
+
+def test_all_missing_files_are_counted(folder):
+    text = "path,label\n" + "b.mp4,0\n" + "".join(f"gone/{index}.mp4,0\n" for index in range(1200))
+    with pytest.raises(InputError, match=r"1,200 of 1,201 files are missing, the first: gone/0\.mp4 \(line 3\)"):
+        open_source(write(folder / "train.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,label\n", "has a header and no rows"),
+        ("path,label\nb.mp4,1,2\n", "line 2: expected 2 values \\(path, label\\), got 3"),
+        ('{"path": "b.mp4"}\n{"path": 3}\n', "line 2: expected a path, got 3"),
+        ('{"path": "b.mp4"}\n["b.mp4"]\n', "line 2: expected a JSON object"),
+        ('{"name": "b.mp4"}\n', "expected a column `path` of videos or images, got the columns name"),
+        ("b.mp4 1\nd.png 0\nd.png\n", "line 3: expected `path label`, got 'd.png'"),
+        ("b.mp4 163 1\n", "line 1: expected one label after the path, got '163 1'"),
+        ("train.csv 1\n", "1 of 1 files are no videos or images, the first: train.csv"),
+        ("path,start,end\nb.mp4,2,1.5\n", "line 2: ends at 1.5 s, which is not after its start, 2.0 s"),
+        ("path,start\nb.mp4,soon\n", "line 2: expected seconds from 0 on as `start`, got 'soon'"),
+        ("path,end\nb.mp4,inf\n", "line 2: expected seconds from 0 on as `end`, got 'inf'"),
+        ("\0\1\2", "is no video, image or Parquet file, and no list of them: it holds binary data"),
+        (b"\xe9\xff.mp4 1", "no list of them in UTF-8"),
+    ],
+)
+def test_lists_that_are_malformed(folder, text, reason):
+    path = folder / "train.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=reason) as raised:
+        open_source(path)
+    assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+
+
+def test_lists_without_labels(folder):
+    for text in ("".join(f"{path}\n" for path in PATHS), "path\n" + "".join(f"{path}\n" for path in PATHS)):
+        path = write(folder / "all.txt", text)
+        source = open_source(path)
+        assert [source[index].media.removeprefix(f"{folder}/") for index in range(4)] == PATHS
+        assert source.labels is None
+        with pytest.raises(InputError, match="has no labels"):
+            open_labelled(path)
+    # VideoMAE's lists for pretraining.
+    path = write(folder / "all.txt", "b.mp4 0 -1\nmy clips/a, 1.mp4 0 -1\n")
+    assert len(open_source(path)) == 2
+    with pytest.raises(InputError, match="2 of 2 items have no label"):
+        open_labelled(path)
+
+
+def test_a_label_column_that_is_named(folder):
+    path = write(folder / "train.csv", "path,label,mood\nb.mp4,1,glad\nd.png,0,sad\n")
+    assert open_labelled(path).labels.tolist() == [1, 0]
+    source = open_labelled(path, settings=SourceSettings(label_column="mood"))
+    assert source.class_names == ["glad", "sad"]
+    with pytest.raises(InputError, match=r"has no column 'colour' \(--label_column\), but path, label, mood"):
+        open_labelled(path, settings=SourceSettings(label_column="colour"))
+
+
+def test_many_clips_of_one_recording(tmp_path):
+    write_video(tmp_path / "day 1.mp4", numbered_frames(40), fps=10)
+    text = "path,label,start,end\nday 1.mp4,walk,0.5,1.5\nday 1.mp4,run,3,\nday 1.mp4,walk,,\n"
+    source = open_labelled(write(tmp_path / "clips.csv", text))
+    assert source.list_names() == ["day 1.mp4 [0.5-1.5 s]", "day 1.mp4 [3.0-end s]", "day 1.mp4"]
+    assert [source[index].name for index in range(3)] == [f"{tmp_path}/{name}" for name in source.list_names()]
+    frames = [
+        read_numbers(MediaLoader().read_frames(source[index], lambda reader: range(reader.num_frames)))
+        for index in range(3)
+    ]
+    assert frames == [[*range(5, 15)], [*range(30, 40)], [*range(40)]]
+    # The same as JSON lines, with numbers.
+    lines = [{"path": "day 1.mp4", "label": "walk", "start": 0.5, "end": 1.5}, {"path": "day 1.mp4", "start": 3}]
+    other = open_source(write(tmp_path / "clips.jsonl", "\n".join(map(json.dumps, lines))))
+    assert other.list_names() == source.list_names()[:2]
+    assert (other[1].start, other[1].end) == (3.0, None)
+    assert other.labels.tolist() == [0, -1]
+
+
+def test_a_packed_list_keeps_its_labels(folder):
+    path = write(folder / "train.txt", LISTS["spaces"])
+    plain, labelled = PackingInput.open(path), PackingInput.open(path, labelled=True)
+    for packed in (plain, labelled):
+        assert (packed.labels.tolist(), packed.class_names) == (LABELS, ["0", "1", "2", "3"])
+    assert plain.digest() == labelled.digest()
+    assert np.array_equal(PackingInput.open(path, True, ["a", "b", "c", "d"]).labels, LABELS)
+
+
+def test_repeated_rows_are_items_of_their_own(folder):
+    assert len(open_source(write(folder / "twice.txt", "b.mp4 0\nb.mp4 0\n"))) == 2
