@@ -23,7 +23,7 @@ from vicmae_hf.evaluation.results import check_output_dir, describe, write_evalu
 from vicmae_hf.evaluation.temporal_ablation import FrameOrders
 from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
 from vicmae_hf.training.engines import check_engine
-from vicmae_hf.training.session import run_script
+from vicmae_hf.training.session import refuse_data_folder, run_script
 
 
 @dataclass(kw_only=True)
@@ -53,6 +53,7 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     if accelerator.is_main_process:
         check_output_dir(arguments.output_dir)
+        refuse_data_folder(arguments.output_dir, [arguments.data])
     classifier = load_classifier(arguments.model_name_or_path, arguments.label_names)
     if arguments.num_frames is None:
         arguments.num_frames = classifier.num_frames

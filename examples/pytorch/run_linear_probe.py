@@ -21,7 +21,7 @@ from vicmae_hf.evaluation.results import check_output_dir
 from vicmae_hf.files import write_json
 from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.engines import check_engine
-from vicmae_hf.training.session import run_script
+from vicmae_hf.training.session import refuse_data_folder, run_script
 
 
 @dataclass(kw_only=True)
@@ -40,6 +40,7 @@ class ProbeArguments(ReadingArguments, HeldOutSettings):
 def main() -> None:
     arguments = parse_arguments(ProbeArguments)
     check_output_dir(arguments.output_dir)
+    refuse_data_folder(arguments.output_dir, [arguments.train_data, arguments.eval_data])
     check_engine()
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)

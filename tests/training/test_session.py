@@ -58,6 +58,15 @@ def test_a_config_that_cannot_be_is_one_line(overrides):
         build_model(ViCMAEForPreTraining, arguments(config_overrides=overrides))
 
 
+def test_an_output_folder_of_data_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "data")
+    for name in ("data", "linked"):
+        with pytest.raises(ArgumentsError, match="data is a folder of data; choose another, or one below it"):
+            check_output_dir(arguments(train_data=["x", str(tmp_path / name)], output_dir=str(tmp_path / "data")))
+    check_output_dir(arguments(train_data=[str(tmp_path / "data")], output_dir=str(tmp_path / "data" / "run")))
+
+
 def test_a_finished_run_without_checkpoints_is_not_trained_again_by_latest(tmp_path):
     settings = arguments(output_dir=str(tmp_path), resume_from_checkpoint="latest")
     check_output_dir(settings)

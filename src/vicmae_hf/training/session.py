@@ -212,8 +212,9 @@ def adopt_accumulation(arguments: TrainingArguments, launched: int) -> None:
 
 
 def check_output_dir(arguments: TrainingArguments) -> None:
-    """Raises an ArgumentsError if the run would replace another one without being told to."""
+    """Raises an ArgumentsError if the run would replace another one without being told to, or write into its data."""
     folder = Path(arguments.output_dir)
+    refuse_data_folder(folder, [*arguments.train_data, getattr(arguments, "eval_data", None)])
     if folder.exists() and not folder.is_dir():
         raise ArgumentsError(f"--output_dir {folder} is a file; expected a folder.")
     for path in [*folder.glob("*"), *folder.glob("plots/*")]:
@@ -238,6 +239,13 @@ def check_output_dir(arguments: TrainingArguments) -> None:
             f"--output_dir {folder} already holds a run. Go on with it (--resume_from_checkpoint latest), choose "
             "another folder, or replace it (--overwrite_output_dir)."
         )
+
+
+def refuse_data_folder(folder: str | os.PathLike, data: Iterable[str | None]) -> None:
+    """Raises an ArgumentsError if an output folder is one of data. (A folder below it is left out of the data.)"""
+    for name in data:
+        if name is not None and os.path.exists(name) and os.path.realpath(name) == os.path.realpath(folder):
+            raise ArgumentsError(f"--output_dir {folder} is a folder of data; choose another, or one below it.")
 
 
 def lock_output_dir(folder: Path) -> None:

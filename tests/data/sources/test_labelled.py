@@ -1,6 +1,7 @@
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
 from vicmae_hf.data.sources.labelled import open_labelled, read_class_names
 from vicmae_hf.data.sources.sources import open_source
@@ -23,9 +24,8 @@ def test_classes_follow_sorted_names(tmp_path):
     # No class folders, no media, or hidden (macOS leaves files like ._b.mp4).
     make_files(tmp_path, "readme.txt", "loose.mp4", "sing/notes.txt", ".cache/x.mp4", "wash/._b.mp4")
     source = open_labelled(tmp_path)
-    assert listed(source, tmp_path) == [("Zoo/d.png", 0), ("jump/c.webm", 1), ("wash/a.JPG", 3), ("wash/b.mp4", 3)]
-    # Missing files shift no labels.
-    assert source.class_names == ["Zoo", "jump", "sing", "wash"]
+    assert listed(source, tmp_path) == [("Zoo/d.png", 0), ("jump/c.webm", 1), ("wash/a.JPG", 2), ("wash/b.mp4", 2)]
+    assert source.class_names == ["Zoo", "jump", "wash"]
 
 
 def test_classes_in_a_given_order(tmp_path):
@@ -100,6 +100,61 @@ def test_a_table_with_a_row_without_label_or_without_labels(tmp_path):
     with pytest.raises(InputError, match="has no labels; expected a column of type ClassLabel or one called `label`"):
         open_labelled(tmp_path / "plain")
     assert open_source(tmp_path / "plain").labels is None
+
+
+def test_folders_without_media_are_no_classes(tmp_path, caplog):
+    make_files(tmp_path, "b/0.mp4", "a/0.mp4", "annotations/list.txt", "__MACOSX/a/._0.mp4", "__MACOSX/a/0.mp4")
+    make_files(tmp_path, "@eaDir/0.mp4/thumb.jpg", "@eaDir/thumb.jpg", "lost+found/0.mp4")
+    (tmp_path / "empty").mkdir()
+    source = open_labelled(tmp_path)
+    assert (source.class_names, listed(source, tmp_path)) == (["a", "b"], [("a/0.mp4", 0), ("b/0.mp4", 1)])
+    assert "5 folders are no classes, without videos or images in them: @eaDir, __MACOSX, annotations" in caplog.text
+
+
+METADATA = {
+    "csv": "file_name,label\nx.mp4,wash\ndeep/y.png,jump\n",
+    "jsonl": '{"file_name": "x.mp4", "label": "wash"}\n{"file_name": "deep/y.png", "label": "jump"}\n',
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_metadata_beside_media(tmp_path, kind, caplog):
+    make_files(tmp_path, "x.mp4", "deep/y.png", "deep/unlisted.png")
+    if kind == "parquet":
+        columns = {"file_name": ["x.mp4", "deep/y.png"], "label": ["wash", "jump"]}
+        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "metadata.parquet")
+    else:
+        (tmp_path / f"metadata.{kind}").write_text(METADATA[kind])
+    source = open_labelled(tmp_path)
+    assert source.class_names == ["jump", "wash"]
+    assert listed(source, tmp_path) == [("x.mp4", 1), ("deep/y.png", 0)]
+    assert source.list_names() == ["x.mp4", "deep/y.png"]
+    assert f"left out 1 files that no metadata file has, the first: {tmp_path}/deep/unlisted.png" in caplog.text
+    # Without labels, all are data.
+    assert len(open_source(tmp_path)) == 3
+    (tmp_path / "x.mp4").rename(tmp_path / "z.mp4")
+    with pytest.raises(InputError, match=rf"metadata\.{kind}: 1 of 2 files are missing, the first: x\.mp4"):
+        open_labelled(tmp_path)
+
+
+def test_metadata_in_several_folders_and_as_datasets_reads_them(tmp_path):
+    pictures = {"train/0.png": 2, "train/1.png": 0, "test/0.png": 1}
+    for name in pictures:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label,title\n0.png,2,a\n1.png,0,b\n")
+    (tmp_path / "test" / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 1}\n')
+    assert listed(open_labelled(tmp_path), tmp_path) == sorted(pictures.items())
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "train"), split="train")
+    assert open_labelled(tmp_path / "train").labels.tolist() == theirs["label"]
+
+
+def test_metadata_of_something_else(tmp_path):
+    make_files(tmp_path, "a/0.mp4", "b/0.mp4")
+    for text in ("id,size\n1,2\n", "file_name,size\na/0.mp4,3\n", "made in 2024\n"):
+        (tmp_path / "metadata.csv").write_text(text)
+        assert open_labelled(tmp_path).class_names == ["a", "b"]
+        assert len(open_source(tmp_path)) == 2
 
 
 def test_a_list_of_class_names(tmp_path):

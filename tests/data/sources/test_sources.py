@@ -186,6 +186,24 @@ def test_media_beside_parquet_files_is_an_error(tmp_path):
         open_source(tmp_path)
 
 
+def test_files_of_other_programs_beside_media(tmp_path):
+    make_files(tmp_path, "a.mp4", "state.json", "deep/b.mp4", "deep/state.json", "lost+found/c.mp4")
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
+    assert [media for media, _ in listed(open_source(tmp_path))] == [
+        f"{tmp_path}/{n}" for n in ("a.mp4", "deep/b.mp4")
+    ]
+
+
+def test_output_folders_are_no_data(tmp_path, caplog):
+    make_files(tmp_path, "a.mp4", "run/arguments.json", "run/metrics.jsonl", "run/plots/losses.png")
+    make_files(tmp_path, "deep/evaluation/arguments.json", "deep/evaluation/all_results.json", "deep/evaluation/a.png")
+    make_files(tmp_path, "settings/arguments.json", "settings/b.mp4")  # of something else
+    files = [media for media, _ in listed(open_source(tmp_path))]
+    assert files == [f"{tmp_path}/a.mp4", f"{tmp_path}/settings/b.mp4"]
+    assert f"{tmp_path}/run: left out, because it is the output folder of a run" in caplog.text
+    assert "is the output folder of a run" in error_of(tmp_path / "run")
+
+
 def test_a_saved_dataset_dict_asks_for_a_split(tmp_path):
     split = datasets.Dataset.from_dict({"image": []})
     datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "saved")

@@ -22,7 +22,7 @@ import datasets
 import pyarrow.compute as pc
 
 from ...errors import InputError
-from ..sources.labelled import read_class_names
+from ..sources.labelled import find_classes, read_class_names
 from ..sources.sources import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -299,7 +299,7 @@ def list_imagenet(request: Request) -> Listing:
 def list_folder(request: Request) -> Listing:
     """
     Lists ROOT/CLASS_NAME/FILE, or with splits ROOT/SPLIT/CLASS_NAME/FILE. The sorted names of the folders are the
-    class order. If there is ROOT/train, its folders decide for every split. A class without files keeps its index.
+    class order. If there is ROOT/train, its folders decide for every split. Folders without media are no classes.
     """
     media = find_media(request, SPLIT_NAMES[request.split] if request.split else ["."])
     training = Path(request.root, "train")
@@ -333,7 +333,9 @@ def list_class_folders(
 
 
 def class_folders(media: str | Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(media) if entry.is_dir() and not entry.name.startswith("."))
+    extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    files = [path for path in list_files(Path(media)) if os.path.splitext(path)[1].lower() in extensions]
+    return find_classes(Path(media), files)
 
 
 def is_imagenet_table(request: Request) -> bool:

@@ -27,6 +27,7 @@ from .sources import (
 
 logger = logging.getLogger(__name__)
 
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 MAX_CLASSES = 1_000_000  # larger indices are numbers of something else
 
 
@@ -105,7 +106,8 @@ def open_labelled(
     name = os.fspath(name)
     folder = Path(name).expanduser()
     is_folder = folder.is_dir() and not is_saved_dataset(folder)
-    source = open_labelled_folder(name, folder) if is_folder else None
+    settings = SourceSettings() if settings is None else settings
+    source = open_labelled_folder(name, folder, settings) if is_folder else None
     if source is None:  # also a folder that holds only Parquet files
         source = open_source(name, settings)
     if source.labels is None:
@@ -145,15 +147,21 @@ def number_classes(labels: np.ndarray) -> list[str]:
     return [str(label) for label in range(largest + 1)]
 
 
-def open_labelled_folder(name: str, folder: Path) -> MediaSource | None:
+def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> MediaSource | None:
     """
-    Opens videos and images of `folder/CLASS_NAME/FILE`. Class indices follow sorted names. A class without files keeps
-    its index. Files elsewhere have no class, and a warning counts them. Returns None if no file has a class.
+    Opens videos and images beside a metadata file with labels, or of `folder/CLASS_NAME/FILE`. Class indices follow
+    sorted names. Files elsewhere have no class, and a warning counts them. Returns None if no file has a class.
     """
     extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
     media = [path for path in list_files(folder) if os.path.splitext(path)[1].lower() in extensions]
-    # Names of folders, not of files found: else a class that lacks files would shift the indices of all others.
-    class_names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    metadata = find_metadata(folder, media)
+    if metadata:
+        from .lists import open_metadata  # imported here, because few have such files
+
+        source = open_metadata(name, metadata, media, settings)
+        if source is not None:
+            return source
+    class_names = find_classes(folder, media)
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     places = [path.removeprefix(str(folder) + os.sep).split(os.sep) for path in media]
     rows = [(path, labels[place[0]]) for path, place in zip(media, places, strict=True) if len(place) == 2]
@@ -169,6 +177,33 @@ def open_labelled_folder(name: str, folder: Path) -> MediaSource | None:
         )
     paths, labels = map(list, zip(*rows, strict=True))
     return MediaSource(name, table_of_paths(name, paths), "path", None, np.array(labels), class_names)
+
+
+def find_classes(folder: Path, media: Sequence[str]) -> list[str]:
+    """
+    Finds the classes of ROOT/CLASS_NAME/FILE, sorted. Folders without media (annotations, what is left of an archive)
+    are no classes, and a warning names them.
+    """
+    root = str(folder) + os.sep
+    places = [path.removeprefix(root).split(os.sep) for path in media]
+    class_names = sorted({place[0] for place in places if len(place) == 2})
+    entries = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    others = sorted(set(entries) - set(class_names))
+    if class_names and others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        logger.warning(
+            "%s: %d folders are no classes, without videos or images in them: %s", folder, len(others), shown
+        )
+    return class_names
+
+
+def find_metadata(folder: Path, media: Sequence[str]) -> list[Path]:
+    """Finds the metadata files (the layout of VideoFolder and ImageFolder of `datasets`) in the folders of media."""
+    folders = {Path(path) for path in {os.path.dirname(path) for path in media}}
+    folders |= {parent for path in folders for parent in path.parents if parent.is_relative_to(folder)}
+    # From the outermost on: the file that is nearest to a video has the last word.
+    candidates = [path / name for path in sorted(folders) for name in METADATA_FILES]
+    return [path for path in candidates if path.is_file()]
 
 
 def with_class_names(source: LabelledSource, class_names: Sequence[str], known_from: str) -> LabelledSource:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -14,13 +15,16 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 
 from ...errors import InputError
 from ..media.excerpts import name_excerpt
 from ..media.reading import EncodedItem
-from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, SourceSettings
+from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, SourceSettings, table_of_paths
 from .tables import LABEL_COLUMNS, as_source_error, index_labels
 
+
+logger = logging.getLogger(__name__)
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "video_path", "image_path", "video", "image")
 LABEL_NAMES = (*LABEL_COLUMNS, "class", "class_name")
@@ -89,6 +93,38 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
     return ListedSource(name, table, indices, class_names, starts, ends)
 
 
+def open_metadata(
+    name: str, files: Sequence[Path], media: Sequence[str], settings: SourceSettings
+) -> MediaSource | None:
+    """
+    Opens media with the labels that metadata files beside them have: columns `file_name` (a path below the file's
+    folder) and `label`, or the one of `--label_column`. Returns None if no file has these columns.
+
+    Raises:
+        InputError: if a metadata file names files that are missing.
+    """
+    labels = {}
+    for file in files:
+        # Of the same name, but of something else.
+        if file.suffix == ".csv" and "file_name" not in (find_header(read_text(file).partition("\n")[0])[0] or []):
+            continue
+        columns = read_list(file)
+        written, values = columns.get("file_name"), None
+        if settings.label_column is None or settings.label_column.lower() in columns:
+            values = take_column(file, columns, LABEL_NAMES, settings.label_column)
+        if written is not None and values is not None:
+            labels |= dict(zip(find_files(file, file.parent, columns[LINE], written), values, strict=True))
+    if not labels:
+        return None
+    listed = [path for path in media if path in labels]
+    if len(listed) < len(media):
+        first = next(path for path in media if path not in labels)
+        left_out = len(media) - len(listed)
+        logger.warning("%s: left out %d files that no metadata file has, the first: %s", name, left_out, first)
+    indices, class_names = index_labels([labels[path] for path in listed])
+    return MediaSource(name, table_of_paths(name, listed), "path", None, indices, class_names)
+
+
 def drop_nan(*times: float) -> list[float | None]:
     return [None if math.isnan(time) else time for time in times]
 
@@ -112,6 +148,8 @@ def read_list(path: Path) -> Columns:
     Reads a list as columns of text, JSON lines also of numbers: `path`, `label` and others, and the line numbers.
     Lines without a header have a path, or a path and a label.
     """
+    if path.suffix == ".parquet":
+        return read_parquet_columns(path)
     text = read_text(path)
     # Not `splitlines`, which also splits at characters that a path may have.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -150,6 +188,14 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise InputError(f"{path}: is no video, image or Parquet file, and no list of them: it holds binary data.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_parquet_columns(path: Path) -> Columns:
+    with as_source_error(str(path), "cannot be read as Parquet"):
+        table = pyarrow.parquet.read_table(path)
+    return {name.lower(): table.column(name).to_pylist() for name in table.column_names} | {
+        LINE: list(range(1, len(table) + 1))
+    }
 
 
 def read_json_columns(path: Path, lines: list[tuple[int, str]]) -> Columns:

@@ -1,6 +1,8 @@
 """Opens what a user names (folders, files, lists, datasets) as tables of videos and images."""
 
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +19,13 @@ from ..media.reading import EncodedItem
 if TYPE_CHECKING:  # only for annotations: it is loaded when there is a store
     from .frame_store import FrameStoreSource
 
+logger = logging.getLogger(__name__)
+
 STORE_FILE = "store.json"  # settings and list of items of a frame store
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+# Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
+SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
 
 
 class DataSourceError(InputError):
@@ -172,8 +178,12 @@ def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
     """
     files = list_files(folder)
     media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
-    parquet = [file for file in files if file.endswith(".parquet")]
-    stored = [file for file in files if os.path.basename(file) in (STORE_FILE, "state.json")]
+    # Beside media, a metadata file describes them.
+    parquet = [
+        file for file in files if file.endswith(".parquet") and not (media and file.endswith("metadata.parquet"))
+    ]
+    marks = [file for file in files if os.path.basename(file) in (STORE_FILE, "state.json", "dataset_dict.json")]
+    stored = [file for file in marks if is_saved_dataset(Path(file).parent)]
     for other in (parquet, stored):
         if media and other:
             raise DataSourceError(
@@ -210,8 +220,22 @@ def list_files(folder: Path) -> list[str]:
         raise DataSourceError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
 
     for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        if is_output_folder(names):
+            # Its pictures would be trained on, and a run that goes on would find other data than before.
+            if root == os.fspath(folder):
+                raise DataSourceError(f"{folder}: is the output folder of a run; name a folder of videos or images.")
+            logger.warning("%s: left out, because it is the output folder of a run.", root)
+            folders.clear()
+            continue
         folders[:] = sorted(  # in place: os.walk goes down into what is left
-            entry for entry in folders if not entry.startswith(".") and is_new(os.path.join(root, entry))
+            entry
+            for entry in folders
+            if not entry.startswith(".") and entry not in SYSTEM_FOLDERS and is_new(os.path.join(root, entry))
         )
         files += [os.path.join(root, entry) for entry in sorted(names) if not entry.startswith(".")]
     return files
+
+
+def is_output_folder(names: Iterable[str]) -> bool:
+    """Whether a folder of these files is one that a training, an evaluation or a probe writes."""
+    return "arguments.json" in names and not {"metrics.jsonl", "all_results.json", "config.json"}.isdisjoint(names)
