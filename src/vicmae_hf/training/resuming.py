@@ -20,7 +20,7 @@ class CheckpointError(InputError):
 # What a resumed run may have otherwise: where things are and how they are reported, how fast and how patiently files
 # are read, how the same batch is divided, how memory is saved.
 MAY_CHANGE = {
-    *("output_dir", "train_data", "eval_data", "probe_data", "probe_steps"),
+    *("output_dir", "train_data", "eval_data", "probe_data", "data_root", "probe_steps"),
     *("logging_steps", "checkpointing_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id"),
     *("resume_from_checkpoint", "overwrite_output_dir", "num_train_epochs", "max_train_steps", "max_skipped_updates"),
     *("dataloader_num_workers", "seconds_per_file", "max_bad_files", "gradient_checkpointing"),

@@ -1,10 +1,12 @@
 import datasets
 import numpy as np
 import pytest
+from local_hub import hub_of_this_process, run_local_hub
+from packed_stores import pack
 from PIL import Image
 
-from vicmae_hf.data.sources.labelled import open_labelled, read_class_names
-from vicmae_hf.data.sources.sources import open_source
+from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, read_class_names
+from vicmae_hf.data.sources.sources import SourceSettings, open_source
 from vicmae_hf.errors import InputError
 
 
@@ -166,3 +168,96 @@ def test_a_list_of_class_names(tmp_path):
         read_class_names(path)
     with pytest.raises(InputError, match=r"gone\.txt: cannot be read as a list of class names"):
         read_class_names(tmp_path / "gone.txt")
+
+
+def write_columns(path, count, **columns):
+    clips = [{"path": f"{index}.mp4", "bytes": b"not opened here"} for index in range(count)]
+    table = datasets.Dataset.from_dict({"clip": clips, **columns})
+    table.cast_column("clip", datasets.Video(decode=False)).save_to_disk(path)
+    return path
+
+
+def test_labels_of_a_table_that_are_names_or_numbers(tmp_path):
+    source = open_labelled(write_columns(tmp_path / "names", 3, label=["wash", "jump", "wash"]))
+    assert (source.labels.tolist(), source.class_names) == ([1, 0, 1], ["jump", "wash"])
+    source = open_labelled(write_columns(tmp_path / "numbers", 3, label=[2, 0, 1], name=["x", "y", "z"]))
+    assert (source.labels.tolist(), source.class_names) == ([2, 0, 1], ["0", "1", "2"])
+    assert open_labelled(tmp_path / "numbers", ["jump", "run", "wash"]).class_names == ["jump", "run", "wash"]
+    with pytest.raises(InputError, match="1 of 2 items have no label"):
+        open_labelled(write_columns(tmp_path / "gap", 2, label=["wash", None]))
+
+
+def test_a_table_with_several_columns_of_labels_asks_for_one(tmp_path):
+    coarse, fine = datasets.ClassLabel(names=["x", "y"]), datasets.ClassLabel(names=["a", "b", "c"])
+    table = datasets.Dataset.from_dict({"coarse": [0, 1], "fine": [2, 0], "mood": ["sad", "glad"], "length": [1.5, 2]})
+    clips = write_columns(tmp_path / "clips", 2)
+    table = datasets.concatenate_datasets([datasets.load_from_disk(clips), table], axis=1)
+    table.cast_column("coarse", coarse).cast_column("fine", fine).save_to_disk(tmp_path / "several")
+    assert open_source(tmp_path / "several").labels is None  # who needs no labels need not choose
+
+    def labels(column):
+        source = open_labelled(tmp_path / "several", settings=SourceSettings(label_column=column))
+        return source.labels.tolist(), source.class_names
+
+    with pytest.raises(InputError, match=r"has no labels; expected a column .* name another with --label_column"):
+        labels(None)
+    assert labels("coarse") == ([0, 1], ["x", "y"])
+    assert labels("fine") == ([2, 0], ["a", "b", "c"])
+    assert labels("mood") == ([1, 0], ["glad", "sad"])
+    with pytest.raises(InputError, match=r"has no column 'age' \(--label_column\), but clip, coarse, fine"):
+        labels("age")
+    with pytest.raises(InputError, match=r"indices in column 'length' \(--label_column\), got Value"):
+        labels("length")
+
+
+def test_a_store_without_labels_names_the_flag(tmp_path):
+    make_files(tmp_path, "clips/a/0.png", "clips/b/0.png")
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / "clips" / name / "0.png")
+    pack(tmp_path / "clips", tmp_path / "store")
+    with pytest.raises(InputError, match="has no labels; expected a store that was packed with --labelled"):
+        open_labelled(tmp_path / "store")
+
+
+def test_splits_and_configurations_on_the_hub(tmp_path):
+    files, readme = {}, "---\nconfigs:\n"
+    for config, names in {"small": ["a"], "large": ["b", "c"]}.items():
+        readme += f"- config_name: {config}\n  data_files:\n"
+        for split in ("train", "validation", "test"):
+            label = [f"{name} of {split}" for name in names]
+            table = datasets.load_from_disk(write_columns(tmp_path / f"{config} {split}", len(label), label=label))
+            table.to_parquet(tmp_path / "table.parquet")
+            files[f"{config}/{split}.parquet"] = (tmp_path / "table.parquet").read_bytes()
+            readme += f"  - split: {split}\n    path: {config}/{split}.parquet\n"
+    files["README.md"] = f"{readme}---\n".encode()
+
+    with run_local_hub() as hub, hub_of_this_process(hub.url):
+        hub.repositories["datasets/someone/clips"] = files
+
+        def names(**settings):
+            return open_labelled("someone/clips", settings=SourceSettings(**settings)).class_names
+
+        assert names(config_name="small") == ["a of train"]
+        assert names(config_name="large", split="test") == ["b of test", "c of test"]
+        held_out = HeldOutSettings(config_name="large").of_evaluation
+        assert open_labelled("someone/clips", settings=held_out).class_names == ["b of validation", "c of validation"]
+        for settings, reason in [
+            ({}, "Config name is missing"),
+            ({"config_name": "small", "split": "dev"}, "dev"),
+        ]:
+            with pytest.raises(InputError, match=rf"^someone/clips: no such folder, and no dataset .*{reason}"):
+                names(**settings)
+
+
+def test_a_revision_on_the_hub(monkeypatch):
+    asked = []
+
+    def load_dataset(*names, **options):
+        asked.append((names, options))
+        raise ValueError("not here")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    settings = SourceSettings(split="test", config_name="large", revision="v2")
+    with pytest.raises(InputError, match="not here"):
+        open_source("someone/clips", settings)
+    assert asked == [(("someone/clips", "large"), {"split": "test", "revision": "v2"})]

@@ -194,6 +194,12 @@ def test_files_of_other_programs_beside_media(tmp_path):
     ]
 
 
+def test_one_file_is_a_source_of_one_item(tmp_path):
+    make_files(tmp_path, "a clip [1].MP4", "b.png")
+    assert listed(open_source(tmp_path / "a clip [1].MP4")) == [(f"{tmp_path}/a clip [1].MP4", True)]
+    assert listed(open_source(tmp_path / "b.png")) == [(f"{tmp_path}/b.png", False)]
+
+
 def test_output_folders_are_no_data(tmp_path, caplog):
     make_files(tmp_path, "a.mp4", "run/arguments.json", "run/metrics.jsonl", "run/plots/losses.png")
     make_files(tmp_path, "deep/evaluation/arguments.json", "deep/evaluation/all_results.json", "deep/evaluation/a.png")

@@ -93,7 +93,7 @@ def open_stream(name: str | os.PathLike, settings: SourceSettings | None = None)
         _, parquet = list_media(name, path)
     if not path.exists():
         # Only Parquet can give one column without the others. `duration` is the smallest one that every store has.
-        load = partial(load_hub_dataset, name, settings.split, streaming=True, **hub_options(settings))
+        load = partial(load_hub_dataset, name, streaming=True, **hub_options(settings))
         rows = load()
         counted = load(columns=["duration"]) if rows.info.builder_name == "parquet" else rows
     elif parquet:

@@ -77,11 +77,11 @@ class LabelledSource:
 class HeldOutSettings(SourceSettings):
     """Settings of data to train on, and of data to evaluate on."""
 
-    eval_split: str = setting("validation", "split of eval_data, if that is a dataset on the Hub")
+    eval_split: str | None = setting(None, "split of eval_data, if that is on the Hub; default: validation")
 
     @property
     def of_evaluation(self) -> SourceSettings:
-        return replace(part_of(self, SourceSettings), split=self.eval_split)
+        return replace(part_of(self, SourceSettings), split=self.eval_split or "validation")
 
 
 def open_labelled(

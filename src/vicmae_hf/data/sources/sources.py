@@ -37,7 +37,7 @@ class SourceSettings(Settings):
     """Settings of how the names of data are understood, for `open_source`."""
 
     data_root: str | None = setting(None, "folder that the paths of a list begin in; default: the list's own")
-    split: str = setting("train", "split of a dataset on the Hub")
+    split: str | None = setting(None, "split of a dataset on the Hub; default: train")
     config_name: str | None = setting(None, "configuration of a dataset on the Hub")
     revision: str | None = setting(None, "branch, tag or commit of a dataset on the Hub; default: the newest")
     label_column: str | None = setting(

@@ -56,11 +56,12 @@ def open_parquet(name: str, files: list[str], settings: SourceSettings) -> Media
 
 
 def open_hub_dataset(name: str, settings: SourceSettings) -> MediaSource | FrameStoreSource:
-    return source_of(name, load_hub_dataset(name, settings.split, **hub_options(settings)), settings)
+    return source_of(name, load_hub_dataset(name, **hub_options(settings)), settings)
 
 
 def hub_options(settings: SourceSettings) -> dict[str, str | None]:
-    return {"config_name": settings.config_name, "revision": settings.revision}
+    """Arguments of `load_hub_dataset`."""
+    return {"split": settings.split or "train", "config_name": settings.config_name, "revision": settings.revision}
 
 
 def load_hub_dataset(
