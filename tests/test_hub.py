@@ -56,7 +56,11 @@ AUTO_MAP = {
     "AutoModelForVideoClassification": "modeling_vicmae.ViCMAEForVideoClassification",
 }
 MODEL_CODE = {"configuration_vicmae.py", "modeling_vicmae.py"}
-PROCESSOR_CODE = {"image_processing_vicmae.py", "video_processing_vicmae.py"}
+PROCESSOR_CODE = {
+    "image_processing_vicmae.py",
+    "media_reading_vicmae.py",
+    "video_processing_vicmae.py",
+}
 
 
 def save_whole(model, folder):

@@ -18,6 +18,7 @@ MODEL_FILES = [
     "configuration_vicmae",
     "modeling_vicmae",
     "image_processing_vicmae",
+    "media_reading_vicmae",
     "video_processing_vicmae",
 ]
 
@@ -197,6 +198,7 @@ def crooked(tmp_path):
         "configuration_vicmae.py": "import torch\nfrom transformers import PreTrainedConfig\n",
         "modeling_vicmae.py": "from .configuration_vicmae import ViCMAEConfig\nfrom .errors import InputError\n",
         "image_processing_vicmae.py": "from . import configuration_vicmae\n",
+        "media_reading_vicmae.py": "",
         "video_processing_vicmae.py": "import vicmae_hf.settings\nfrom vicmae_hf.files import late\n",
         "data/media/video.py": "from ...settings import setting\n",
         "reports/plots.py": "from ..training import loop\n",

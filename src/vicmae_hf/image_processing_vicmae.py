@@ -1,25 +1,38 @@
 """Deterministic preprocessing of images: short side to 256, centre crop of 224, ImageNet normalisation."""
 
+import numpy as np
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ImageInput,
     PILImageResampling,
-    is_valid_image,
 )
+from transformers.processing_utils import ImagesKwargs
+
+
+class ViCMAEImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    image_range (`str`): Range of numbers of more than 8 bits that is scaled to 0..255: "type", "file" or "LOW,HIGH".
+    """
+
+    image_range: str
 
 
 class ViCMAEImagePreprocessing:
     """The settings and the input checks that both backends share.
 
-    Images are paths, PIL images, arrays or tensors with 1, 3 or 4 channels, one or a list of them. Gray becomes RGB,
-    transparency is blended with white. The output `pixel_values` is (B, 3, H, W), float32.
+    Images are paths, PIL images, arrays or tensors with 1, 3 or 4 channels, one or a list of them. They become RGB of
+    8 bits by the rule of `media_reading_vicmae.py`: gray becomes three channels, transparency is left out, numbers
+    of 16 bits, 32 bits and floats are scaled by `image_range` (of arrays only uint16; others are taken as they are).
+    The output `pixel_values` is (B, 3, H, W), float32.
 
     Raises:
         ValueError: for an empty input, an image without pixels, or one that has not 1, 3 or 4 channels.
     """
 
+    valid_kwargs = ViCMAEImageProcessorKwargs
+    image_range = "type"
     do_convert_rgb = True
     do_resize = True
     size = {"shortest_edge": 256}
@@ -33,8 +46,28 @@ class ViCMAEImagePreprocessing:
     image_std = IMAGENET_DEFAULT_STD
 
     def preprocess(self, images: ImageInput, *args, **kwargs):
+        # Here and below inside of functions, so that importing the package loads only what training reads.
+        from .media_reading_vicmae import check_images
+
         check_images(images)
         return super().preprocess(images, *args, **kwargs)
+
+    def fetch_images(self, image_url_or_urls):
+        from .media_reading_vicmae import open_images
+
+        return open_images(image_url_or_urls)
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, image_range="type", **kwargs):
+        from .media_reading_vicmae import prepare_image
+
+        image, input_data_format = prepare_image(image, do_convert_rgb, input_data_format, image_range)
+        return super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
+
+    def read_image(self, source) -> np.ndarray:
+        """Reads a path, URL or bytes as uint8 (H, W, 3). `pipeline()` takes it as it is; it would convert a file."""
+        from .media_reading_vicmae import open_image, to_rgb
+
+        return to_rgb(open_image(source), self.image_range)
 
     def to_dict(self) -> dict:
         processor_dict = super().to_dict()
@@ -53,24 +86,6 @@ class ViCMAEImageProcessor(ViCMAEImagePreprocessing, TorchvisionBackend):
 
 class ViCMAEImageProcessorPil(ViCMAEImagePreprocessing, PilBackend):
     """Preprocesses images with PIL and NumPy, where torchvision is missing (see `ViCMAEImagePreprocessing`)."""
-
-
-def check_images(images: ImageInput):
-    """Checks the images in `images`, at any nesting. Transformers checks what is neither an image nor a list."""
-    if isinstance(images, list | tuple):
-        if not images:
-            raise ValueError("Expected at least one image, got an empty list.")
-        for image in images:
-            check_images(image)
-    elif is_valid_image(images) and hasattr(images, "shape"):
-        shape = tuple(images.shape)
-        if 0 in shape:
-            raise ValueError(f"Expected an image with pixels, got an array of shape {shape}.")
-        if len(shape) not in (3, 4) or (shape[-3] not in (1, 3, 4) and shape[-1] not in (1, 3, 4)):
-            raise ValueError(
-                "Expected an image (C, H, W) or (H, W, C), or a batch of them, with 1, 3 or 4 channels, got an array "
-                f"of shape {shape}."
-            )
 
 
 # With this, saved processors carry this file.

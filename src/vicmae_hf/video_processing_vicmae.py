@@ -1,23 +1,18 @@
 """Deterministic preprocessing of videos: decoding, frame sampling, test views, crops, ImageNet normalisation."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
     SizeDict,
-    is_pil_image,
-    is_valid_image,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import TensorType, is_av_available, logging, requires_backends
+from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor, BatchFeature
 from transformers.video_utils import (
     VideoInput,
@@ -26,13 +21,6 @@ from transformers.video_utils import (
     make_batched_videos,
     reorder_videos,
 )
-
-
-# Arrays and tensors can be processed without PyAV, and this file must import where it is missing.
-if is_av_available():
-    import av
-
-logger = logging.get_logger(__name__)
 
 
 # Seconds: times are sums of rounded numbers. A frame that starts exactly at the time asked for must count as shown.
@@ -149,101 +137,24 @@ def spatial_crop_offsets(length: int, crop_length: int, num_crops: int) -> list[
     return [room * crop // (num_crops - 1) for crop in range(num_crops)]
 
 
-def read_video(
-    video: str, sample_indices_fn: Callable[..., np.ndarray] | None = None
-) -> tuple[torch.Tensor, VideoMetadata]:
-    """Decodes frames of a file or URL, upright (the rotation in its metadata is applied).
-
-    The frames are decoded in order from the first to the last wanted one. This is exact for every codec. The decoders
-    of Transformers, which seek, are not (decord is a frame off on HEVC), and save nothing when the frames are spread
-    over the video. (Training has a faster decoder, data/media/video.py. It does not travel to the Hub with this file.)
-
-    Args:
-        video (`str`): Path or URL.
-        sample_indices_fn (`Callable`, *optional*): Called with `metadata=VideoMetadata`, returns the indices of the
-            wanted frames, in any order and with repetitions. All frames if it is not given.
-
-    Returns:
-        Frames (T, 3, H, W), uint8, in the order of the indices; metadata with `frames_indices`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ImportError: if PyAV is not installed.
-        ValueError: if the file holds no video, or cannot be decoded.
-    """
-    requires_backends(read_video, ["av"])
-    if sample_indices_fn is None:
-        sample_indices_fn = all_frame_indices
-    try:
-        with av.open(video) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise ValueError(f"{video}: expected a file with a video stream, found none.")
-            stream.thread_type = "AUTO"  # one file at a time, so it may use all cores
-            frame_rate = stream.average_rate or stream.guessed_rate
-            metadata = VideoMetadata(
-                # Some containers don't state their number of frames; then packets are counted.
-                total_num_frames=stream.frames or sum(packet.size > 0 for packet in container.demux(stream)),
-                fps=float(frame_rate) if frame_rate else None,
-                video_backend="pyav",
-            )
-            indices = sample_indices_fn(metadata=metadata)
-            frames, num_decoded = decode_frames(container, stream, indices)
-            # Headers may promise more frames than there are. Then we choose again among those that are there.
-            if 0 < num_decoded <= max(indices):
-                logger.warning(
-                    f"{video}: expected {metadata.total_num_frames} frames, found {num_decoded}; sampling those."
-                )
-                metadata.total_num_frames = num_decoded
-                indices = sample_indices_fn(metadata=metadata)
-                frames, num_decoded = decode_frames(container, stream, indices)
-    except av.error.InvalidDataError as error:
-        raise ValueError(f"{video}: expected a video that can be decoded, got: {error}.") from error
-    if num_decoded == 0:
-        raise ValueError(f"{video}: expected at least one frame, found none.")
-
-    pixels = torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)  # (T, 3, H, W)
-    metadata.frames_indices = indices
-    metadata.height, metadata.width = pixels.shape[-2:]
-    if metadata.fps is not None:
-        metadata.duration = metadata.total_num_frames / metadata.fps
-    return pixels, metadata
-
-
-def all_frame_indices(metadata: VideoMetadata) -> np.ndarray:
-    return np.arange(metadata.total_num_frames)
-
-
-def decode_frames(container, stream, indices: np.ndarray) -> tuple[dict[int, np.ndarray], int]:
-    """Decodes from the start to the last of `indices`: those frames (H, W, 3) by index, and how many were decoded."""
-    wanted, last = set(indices.tolist()), max(indices)
-    frames, num_decoded = {}, 0
-    container.seek(0)
-    for frame in container.decode(stream):
-        if num_decoded in wanted:
-            # Degrees anticlockwise. Cameras turn by quarters only.
-            frames[num_decoded] = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
-        num_decoded += 1
-        if num_decoded > last:
-            break
-    return frames, num_decoded
-
-
 class ViCMAEVideoProcessorKwargs(VideosKwargs, total=False):
     """
     num_clips (`int`): Temporal test views: clips that are sampled from each video.
     num_crops (`int`): Spatial test views: crops along the longer side of each frame.
+    image_range (`str`): See `ViCMAEImageProcessorKwargs`; for frames in memory.
     """
 
     num_clips: int
     num_crops: int
+    image_range: str
 
 
 class ViCMAEVideoProcessor(BaseVideoProcessor):
     """Preprocesses videos: frame sampling, short side to 256, centre crop of 224, ImageNet normalisation.
 
     Videos are paths or URLs, arrays or tensors (T, C, H, W) or (T, H, W, C), or lists of frames (PIL images, arrays,
-    tensors), one or a list of them, of 1, 3 or 4 channels. Gray becomes RGB, transparency is blended with white.
+    tensors), one or a list of them, of 1, 3 or 4 channels. They become RGB of 8 bits as images do (see the image
+    processor).
 
     The output `pixel_values` is (B, T, 3, H, W), float32; with several test views (B, V, T, 3, H, W), where
     V = `num_clips` * `num_crops` and the crops of a clip follow each other (the paper's 3x7 views, spatial x temporal:
@@ -276,6 +187,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
     do_sample_frames = False
     num_clips = 1
     num_crops = 1
+    image_range = "type"
 
     def preprocess(self, videos: VideoInput, **kwargs: Unpack[ViCMAEVideoProcessorKwargs]) -> BatchFeature:
         num_clips = kwargs.get("num_clips", self.num_clips)
@@ -283,7 +195,10 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"Expected do_sample_frames=True with num_clips={num_clips}, got False.")
         do_convert_rgb = kwargs.get("do_convert_rgb", self.do_convert_rgb)
         input_data_format = kwargs.pop("input_data_format", self.input_data_format)
-        videos = make_batched_videos(prepare_frames(videos, do_convert_rgb))
+        from .media_reading_vicmae import channels_first, prepare_frames  # see the image processor
+
+        image_range = kwargs.get("image_range", self.image_range)
+        videos = make_batched_videos(prepare_frames(videos, do_convert_rgb, image_range))
         videos = [
             video if isinstance(video, str | list) else channels_first(video, input_data_format) for video in videos
         ]
@@ -295,6 +210,8 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
             return list(
                 zip(*(self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls), strict=True)
             )
+        from .media_reading_vicmae import read_video  # here, because training has a reader of its own
+
         return read_video(video_url_or_urls, sample_indices_fn)
 
     def sample_frames(
@@ -318,10 +235,8 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         return indices.reshape(-1)
 
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
-        """(T, 1 | 3 | 4, H, W) -> (T, 3, H, W), frame by frame as images are converted."""
-        if video.shape[1] == 3:
-            return video
-        return torch.stack([TorchvisionBackend.convert_to_rgb(self, frame, ChannelDimension.FIRST) for frame in video])
+        """(T, 1 | 3 | 4, H, W) -> (T, 3, H, W), as images are converted: transparency is left out."""
+        return video[:, :3] if video.shape[1] > 1 else video.expand(-1, 3, -1, -1)
 
     def _preprocess(
         self,
@@ -364,41 +279,6 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
         # A side shorter than the crop is taken whole, and `center_crop` pads it.
         windows = [videos.narrow(axis, offset, min(crop_length, length)) for offset in offsets]
         return [self.center_crop(window, crop_size) for window in windows]
-
-
-def prepare_frames(videos: VideoInput, do_convert_rgb: bool):
-    """Checks `videos` at any nesting. Paths become strings, and PIL images arrays: else their modes would be lost."""
-    if isinstance(videos, list | tuple):
-        if not videos:
-            raise ValueError("Expected at least one video with at least one frame, got an empty list.")
-        return [prepare_frames(video, do_convert_rgb) for video in videos]
-    if isinstance(videos, os.PathLike):
-        return os.fspath(videos)
-    if is_pil_image(videos):
-        return convert_to_rgb(videos, return_numpy=True) if do_convert_rgb else np.array(videos)
-    if is_valid_image(videos) and (videos.ndim not in (3, 4, 5) or 0 in videos.shape):
-        raise ValueError(
-            "Expected frames (C, H, W) or (H, W, C), videos (T, C, H, W) or (T, H, W, C), or batches of videos, with "
-            f"at least one frame and one pixel, got an array of shape {tuple(videos.shape)}."
-        )
-    return videos
-
-
-def channels_first(video: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
-    """(T, C, H, W) or (T, H, W, C) -> (T, C, H, W)."""
-    channels = (1, 3, 4)
-    if input_data_format is None:
-        input_data_format = ChannelDimension.FIRST if video.shape[1] in channels else ChannelDimension.LAST
-    # Contiguous, because torch takes no arrays with negative strides, as flipped ones have.
-    frames = torch.as_tensor(np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video)
-    if input_data_format == ChannelDimension.LAST:
-        frames = frames.permute(0, 3, 1, 2)
-    if frames.shape[1] not in channels:
-        raise ValueError(
-            "Expected a video (T, C, H, W) or (T, H, W, C) with 1, 3 or 4 channels, got one of shape "
-            f"{tuple(video.shape)}."
-        )
-    return frames
 
 
 # With this, saved processors carry this file.

@@ -1,5 +1,7 @@
 """Opens what a classifier is trained from: labelled data, a model with one output a class, processors."""
 
+import contextlib
+
 import numpy as np
 from torch import nn
 
@@ -8,7 +10,7 @@ from ..data.media.reading import MediaItem
 from ..data.sources.frame_store import StoredItem
 from ..data.sources.label_fraction import select_label_fraction
 from ..data.sources.labelled import LabelledSource, open_labelled, read_class_names, with_class_names
-from ..errors import InputError
+from ..errors import InputError, MediaDecodingError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
 from ..processors import build_processors
@@ -93,17 +95,21 @@ def check_task(source: LabelledSource, task: str) -> None:
     # One of each class: to ask millions of rows would take long, and mixtures come by whole folders.
     for index in np.unique(source.labels, return_index=True)[1]:
         item = source[int(index)]
-        if task not in possible_tasks(item):
+        if task not in possible_tasks(item, task):
             kind = "an image" if task == "video" else "a video"
             raise InputError(f"{source.name}: --task {task} classifies {task}s, but {item.name} is {kind}.")
 
 
-def possible_tasks(item: MediaItem) -> set[str]:
+def possible_tasks(item: MediaItem, task: str) -> set[str]:
     if isinstance(item, StoredItem):
         # A store has lists of frames. A list of one may be an image or a very short video; a damaged row has none.
         is_clip = item.frames.is_valid and len(item.frames) > 1
         return {"video"} if is_clip else {"image", "video"}
-    return {"video" if item.is_video else "image"}
+    if item.is_video or task == "image":
+        return {"video" if item.is_video else "image"}
+    with contextlib.suppress(MediaDecodingError), item.open("pyav") as reader:
+        return {"video"} if reader.num_frames > 1 else {"image"}  # an animation has the extension of an image
+    return {"image", "video"}  # it cannot be read; training says so
 
 
 def build_classifier(arguments: ClassificationArguments, class_names: list[str]) -> ViCMAEForImageClassification:
@@ -134,7 +140,7 @@ def build_classifier_processors(
     config: ViCMAEConfig, arguments: ClassificationArguments
 ) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
     """Builds the processors of a model. The video processor samples frames as in training."""
-    image_processor, video_processor = build_processors(config)
+    image_processor, video_processor = build_processors(config, arguments.image_range)
     video_processor.do_sample_frames = True
     video_processor.num_frames = config.num_frames
     video_processor.fps = arguments.frames_per_second or None

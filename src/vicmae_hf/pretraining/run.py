@@ -48,7 +48,7 @@ def run_pretraining(
     probe_data = arguments.probe_data
     probe_source = None if probe_data is None else open_labelled(probe_data, settings=arguments)
     dataset = build_frame_pairs(accelerator, model.config, arguments)
-    processors = build_processors(model.config)
+    processors = build_processors(model.config, arguments.image_range)
     measures: list[Measure] = [CollapseFigures(accelerator, arguments.logging_steps)]
     if probe_source is not None:
         measures.append(

@@ -1,22 +1,31 @@
-"""Reading of images: files, and the frames of a store."""
+"""
+Reading of images: files, and the frames of a store. Here are plain JPEGs, which nearly all are; `other_images.py` has
+what Pillow reads, and images that are videos.
+"""
 
 import contextlib
+import importlib.util
 import io
-import struct
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms.v2 import functional as F
+from PIL import ExifTags, Image, features
 
 from ...errors import MediaDecodingError
 
 
-# Pillow knows more, among them EPS: programs, which it would have Ghostscript run, whatever the file is called.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# What Pillow reads. Its wheels have all of these formats, other builds may lack some; HEIF is an extra.
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
+    | ({".jp2", ".j2k", ".jpc", ".j2c", ".jpf", ".jpx"} if features.check("jpg_2000") else set())
+    | ({".avif", ".avifs"} if features.check("avif") else set())
+    | ({".heic", ".heif", ".hif"} if importlib.util.find_spec("pillow_heif") else set())
+)
 # JPEG markers (ITU-T T.81, table B.1).
 JPEG_START = b"\xff\xd8"
 JPEG_START_OF_SCAN = b"\xff\xda"
@@ -28,16 +37,35 @@ class ImageDecodingError(MediaDecodingError):
     """An image could not be read; the message names it and says why."""
 
 
+@dataclass(frozen=True)
+class ImageOptions:
+    """
+    How images are read.
+
+    Args:
+        image_range: of numbers of more than 8 bits (see `media_reading_vicmae.py`).
+        frame_folders: whether folders of numbered frames are videos.
+        frames_per_second: of these, and of animations and stacks of images in place of their own times.
+    """
+
+    image_range: str = "type"
+    frame_folders: bool = False
+    frames_per_second: float | None = None
+
+
+DEFAULT_OPTIONS = ImageOptions()
+
+
 class ImageReader:
-    """An image as a video of one frame (see `MediaReader`), so that both go the same way."""
+    """An image (3, H, W), uint8, as a video of one frame (see `MediaReader`), so that both go the same way."""
 
     timestamps = np.zeros(1)
     duration = 0.0
     num_frames = 1
     is_long = False
 
-    def __init__(self, source: str | bytes):
-        self.image = read_image(source)
+    def __init__(self, image: torch.Tensor):
+        self.image = image
 
     def __enter__(self):
         return self
@@ -53,47 +81,43 @@ class ImageReader:
         return self.image.expand(len(indices), -1, -1, -1)
 
 
-def read_image(source: str | bytes) -> torch.Tensor:
-    """Reads an image file, or its bytes, as `decode_image` does. Raises an ImageDecodingError if it cannot be read."""
-    if isinstance(source, bytes):
-        return decode_image(source)
-    try:
-        return decode_image(Path(source).read_bytes())
-    except (OSError, ImageDecodingError) as error:
-        raise ImageDecodingError(f"{source}: {error}") from error
-
-
-def decode_image(data: bytes) -> torch.Tensor:
+def open_image(source: str | os.PathLike | bytes, options: ImageOptions = DEFAULT_OPTIONS):
     """
-    Decodes an image to uint8 RGB `(3, H, W)`, turned upright as its EXIF orientation says. In memory the channels are
-    last: decoders write them so, and views are cut fastest from them.
+    Opens an image file, or its bytes: an `ImageReader`; of an animation or a stack an `AnimationReader`. In memory the
+    channels are last: decoders write them so, and views are cut fastest from them.
 
     Raises:
-        ImageDecodingError: if Pillow cannot read it.
+        ImageDecodingError: if it cannot be read.
     """
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
-        if _plain_jpeg_size(data):
-            # Pillow may still read what simplejpeg rejects. If it cannot, its error says why.
-            with contextlib.suppress(ValueError):
-                return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
-        # All other formats, and JPEGs that have to be turned or are damaged.
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                # Pillow would cut 16-bit gray values off at 255.
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return F.pil_to_tensor(upright.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ImageDecodingError(f"{len(data)} bytes: in no image format of {', '.join(IMAGE_FORMATS)}") from error
-    # Pillow raises all of these on broken files, or on broken EXIF data in them.
-    except (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise ImageDecodingError(f"{len(data)} bytes: {error}") from error
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            data = file.read() if file.read(len(JPEG_START)) == JPEG_START and not file.seek(0) else b""
+    except OSError as error:
+        raise ImageDecodingError(f"{name}: {error}") from error
+    if _plain_jpeg_size(data):
+        # Pillow may still read what simplejpeg rejects. If it cannot, its error says why.
+        with contextlib.suppress(ValueError):
+            return ImageReader(torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1))
+    # Imported here, because few need it.
+    from .other_images import open_with_pillow
+
+    return open_with_pillow(data or source, name, options)
+
+
+def read_image(source: str | os.PathLike | bytes, options: ImageOptions = DEFAULT_OPTIONS) -> torch.Tensor:
+    """Reads an image (of an animation the first), uint8 RGB `(3, H, W)`. Raises an ImageDecodingError."""
+    with open_image(source, options) as reader:
+        return reader.get_frames([0])[0]
+
+
+decode_image = read_image  # as it is called where there are only bytes
 
 
 def decode_jpegs(encoded: Sequence[bytes]) -> torch.Tensor | None:
     """
     Decodes JPEG images of one size to uint8 `(len(encoded), 3, H, W)`, channels last in memory. Returns None if they
-    are anything else, or damaged; then `decode_image` reads them one by one, or says what is wrong.
+    are anything else, or damaged; then `read_image` reads them one by one, or says what is wrong.
     """
     sizes = {_plain_jpeg_size(data) for data in encoded}
     if len(sizes) != 1 or None in sizes:

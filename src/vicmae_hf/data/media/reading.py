@@ -1,5 +1,6 @@
 """Videos and images behind one interface: frames, and the times at which they are shown."""
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import torch
 
 from ...errors import InputError, MediaDecodingError
 from ...settings import Settings, setting
-from .images import ImageReader
+from .images import DEFAULT_OPTIONS, ImageOptions, open_image
 from .video import open_video
 
 
@@ -69,14 +70,24 @@ class EncodedItem:
     is_video: bool
     start: float | None = None
     end: float | None = None
+    image_options: ImageOptions = DEFAULT_OPTIONS
 
     def open(self, video_backend: str) -> MediaReader:
-        reader = open_video(self.media, video_backend) if self.is_video else ImageReader(self.media)
+        reader = self._open(video_backend)
         if self.start is None and self.end is None:
             return reader
         from .excerpts import Excerpt  # imported here, because only lists ask for parts of files
 
         return Excerpt(reader, self.start, self.end, self.name)
+
+    def _open(self, video_backend: str) -> MediaReader:
+        if not self.is_video:
+            return open_image(self.media, self.image_options)
+        if self.image_options.frame_folders and os.path.isdir(self.media):
+            from .frame_folders import FrameFolderReader  # imported here, because few have such folders
+
+            return FrameFolderReader(self.media, self.image_options)
+        return open_video(self.media, video_backend)
 
 
 @dataclass(kw_only=True)

@@ -57,9 +57,9 @@ class PackingSettings(DecodingArguments):
     def __post_init__(self):
         if self.frames_per_second is not None and self.num_frames is not None:
             raise InputError("--frames_per_second and --num_frames were both given: choose one.")
+        super().__post_init__()  # first, because the rate of frame folders has to be given
         if self.frames_per_second is None and self.num_frames is None:
             self.frames_per_second = DEFAULT_FRAMES_PER_SECOND
-        super().__post_init__()
         check_backend(self.video_backend)
 
 

@@ -14,13 +14,12 @@ from ...settings import part_of, setting
 from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
 from .sources import (
-    IMAGE_EXTENSIONS,
-    VIDEO_EXTENSIONS,
     MediaSource,
     SourceSettings,
     is_saved_dataset,
     list_files,
     open_source,
+    select_media,
     table_of_paths,
 )
 
@@ -110,6 +109,8 @@ def open_labelled(
     source = open_labelled_folder(name, folder, settings) if is_folder else None
     if source is None:  # also a folder that holds only Parquet files
         source = open_source(name, settings)
+    else:
+        source.image_options = settings.image_options()
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected {describe_labels(source)}.")
     # Training would take -1 for the last class or fail late, so we refuse here.
@@ -152,8 +153,7 @@ def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> M
     Opens videos and images beside a metadata file with labels, or of `folder/CLASS_NAME/FILE`. Class indices follow
     sorted names. Files elsewhere have no class, and a warning counts them. Returns None if no file has a class.
     """
-    extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-    media = [path for path in list_files(folder) if os.path.splitext(path)[1].lower() in extensions]
+    media = select_media(name, list_files(folder), settings.frame_folders)
     metadata = find_metadata(folder, media)
     if metadata:
         from .lists import open_metadata  # imported here, because few have such files

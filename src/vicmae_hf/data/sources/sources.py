@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ...errors import InputError
-from ...settings import Settings, setting
+from ...settings import ArgumentsError, Settings, setting
+from ..media.images import DEFAULT_OPTIONS, IMAGE_EXTENSIONS, ImageOptions
 from ..media.reading import EncodedItem
 
 
@@ -22,8 +24,11 @@ if TYPE_CHECKING:  # only for annotations: it is loaded when there is a store
 logger = logging.getLogger(__name__)
 
 STORE_FILE = "store.json"  # settings and list of items of a frame store
-VIDEO_EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+VIDEO_EXTENSIONS = frozenset(
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv"}
+    | {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".mxf", ".ogv", ".ogm", ".dv"}
+    | {".rm", ".rmvb", ".mjpeg", ".mjpg", ".y4m", ".ivf", ".h264", ".264", ".hevc", ".h265", ".265"}
+)
 # Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
 SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
 
@@ -43,6 +48,34 @@ class SourceSettings(Settings):
     label_column: str | None = setting(
         None, "column of the labels in a list or table; default: its only ClassLabel, or the column `label`"
     )
+    image_range: str = setting(
+        "type",
+        "numbers that become black and white in images of more than 8 bits: type (all that the type holds), file (the "
+        "smallest and the largest of each picture) or LOW,HIGH",
+    )
+    frame_folders: bool = setting(False, "folders of numbered frames (VIDEO/000001.jpg) are videos")
+    source_frames_per_second: float | None = setting(
+        None,
+        "of frame folders (default: --frames_per_second); of animations and image stacks, in place of their own times",
+        above=0,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.frame_folders and self.source_frames_per_second is None:
+            self.source_frames_per_second = getattr(self, "frames_per_second", None) or None
+            if self.source_frames_per_second is None:
+                raise ArgumentsError("--frame_folders: give the rate of the frames, --source_frames_per_second 30.")
+        if self.image_range not in ("type", "file", None):
+            from ...media_reading_vicmae import read_range  # imported here, because few need it
+
+            try:
+                read_range(self.image_range)
+            except ValueError as error:
+                raise ArgumentsError(f"--{error}") from error
+
+    def image_options(self) -> ImageOptions:
+        return ImageOptions(self.image_range or "type", self.frame_folders, self.source_frames_per_second)
 
 
 class MediaSource:
@@ -74,6 +107,7 @@ class MediaSource:
         self.is_video = is_video
         self.labels = labels
         self.class_names = class_names
+        self.image_options = DEFAULT_OPTIONS
 
     def __len__(self) -> int:
         return len(self.table)
@@ -89,7 +123,10 @@ class MediaSource:
         has_file = value["bytes"] is None
         is_video = self.is_video if self.is_video is not None else Path(path).suffix.lower() in VIDEO_EXTENSIONS
         name = path if has_file else f"{self.name}[{index}]" + (f" ({path})" if path else "")
-        return EncodedItem(path if has_file else value["bytes"], name, is_video)
+        # A folder of frames has no extension of an image.
+        is_video |= self.image_options.frame_folders and Path(path or ".jpg").suffix.lower() not in IMAGE_EXTENSIONS
+        media = path if has_file else value["bytes"]
+        return EncodedItem(media, name, is_video, image_options=self.image_options)
 
     def list_names(self) -> list[str]:
         """
@@ -119,6 +156,10 @@ class MediaSource:
 
 def file_size(path: str | None) -> int:
     try:
+        if path is not None and os.path.isdir(path):
+            from ..media.frame_folders import folder_size
+
+            return folder_size(path)
         return 0 if path is None else os.path.getsize(path)
     except OSError:
         return 0
@@ -134,11 +175,16 @@ def open_source(name: str | os.PathLike, settings: SourceSettings | None = None)
         DataSourceError: if it does not exist, holds no videos or images, or is a frame store that is not finished.
         InputError: if a list is malformed, or some of its files are missing.
     """
+    settings = SourceSettings() if settings is None else settings
+    source = _open(os.fspath(name), settings)
+    source.image_options = settings.image_options()  # (a frame store, whose images are all of one kind, ignores them)
+    return source
+
+
+def _open(name: str, settings: SourceSettings) -> MediaSource | FrameStoreSource:
     # Imported here: a folder of videos needs none of it. You may leave it out when you read how pretraining works.
     from .tables import open_hub_dataset, open_parquet, open_saved_dataset
 
-    name = os.fspath(name)
-    settings = SourceSettings() if settings is None else settings
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix == ".parquet":
@@ -152,7 +198,7 @@ def open_source(name: str | os.PathLike, settings: SourceSettings | None = None)
         return open_hub_dataset(name, settings)
     if is_saved_dataset(path):
         return open_saved_dataset(name, path, settings)
-    media, parquet = list_media(name, path)
+    media, parquet = list_media(name, path, settings.frame_folders)
     if parquet:
         return open_parquet(name, parquet, settings)
     return MediaSource(name, table_of_paths(name, media), "path")
@@ -171,13 +217,13 @@ def is_saved_dataset(folder: Path) -> bool:
     return is_table or any((folder / file).is_file() for file in ("dataset_dict.json", STORE_FILE))
 
 
-def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
+def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[list[str], list[str]]:
     """
     Lists the paths of the media files and the Parquet files below a folder; one of the two lists is empty. Raises a
     DataSourceError if there are neither, or media files beside a dataset.
     """
     files = list_files(folder)
-    media = [file for file in files if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS]
+    media = select_media(name, files, frame_folders)
     # Beside media, a metadata file describes them.
     parquet = [
         file for file in files if file.endswith(".parquet") and not (media and file.endswith("metadata.parquet"))
@@ -195,6 +241,32 @@ def list_media(name: str, folder: Path) -> tuple[list[str], list[str]]:
             f"or Parquet files found among its {len(files)} files."
         )
     return media, parquet
+
+
+_told = set()  # names of sources
+
+
+def select_media(name: str, files: list[str], frame_folders: bool = False) -> list[str]:
+    """
+    Returns the videos and images among `files`, with `frame_folders` the folders of these. Says once for each source
+    how many files are left out.
+    """
+    # Metadata files describe the media beside them.
+    others = (file for file in files if not os.path.basename(file).startswith("metadata."))
+    counts = Counter(os.path.splitext(file)[1].lower() for file in others)
+    media_extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    skipped = [(count, suffix) for suffix, count in counts.most_common() if suffix not in media_extensions]
+    if skipped and len(skipped) < len(counts) and name not in _told:
+        _told.add(name)
+        total = sum(count for count, _ in skipped)
+        listed = ", ".join(f"{suffix or 'without extension'} {count:,}" for count, suffix in skipped)
+        logger.warning("%s: %s files were not read: %s", name, f"{total:,}", listed)
+    media = [file for file in files if os.path.splitext(file)[1].lower() in media_extensions]
+    if frame_folders:
+        from ..media.frame_folders import group_frames  # imported here, because few have such folders
+
+        return group_frames(media)
+    return media
 
 
 def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:

@@ -1,0 +1,146 @@
+"""Images that Pillow reads: every format but plain JPEG; animations and stacks, which are videos."""
+
+import contextlib
+import io
+import logging
+import os
+import struct
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ...media_reading_vicmae import IMAGE_FORMATS, to_rgb
+from .images import ImageDecodingError, ImageOptions, ImageReader
+
+
+logger = logging.getLogger(__name__)
+
+# Formats whose further pictures are frames. (Those of a JPEG are previews, depths and the other eye.)
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
+# Seconds. Browsers show frames that are shorter, or have no time, for so long.
+SHORTEST_FRAME, DEFAULT_FRAME = 0.011, 0.1
+# TIFF 6.0, section 8: NewSubfileType, bit 0: a smaller copy of another picture.
+SUBFILE_TYPE, SMALLER_COPY = 254, 1
+
+
+def open_with_pillow(
+    source: str | os.PathLike | bytes, name: str, options: ImageOptions
+) -> "ImageReader | AnimationReader":
+    """Opens a file or its bytes (see `open_image`), which messages call `name`."""
+    with as_image_error(name):
+        # A path stays one, because Pillow reads only the wanted pictures of a stack.
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
+        frames = list_frames(image)
+        if len(frames) > 1:
+            return AnimationReader(image, frames, name, options)
+        with image:
+            return ImageReader(to_tensor(image, options))
+
+
+def to_tensor(image: Image.Image, options: ImageOptions) -> torch.Tensor:
+    # A copy where Pillow's memory may not be written to.
+    return torch.from_numpy(np.require(to_rgb(image, options.image_range), requirements="W")).permute(2, 0, 1)
+
+
+def list_frames(image: Image.Image) -> list[int]:
+    """
+    Lists which pictures of a file are the frames of a video; one, if it is a still image. Pages of several sizes are
+    no video: then the first one is the image.
+    """
+    if image.format not in ANIMATED_FORMATS or not getattr(image, "is_animated", False):
+        return [0]
+    frames = list(range(image.n_frames))
+    if image.format == "PNG" and getattr(image, "default_image", False):
+        return frames[1:]  # shown only where animations are not known
+    if image.format == "TIFF":
+        sizes = {}
+        for frame in frames:
+            image.seek(frame)
+            if not image.tag_v2.get(SUBFILE_TYPE, 0) & SMALLER_COPY:
+                sizes[frame] = image.size
+        image.seek(0)
+        frames = list(sizes) if len(set(sizes.values())) == 1 else [0]
+    return frames
+
+
+class AnimationReader:
+    """
+    An animated GIF, PNG, WebP or AVIF, or a TIFF of several pages of one size, as a video (see `MediaReader`). Frames
+    are shown as long as the file says, or follow each other at `frames_per_second`. Pages of a TIFF have no times.
+    """
+
+    def __init__(self, image: Image.Image, frames: list[int], name: str, options: ImageOptions):
+        self.image = image
+        self.frames = frames
+        self.name = name
+        self.options = options
+        self.num_frames = len(frames)
+        ends = np.cumsum(self._read_durations())
+        self.timestamps = np.concatenate([[0.0], ends[:-1]])
+        self.duration = float(ends[-1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self) -> None:
+        self.image.close()
+
+    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """
+        Returns frames `(len(indices), 3, H, W)`, uint8, in any order and with repetitions. A TIFF reads only these;
+        frames of an animation are differences from the one before, and are decoded from the first.
+        """
+        distinct = sorted(set(map(int, indices)))
+        if not distinct or distinct[0] < 0 or distinct[-1] >= self.num_frames:
+            raise ValueError(f"{self.name} has frames 0 to {self.num_frames - 1}, asked for {list(indices)}")
+        pictures = {}
+        with as_image_error(self.name):
+            for index in distinct:
+                self.image.seek(self.frames[index])
+                pictures[index] = to_tensor(self.image, self.options).permute(1, 2, 0)
+        return torch.stack([pictures[int(index)] for index in indices]).permute(0, 3, 1, 2)
+
+    def _read_durations(self) -> np.ndarray:
+        """Returns how long each frame is shown, in seconds."""
+        if self.options.frames_per_second is not None:
+            return np.full(self.num_frames, 1 / self.options.frames_per_second)
+        if self.image.format == "TIFF":
+            warn_of_unknown_rate(self.name)
+            return np.full(self.num_frames, DEFAULT_FRAME)
+        durations = []
+        for frame in self.frames:
+            self.image.seek(frame)
+            self.image.load()  # WebP and AVIF know the time of a frame only then
+            durations.append(self.image.info.get("duration", 0) / 1000)  # milliseconds
+        return np.array([seconds if seconds >= SHORTEST_FRAME else DEFAULT_FRAME for seconds in durations])
+
+
+_warned = set()
+
+
+def warn_of_unknown_rate(name: str) -> None:
+    """Warns once per process and not for every file."""
+    if "rate" not in _warned:
+        _warned.add("rate")
+        logger.warning(
+            "%s: its pages have no times, so they are taken as %g frames a second; --frames_per_second (of scripts "
+            "that have it: --source_frames_per_second) says otherwise. Not said again for further files.",
+            name,
+            1 / DEFAULT_FRAME,
+        )
+
+
+@contextlib.contextmanager
+def as_image_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ImageDecodingError(f"{name}: in no image format of {', '.join(IMAGE_FORMATS)}") from error
+    # Pillow raises all of these on broken files, or on broken EXIF data in them.
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageDecodingError(f"{name}: {error}") from error

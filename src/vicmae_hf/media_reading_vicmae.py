@@ -1,0 +1,308 @@
+"""How the saved processors read images and videos, and how any image becomes RGB of 8 bits.
+
+The rule for images is the same one for training, evaluation and the processors:
+
+- It is turned upright, as its EXIF orientation says.
+- 8 bits stay as they are. Gray becomes three equal channels, palettes and CMYK become their colours.
+- Transparency is left out: the colours are those that are stored. (`pipeline()` leaves it out before a processor sees
+  the image, so any other rule would show one model two pictures.)
+- Numbers of more bits (16 bits, 32 bits, floats) are scaled by a range, and what lies outside becomes black or white:
+  "type" takes all that the type can hold: integers keep their upper eight bits, floats go from 0 to 1;
+  "file" goes from the smallest to the largest number of each picture; "LOW,HIGH" is fixed.
+"""
+
+import base64
+import importlib
+import io
+import math
+import os
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format, is_valid_image
+from transformers.utils import logging, requires_backends
+from transformers.video_utils import VideoMetadata
+
+
+logger = logging.get_logger(__name__)
+
+# Pillow knows more, among them EPS: programs, which it would have Ghostscript run, whatever the file is called.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+try:  # an extra
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+    IMAGE_FORMATS += ("HEIF",)
+# TIFF 6.0, section 8 and "SampleFormat" in section 19.
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
+UNSIGNED = 1
+
+
+def open_image(source: str | os.PathLike | bytes) -> Image.Image:
+    """Opens a path, a URL, bytes, or bytes in base 64. Raises what Pillow raises, and what the HTTP client does."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        import httpx  # Transformers fetches images by it
+
+        source = httpx.get(source, follow_redirects=True).raise_for_status().content
+    elif isinstance(source, str) and source.startswith("data:image/"):
+        source = base64.decodebytes(source.partition(",")[2].encode())
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
+
+
+def open_images(images: ImageInput):
+    """Opens the paths and URLs in `images`, at any nesting. (Transformers' methods drop bits of some of them.)"""
+    if isinstance(images, list | tuple):
+        return [open_images(image) for image in images]
+    return open_image(images) if isinstance(images, str) else images
+
+
+def prepare_image(
+    image: ImageInput, do_convert_rgb: bool, input_data_format: str | ChannelDimension | None, image_range: str
+) -> tuple[np.ndarray, str | ChannelDimension | None]:
+    """
+    Makes an array or tensor of 3 channels of an image of Pillow, or of an array or tensor of 1, 3 or 4 channels.
+    Returns where its channels are, too. Without `do_convert_rgb` the channels stay as they are.
+    """
+    if isinstance(image, Image.Image):
+        return (to_rgb(image, image_range), ChannelDimension.LAST) if do_convert_rgb else (np.array(image), None)
+    image = narrow_array(image, image_range)
+    if not do_convert_rgb:
+        return image, input_data_format
+    if input_data_format is None:
+        input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    is_last = input_data_format == ChannelDimension.LAST
+    channels = [0, 0, 0] if image.shape[-1 if is_last else -3] == 1 else [0, 1, 2]
+    return image[..., channels] if is_last else image[..., channels, :, :], input_data_format
+
+
+def narrow_array(image, image_range: str):
+    """uint16 -> uint8, of arrays and tensors. Other types stay: whether 255 or 1 is white, their user has to say."""
+    return scale_numbers(np.asarray(image), image_range) if str(image.dtype).endswith("uint16") else image
+
+
+def to_rgb(image: Image.Image, image_range: str = "type") -> np.ndarray:
+    """
+    Converts an image to uint8 (H, W, 3), upright.
+
+    Args:
+        image_range: for numbers of more than 8 bits: "type", "file" or "LOW,HIGH".
+
+    Raises:
+        ValueError: if there is no such range, or the type's range holds none of the numbers.
+    """
+    number_type = find_number_type(image)  # first, because a copy knows its file no more
+    upright = ImageOps.exif_transpose(image)
+    if number_type is None:
+        return np.asarray(upright.convert("RGB"))
+    gray = scale_numbers(np.asarray(upright).astype(number_type[0]), image_range, number_type[1])
+    return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def find_number_type(image: Image.Image) -> tuple[str, int] | None:
+    """Finds NumPy's type of an image's numbers, and how many of its bits are used; None for 8 bits and less."""
+    if image.mode == "F":
+        return "float32", 32
+    if not image.mode.startswith("I"):
+        return None
+    # Pillow opens as "I" (int32) what fits nowhere else: 16 bits of PGM, signed and 32-bit ones of TIFF.
+    is_wide = image.mode == "I" and image.format != "PPM"
+    tags = getattr(image, "tag_v2", {})
+    (bits, *_), (sample_format, *_) = (
+        tags.get(BITS_PER_SAMPLE, (32 if is_wide else 16,)),
+        tags.get(SAMPLE_FORMAT, (UNSIGNED if tags else None,)),
+    )
+    is_signed = is_wide and sample_format != UNSIGNED
+    return f"{'' if is_signed else 'u'}int{32 if bits > 16 else 16}", bits - is_signed
+
+
+def scale_numbers(numbers: np.ndarray, image_range: str = "type", bits: int | None = None) -> np.ndarray:
+    """
+    Scales integers or floats of any shape to uint8.
+
+    Args:
+        bits: of an integer, without its sign; default: those of its type.
+
+    Raises:
+        ValueError: as `to_rgb`.
+    """
+    limits = read_range(image_range)
+    is_integer = np.issubdtype(numbers.dtype, np.integer)
+    finite = numbers if is_integer else numbers[np.isfinite(numbers)]
+    smallest, largest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if limits == "type":
+        top = 2 ** (bits or np.iinfo(numbers.dtype).bits - (numbers.dtype.kind == "i")) - 1 if is_integer else 1
+        check_type_range(smallest, largest, top)
+        if is_integer:  # as Pillow reads 16-bit colours, too
+            return (numbers >> max(int(top).bit_length() - 8, 0)).astype(np.uint8)
+        limits = (0.0, 1.0)
+    low, high = (smallest, largest) if limits == "file" else limits
+    scaled = (numbers.astype(np.float64) - low) * (255 / (high - low if high > low else math.inf))
+    # Numbers that are none (NaN) become black.
+    return np.rint(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)).astype(np.uint8)
+
+
+def check_type_range(smallest: float, largest: float, top: int) -> None:
+    """
+    Warns where most grey levels stay unused, as with 12 bits in a file of 16. Raises a ValueError where nothing would
+    be left to see: numbers outside of 0 to `top`, and small ones of 32 bits.
+    """
+    advice = "Take image_range='file' (from the smallest to the largest of each picture) or 'LOW,HIGH'."
+    if smallest < -0.01 * top or largest > 1.01 * top or (top >= 2**24 and 0 < largest < top / 256):
+        raise ValueError(f"its numbers go from {smallest:g} to {largest:g}, the type's from 0 to {top:g}. {advice}")
+    if 0 < largest <= top / 16:
+        logger.warning_once(
+            "Images of more than 8 bits use less than a sixteenth of the range of their type: 16 grey levels or less "
+            f"are left. {advice}"
+        )
+
+
+def read_range(image_range: str) -> str | tuple[float, float]:
+    """Reads "type", "file" or "LOW,HIGH". Raises a ValueError for anything else."""
+    if image_range in ("type", "file"):
+        return image_range
+    try:
+        low, high = map(float, image_range.split(","))
+    except (AttributeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"image_range must be type, file or LOW,HIGH with LOW below HIGH, got {image_range!r}.")
+    return low, high
+
+
+def prepare_frames(videos, do_convert_rgb: bool, image_range: str):
+    """Checks `videos` at any nesting. Paths become strings, and PIL images arrays: else their modes would be lost."""
+    if isinstance(videos, list | tuple):
+        if not videos:
+            raise ValueError("Expected at least one video with at least one frame, got an empty list.")
+        return [prepare_frames(video, do_convert_rgb, image_range) for video in videos]
+    if isinstance(videos, os.PathLike):
+        return os.fspath(videos)
+    if isinstance(videos, Image.Image):
+        return to_rgb(videos, image_range) if do_convert_rgb else np.array(videos)
+    if is_valid_image(videos) and (videos.ndim not in (3, 4, 5) or 0 in videos.shape):
+        raise ValueError(
+            "Expected frames (C, H, W) or (H, W, C), videos (T, C, H, W) or (T, H, W, C), or batches of videos, with "
+            f"at least one frame and one pixel, got an array of shape {tuple(videos.shape)}."
+        )
+    return narrow_array(videos, image_range) if is_valid_image(videos) else videos
+
+
+def channels_first(video, input_data_format: str | ChannelDimension | None):
+    """(T, C, H, W) or (T, H, W, C) -> (T, C, H, W)."""
+    import torch  # here, because the processor of images can do without
+
+    channels = (1, 3, 4)
+    if input_data_format is None:
+        input_data_format = ChannelDimension.FIRST if video.shape[1] in channels else ChannelDimension.LAST
+    # Contiguous, because torch takes no arrays with negative strides, as flipped ones have.
+    frames = torch.as_tensor(np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video)
+    if input_data_format == ChannelDimension.LAST:
+        frames = frames.permute(0, 3, 1, 2)
+    if frames.shape[1] not in channels:
+        raise ValueError(
+            "Expected a video (T, C, H, W) or (T, H, W, C) with 1, 3 or 4 channels, got one of shape "
+            f"{tuple(video.shape)}."
+        )
+    return frames
+
+
+def check_images(images: ImageInput):
+    """Checks the images in `images`, at any nesting. Transformers checks what is neither an image nor a list."""
+    if isinstance(images, list | tuple):
+        if not images:
+            raise ValueError("Expected at least one image, got an empty list.")
+        for image in images:
+            check_images(image)
+    elif is_valid_image(images) and hasattr(images, "shape"):
+        shape = tuple(images.shape)
+        if 0 in shape:
+            raise ValueError(f"Expected an image with pixels, got an array of shape {shape}.")
+        if len(shape) not in (3, 4) or (shape[-3] not in (1, 3, 4) and shape[-1] not in (1, 3, 4)):
+            raise ValueError(
+                "Expected an image (C, H, W) or (H, W, C), or a batch of them, with 1, 3 or 4 channels, got an array "
+                f"of shape {shape}."
+            )
+
+
+def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None = None) -> tuple:
+    """Decodes frames of a file or URL, upright (the rotation in its metadata is applied).
+
+    The frames are decoded in order from the first to the last wanted one. This is exact for every codec. The decoders
+    of Transformers, which seek, are not (decord is a frame off on HEVC), and save nothing when the frames are spread
+    over the video. (Training has a faster decoder, data/media/video.py. It does not travel to the Hub with this file.)
+
+    Args:
+        video (`str`): Path or URL.
+        sample_indices_fn (`Callable`, *optional*): Called with `metadata=VideoMetadata`, returns the indices of the
+            wanted frames, in any order and with repetitions. All frames if it is not given.
+
+    Returns:
+        Frames (T, 3, H, W), uint8, in the order of the indices; metadata with `frames_indices`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: if PyAV is not installed.
+        ValueError: if the file holds no video, or cannot be decoded.
+    """
+    requires_backends(read_video, ["av"])
+    av = importlib.import_module("av")  # by name, because the Hub's loader asks for whatever is imported outright
+    import torch  # here, because the processor of images can do without
+
+    if sample_indices_fn is None:
+        sample_indices_fn = all_frame_indices
+    try:
+        with av.open(video) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise ValueError(f"{video}: expected a file with a video stream, found none.")
+            stream.thread_type = "AUTO"  # one file at a time, so it may use all cores
+            frame_rate = stream.average_rate or stream.guessed_rate
+            metadata = VideoMetadata(
+                # Some containers don't state their number of frames; then packets are counted.
+                total_num_frames=stream.frames or sum(packet.size > 0 for packet in container.demux(stream)),
+                fps=float(frame_rate) if frame_rate else None,
+                video_backend="pyav",
+            )
+            indices = sample_indices_fn(metadata=metadata)
+            frames, num_decoded = decode_frames(container, stream, indices)
+            # Headers may promise more frames than there are. Then we choose again among those that are there.
+            if 0 < num_decoded <= max(indices):
+                logger.warning(
+                    f"{video}: expected {metadata.total_num_frames} frames, found {num_decoded}; sampling those."
+                )
+                metadata.total_num_frames = num_decoded
+                indices = sample_indices_fn(metadata=metadata)
+                frames, num_decoded = decode_frames(container, stream, indices)
+    except av.error.InvalidDataError as error:
+        raise ValueError(f"{video}: expected a video that can be decoded, got: {error}.") from error
+    if num_decoded == 0:
+        raise ValueError(f"{video}: expected at least one frame, found none.")
+
+    pixels = torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)  # (T, 3, H, W)
+    metadata.frames_indices = indices
+    metadata.height, metadata.width = pixels.shape[-2:]
+    if metadata.fps is not None:
+        metadata.duration = metadata.total_num_frames / metadata.fps
+    return pixels, metadata
+
+
+def all_frame_indices(metadata: VideoMetadata) -> np.ndarray:
+    return np.arange(metadata.total_num_frames)
+
+
+def decode_frames(container, stream, indices: np.ndarray) -> tuple[dict[int, np.ndarray], int]:
+    """Decodes from the start to the last of `indices`: those frames (H, W, 3) by index, and how many were decoded."""
+    wanted, last = set(indices.tolist()), max(indices)
+    frames, num_decoded = {}, 0
+    container.seek(0)
+    for frame in container.decode(stream):
+        if num_decoded in wanted:
+            # Degrees anticlockwise. Cameras turn by quarters only.
+            frames[num_decoded] = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+        num_decoded += 1
+        if num_decoded > last:
+            break
+    return frames, num_decoded

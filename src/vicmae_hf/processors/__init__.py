@@ -1,0 +1,22 @@
+"""Builds the processors that are saved beside a model."""
+
+from ..configuration_vicmae import ViCMAEConfig
+from ..image_processing_vicmae import ViCMAEImageProcessor
+from ..video_processing_vicmae import ViCMAEVideoProcessor
+
+
+def build_processors(
+    config: ViCMAEConfig, image_range: str = "type"
+) -> tuple[ViCMAEImageProcessor, ViCMAEVideoProcessor]:
+    """
+    Builds image and video processor for a model's image size: a centre crop of an image 256 / 224 as large. They read
+    images of more than 8 bits as training does, by `image_range`.
+    """
+    # 256 / 224 is the margin of ImageNet evaluations, kept for other sizes: the crop shows the same part of an image.
+    height, width = config.image_height_and_width
+    sizes = {
+        "size": {"shortest_edge": round(max(height, width) * 256 / 224)},
+        "crop_size": {"height": height, "width": width},
+        "image_range": image_range,
+    }
+    return ViCMAEImageProcessor(**sizes), ViCMAEVideoProcessor(**sizes)
