@@ -134,7 +134,7 @@ def test_every_model_carries_its_code(model_class, tmp_path):
 def test_every_processor_carries_its_code(processor_class, settings_file, auto_map, tmp_path):
     processor_class().save_pretrained(tmp_path)
     code = f"{processor_class.__module__.rpartition('.')[-1]}.py"
-    assert {path.name for path in tmp_path.iterdir()} == {settings_file, code}
+    assert {path.name for path in tmp_path.iterdir()} == {settings_file, code, "media_reading_vicmae.py"}
     assert json.loads((tmp_path / settings_file).read_text())["auto_map"] == auto_map
     assert (tmp_path / code).read_bytes() == (PACKAGE / code).read_bytes()
 

@@ -62,6 +62,8 @@ def main() -> None:
         arguments.num_frames = model.config.num_frames if is_clip else 8
     if arguments.frames_per_second is None and is_clip:
         arguments.frames_per_second = processor.fps
+    if arguments.image_range is None:
+        arguments.image_range = processor.image_range
     if arguments.labelled:
         names = None if arguments.label_names is None else read_class_names(arguments.label_names)
         source = open_labelled(arguments.data, names, f"--label_names {arguments.label_names}", arguments)

@@ -59,6 +59,8 @@ def main() -> None:
         arguments.num_frames = classifier.num_frames
     if arguments.frames_per_second is None:
         arguments.frames_per_second = classifier.frames_per_second
+    if arguments.image_range is None:
+        arguments.image_range = getattr(classifier.processor, "image_range", "type")
     dataset = ViewDataset(
         open_labelled(arguments.data, classifier.class_names, settings=arguments),
         choose_preprocessing(classifier.processor),

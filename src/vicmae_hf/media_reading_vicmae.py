@@ -11,6 +11,8 @@ The rule for images is the same one for training, evaluation and the processors:
   "file" goes from the smallest to the largest number of each picture; "LOW,HIGH" is fixed.
 """
 
+# What only some need is imported by `importlib`, in functions: the Hub's loader of custom code wants all that
+# a file imports by `import`, wherever that stands.
 import base64
 import importlib
 import io
@@ -44,8 +46,7 @@ UNSIGNED = 1
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     """Opens a path, a URL, bytes, or bytes in base 64. Raises what Pillow raises, and what the HTTP client does."""
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        import httpx  # Transformers fetches images by it
-
+        httpx = importlib.import_module("httpx")  # Transformers fetches images by it
         source = httpx.get(source, follow_redirects=True).raise_for_status().content
     elif isinstance(source, str) and source.startswith("data:image/"):
         source = base64.decodebytes(source.partition(",")[2].encode())
@@ -192,8 +193,7 @@ def prepare_frames(videos, do_convert_rgb: bool, image_range: str):
 
 def channels_first(video, input_data_format: str | ChannelDimension | None):
     """(T, C, H, W) or (T, H, W, C) -> (T, C, H, W)."""
-    import torch  # here, because the processor of images can do without
-
+    torch = importlib.import_module("torch")
     channels = (1, 3, 4)
     if input_data_format is None:
         input_data_format = ChannelDimension.FIRST if video.shape[1] in channels else ChannelDimension.LAST
@@ -248,9 +248,8 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
         ValueError: if the file holds no video, or cannot be decoded.
     """
     requires_backends(read_video, ["av"])
-    av = importlib.import_module("av")  # by name, because the Hub's loader asks for whatever is imported outright
-    import torch  # here, because the processor of images can do without
-
+    av = importlib.import_module("av")
+    torch = importlib.import_module("torch")
     if sample_indices_fn is None:
         sample_indices_fn = all_frame_indices
     try:

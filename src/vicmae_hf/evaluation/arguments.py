@@ -16,4 +16,7 @@ class InferenceArguments(ProcessArguments, SourceSettings):
     frames_per_second: float | None = setting(
         None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says", minimum=0
     )
+    image_range: str | None = setting(
+        None, "of images of more than 8 bits: type, file or LOW,HIGH; default: as the model's processor says"
+    )
     per_device_eval_batch_size: int = setting(8, "views in a forward pass", minimum=1)

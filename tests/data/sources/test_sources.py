@@ -215,3 +215,32 @@ def test_a_saved_dataset_dict_asks_for_a_split(tmp_path):
     datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataSourceError, match="name one of test, train"):
         open_source(tmp_path / "saved")
+
+
+def test_what_is_not_read_is_counted_once(tmp_path, caplog):
+    for name in [
+        "a.mp4",
+        "b.MTS",
+        *(f"{number}.txt" for number in range(1200)),
+        "1.xyz",
+        "2.XYZ",
+        "README",
+        ".hidden",
+    ]:
+        (tmp_path / name).touch()
+    for _ in range(2):
+        assert len(open_source(tmp_path)) == 2
+    [message] = caplog.messages
+    assert message == f"{tmp_path}: 1,203 files were not read: .txt 1,200, .xyz 2, without extension 1"
+
+
+def test_extensions_of_what_the_decoders_read(tmp_path):
+    names = ["a.mts", "a.M2TS", "a.3gp", "a.vob", "a.asf", "a.ogv", "a.mxf", "a.mpe"]
+    images = ["a.jfif", "a.jpe", "a.jp2", "a.avif", "a.pgm", "a.apng"]
+    for name in names + images:
+        (tmp_path / name).touch()
+    source = open_source(tmp_path)
+    assert {os.path.basename(item.media): item.is_video for item in map(source.__getitem__, range(len(source)))} == {
+        **dict.fromkeys(names, True),
+        **dict.fromkeys(images, False),
+    }

@@ -141,6 +141,12 @@ class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments, SourceSet
         "limit of --seconds_per_file",
     )
     seed: int = setting(0, "pairs are a function of it, of the epoch and of the sample", minimum=0, maximum=MAX_SEED)
+    frames_per_second: float | None = setting(None, "short for --source_frames_per_second", above=0)
+
+    def __post_init__(self):
+        if self.frames_per_second is not None:
+            self.source_frames_per_second = self.frames_per_second
+        super().__post_init__()
 
 
 def load_frame_pairs(
