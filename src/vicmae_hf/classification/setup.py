@@ -109,7 +109,7 @@ def possible_tasks(item: MediaItem, task: str) -> set[str]:
         return {"video" if item.is_video else "image"}
     with contextlib.suppress(MediaDecodingError), item.open("pyav") as reader:
         return {"video"} if reader.num_frames > 1 else {"image"}  # an animation has the extension of an image
-    return {"image", "video"}  # it cannot be read; training says so
+    return {"image"}
 
 
 def build_classifier(arguments: ClassificationArguments, class_names: list[str]) -> ViCMAEForImageClassification:

@@ -108,6 +108,31 @@ def test_labels_of_folders(tmp_path):
         open_labelled(tmp_path)
 
 
+def test_a_list_of_folders(tmp_path):
+    for video in ("first clip", "second"):
+        write_frames(tmp_path / "frames" / video, ["1.jpg", "2.jpg"])
+    (tmp_path / "list.csv").write_text("path,label,end\nsecond,b,\nfirst clip,a,0.1\n")
+    settings = SourceSettings(**SETTINGS, data_root=str(tmp_path / "frames"))
+    source = open_labelled(tmp_path / "list.csv", settings=settings)
+    assert source.labels.tolist() == [1, 0]
+    for index, num_frames in enumerate([2, 1]):
+        with source[index].open("pyav") as reader:
+            assert reader.num_frames == num_frames
+            assert grays(reader.get_frames([num_frames - 1])) == [num_frames - 1]
+
+
+def test_images_that_look_like_frames_are_told_once(tmp_path, caplog):
+    for video in ("a", "b"):
+        write_frames(tmp_path / "frames" / video, [f"img_{number:03d}.jpg" for number in range(1, 13)])
+        write_frames(tmp_path / "images" / video, [f"img_{number:03d}.jpg" for number in range(1, 36, 3)])
+    assert len(open_source(tmp_path / "images")) == 24
+    assert caplog.messages == []
+    for _ in range(2):
+        assert len(open_source(tmp_path / "frames")) == 24
+    [message] = caplog.messages
+    assert f"If folders like {tmp_path}/frames/a hold the frames of a video, say --frame_folders." in message
+
+
 def test_pairs_are_of_two_frames(tmp_path):
     for video in range(3):
         write_frames(tmp_path / str(video), [f"{number}.png" for number in range(12)])

@@ -1,5 +1,7 @@
 """Folders of numbered frames (VIDEO/000001.jpg, VIDEO/img_00001.png) as videos."""
 
+import itertools
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +12,8 @@ import torch
 from ...errors import InputError
 from .images import IMAGE_EXTENSIONS, ImageDecodingError, ImageOptions, read_image
 
+
+logger = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # what comes before the number, and the number
 
@@ -78,6 +82,27 @@ def group_frames(media: Sequence[str]) -> list[str]:
     for folder, names in folders.items():
         sort_frames(folder, names)
     return list(dict.fromkeys(os.path.dirname(path) if is_image(path) else path for path in media))
+
+
+_hinted = set()  # names of sources
+
+
+def hint_at_frames(name: str, media: Sequence[str]) -> None:
+    """Warns once for a source if the first folder of images in it looks as if it held the frames of a video."""
+    if name in _hinted or not media:
+        return
+    folder = os.path.dirname(media[0])
+    # Files of a folder follow each other. (To look at all of a million would take seconds.)
+    together = itertools.takewhile(lambda path: os.path.dirname(path) == folder, media)
+    names = [os.path.basename(path) for path in together if is_image(path)]
+    numbers = [int(match[2]) for match in map(NUMBERED.fullmatch, names) if match]
+    if len(names) >= 8 and len(numbers) == len(names) == max(numbers) - min(numbers) + 1:
+        _hinted.add(name)
+        logger.warning(
+            "%s: each image counts by itself. If folders like %s hold the frames of a video, say --frame_folders.",
+            name,
+            folder,
+        )
 
 
 def is_image(path: str) -> bool:

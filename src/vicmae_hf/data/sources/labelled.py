@@ -13,13 +13,13 @@ from ...errors import InputError
 from ...settings import part_of, setting
 from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
+from .selection import select_media
 from .sources import (
     MediaSource,
     SourceSettings,
     is_saved_dataset,
     list_files,
     open_source,
-    select_media,
     table_of_paths,
 )
 

@@ -80,7 +80,7 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
         found = ", ".join(column for column in columns if column != LINE)
         raise InputError(f"{path}: expected a column `path` of videos or images, got the columns {found}.")
     root = Path(settings.data_root or path.parent).expanduser()
-    paths = find_files(path, root, columns[LINE], written)
+    paths = find_files(path, root, columns[LINE], written, settings.frame_folders)
     starts, ends = read_times(path, columns)
     labels = take_column(path, columns, LABEL_NAMES, settings.label_column)
     indices, class_names = (None, None) if labels is None else index_labels(labels)
@@ -310,9 +310,12 @@ def split_path(line: str, delimiter: str) -> tuple[str, str]:
 # From columns to items
 
 
-def find_files(path: Path, root: Path, numbers: list[int], written: list[Any]) -> list[str]:
+def find_files(
+    path: Path, root: Path, numbers: list[int], written: list[Any], frame_folders: bool = False
+) -> list[str]:
     """
-    Finds the files of a list. Raises an InputError that counts those that are missing, or are no videos or images.
+    Finds the files of a list, with `frame_folders` also folders. Raises an InputError that counts those that are
+    missing, or are no videos or images.
     """
     folders = Folders()
     found, missing, others = [], [], []
@@ -322,7 +325,10 @@ def find_files(path: Path, root: Path, numbers: list[int], written: list[Any]) -
         file = folders.find(os.path.join(root, entry))
         if file is None:
             missing.append(f"{entry} (line {number})")
-        elif os.path.splitext(file)[1].lower() not in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+        elif not (
+            os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+            or (frame_folders and os.path.isdir(file))
+        ):
             others.append(f"{entry} (line {number})")
         found.append(file)
     if missing:

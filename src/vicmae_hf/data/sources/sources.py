@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +221,8 @@ def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[li
     Lists the paths of the media files and the Parquet files below a folder; one of the two lists is empty. Raises a
     DataSourceError if there are neither, or media files beside a dataset.
     """
+    from .selection import select_media  # imported here, because this file tells what there is to select
+
     files = list_files(folder)
     media = select_media(name, files, frame_folders)
     # Beside media, a metadata file describes them.
@@ -241,32 +242,6 @@ def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[li
             f"or Parquet files found among its {len(files)} files."
         )
     return media, parquet
-
-
-_told = set()  # names of sources
-
-
-def select_media(name: str, files: list[str], frame_folders: bool = False) -> list[str]:
-    """
-    Returns the videos and images among `files`, with `frame_folders` the folders of these. Says once for each source
-    how many files are left out.
-    """
-    # Metadata files describe the media beside them.
-    others = (file for file in files if not os.path.basename(file).startswith("metadata."))
-    counts = Counter(os.path.splitext(file)[1].lower() for file in others)
-    media_extensions = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-    skipped = [(count, suffix) for suffix, count in counts.most_common() if suffix not in media_extensions]
-    if skipped and len(skipped) < len(counts) and name not in _told:
-        _told.add(name)
-        total = sum(count for count, _ in skipped)
-        listed = ", ".join(f"{suffix or 'without extension'} {count:,}" for count, suffix in skipped)
-        logger.warning("%s: %s files were not read: %s", name, f"{total:,}", listed)
-    media = [file for file in files if os.path.splitext(file)[1].lower() in media_extensions]
-    if frame_folders:
-        from ..media.frame_folders import group_frames  # imported here, because few have such folders
-
-        return group_frames(media)
-    return media
 
 
 def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:
