@@ -100,11 +100,11 @@ def test_types_that_pillow_hides(tmp_path):
         assert (gray == RAMP * 20 // 256).all(), reader
 
 
-def tiff_of(numbers):
+def tiff_of(numbers, width=None, bits=None):
     """A TIFF file of one strip of gray integers, by hand: Pillow writes no such types."""
-    height, width = numbers.shape
+    height, width = numbers.shape[0], width or numbers.shape[1]
     data = numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()
-    bits, sample_format = 8 * numbers.dtype.itemsize, 2 if numbers.dtype.kind == "i" else 1
+    bits, sample_format = bits or 8 * numbers.dtype.itemsize, 2 if numbers.dtype.kind == "i" else 1
     values = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
     values[339] = sample_format
     tags = [
@@ -113,6 +113,15 @@ def tiff_of(numbers):
     ]
     directory = len(tags).to_bytes(2, "little") + b"".join(tags) + bytes(4)
     return b"II*\0" + (8 + len(data)).to_bytes(4, "little") + data + directory
+
+
+def test_12_bits_that_are_packed_into_bytes(tmp_path):
+    pairs = RAMP.reshape(-1, 2)  # three bytes for two numbers
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
+    strip = packed.astype(np.uint8).reshape(48, 96)
+    (tmp_path / "a.tif").write_bytes(tiff_of(strip, width=64, bits=12))
+    for reader, gray in everywhere(str(tmp_path / "a.tif")).items():
+        assert (gray == RAMP // 16).all(), reader
 
 
 def test_float_numbers_that_are_none():

@@ -14,7 +14,7 @@ from vicmae_hf.data.media.bad_files import BadFilesError
 from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
 from vicmae_hf.data.sources.labelled import open_labelled
-from vicmae_hf.data.sources.sources import DataSourceError, open_source
+from vicmae_hf.data.sources.sources import DataSourceError, SourceSettings, open_source
 from vicmae_hf.errors import InputError
 
 
@@ -217,3 +217,20 @@ def test_a_store_beside_videos_is_not_overlooked(media, tmp_path):
     write_video(tmp_path / "both" / "one.mp4", numbered_frames(2, 48, 64))
     with pytest.raises(DataSourceError, match=r"both media files .*one\.mp4.* and a dataset .*store.*; name them"):
         open_source(tmp_path / "both")
+
+
+def test_a_store_does_not_go_on_with_another_range_of_images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(folder / "a.png")
+
+    def pack(image_range):
+        source = PackingInput.open(folder, settings=SourceSettings(image_range=image_range))
+        pack_frames(source, tmp_path / "store", PackingSettings(format="webp", quality=100))
+
+    pack("0,4095")
+    frame = open_source(tmp_path / "store")[0].open("").get_frames([0])[0, 0].numpy()
+    assert np.abs(frame - np.arange(64 * 64).reshape(64, 64) / 4095 * 255).max() < 6
+    pack("0,4095")
+    with pytest.raises(InputError, match="was begun with other files, names or labels"):
+        pack("file")

@@ -5,7 +5,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import datasets
@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ...errors import InputError, MediaDecodingError
 from ...settings import setting
+from ..media.images import DEFAULT_OPTIONS
 from ..media.other_decoders import check_backend
 from ..media.reading import DecodingArguments, MediaItem
 from ..samples.frame_choice import choose_stored_frames
@@ -108,10 +109,13 @@ class PackingInput:
         return cls(name, source, source.list_names(), source.list_sizes(), source.labels, names)
 
     def digest(self) -> str:
-        """Computes the SHA-256 of names, sizes, labels and classes in their order."""
+        """Computes the SHA-256 of names, sizes, labels and classes in their order, and of how images are read."""
         # Sizes and not contents: hashing terabytes would take as long as packing them.
         labels = None if self.labels is None else self.labels.tolist()
         content = [self.item_names, self.item_sizes, labels, self.class_names]
+        options = getattr(self.items, "image_options", DEFAULT_OPTIONS)
+        if options != DEFAULT_OPTIONS:  # else stores begun before there were any could not go on
+            content.append(astuple(options))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def features(self) -> datasets.Features:
