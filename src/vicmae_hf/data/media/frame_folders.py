@@ -25,6 +25,8 @@ class FrameFolderReader:
     are asked for are read.
     """
 
+    is_long = False
+
     def __init__(self, folder: str, options: ImageOptions):
         self.folder = folder
         self.options = options

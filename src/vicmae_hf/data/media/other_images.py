@@ -71,6 +71,8 @@ class AnimationReader:
     are shown as long as the file says, or follow each other at `frames_per_second`. Pages of a TIFF have no times.
     """
 
+    is_long = False
+
     def __init__(self, image: Image.Image, frames: list[int], name: str, options: ImageOptions):
         self.image = image
         self.frames = frames
