@@ -180,7 +180,7 @@ def open_source(name: str | os.PathLike, settings: SourceSettings | None = None)
     return source
 
 
-def _open(name: str, settings: SourceSettings) -> MediaSource | FrameStoreSource:
+def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSource":
     # Imported here: a folder of videos needs none of it. You may leave it out when you read how pretraining works.
     from .tables import open_hub_dataset, open_parquet, open_saved_dataset
 
