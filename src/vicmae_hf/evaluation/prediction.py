@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.loading.loader import SteadyBatches, ignore_stop_signals
+from ..data.loading.shared_memory import PipedTensor, send_large
 from ..data.media.bad_files import BadFiles, make_entry
 from ..data.samples.views import ViewDataset
 from ..errors import InputError
@@ -271,7 +272,7 @@ def collect(
             SurvivedItems(dataset, share[num_batches * items_per_batch :], deaths),
             batch_size=items_per_batch,
             num_workers=num_workers,
-            collate_fn=collate_views,
+            collate_fn=send_views if num_workers else collate_views,
             worker_init_fn=ignore_stop_signals,
             pin_memory=accelerator.device.type == "cuda",
             # A generator of its own: the loader draws a number at its start, and the global random state stays.
@@ -347,6 +348,16 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             (sample["index"], sample["error"], sample["is_transient"]) for sample in samples if "error" in sample
         ],
     }
+
+
+def send_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """As `collate_views`, for workers. torch would wait for ever for a batch that shared memory had no room for."""
+    batch = collate_views(samples)
+    if batch["pixel_values"] is not None:
+        batch["pixel_values"] = send_large(batch["pixel_values"])
+    batch["indices"] = PipedTensor(batch["indices"])
+    batch["weights"] = [PipedTensor(rows.contiguous()) for rows in batch["weights"]]
+    return batch
 
 
 def split_items(values: torch.Tensor, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

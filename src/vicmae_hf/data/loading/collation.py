@@ -3,7 +3,9 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
@@ -18,29 +20,36 @@ class BatchCollator:
     Stacks samples `{"pixel_values": tensor, ...}` as torch's `default_collate` does, and keeps their memory layout.
 
     Workers send the pixels through shared memory that they use again. torch takes new memory for every batch, and its
-    pages may cost half as much time as decoding what is written there (docs/data.md).
+    pages may cost half as much time as decoding what is written there (docs/data.md). What does not fit is piped.
     """
 
     def __init__(self):
         self.memories: list[torch.Tensor] = []  # of this worker
 
-    def __call__(self, samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, "torch.Tensor | SharedPixels"]:
+    def __call__(self, samples: Sequence[dict[str, torch.Tensor]]) -> dict[str, Any]:
         if get_worker_info() is None:  # no worker: nothing has to be sent
             return default_collate(samples)
-        others = [{name: value for name, value in sample.items() if name != "pixel_values"} for sample in samples]
-        pixels = self.share([sample["pixel_values"] for sample in samples])
-        return {"pixel_values": pixels, **default_collate(others)}
+        from .shared_memory import collate_small  # only workers need it
 
-    def share(self, pixel_values: Sequence[torch.Tensor]) -> "SharedPixels":
+        columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+        pixels = self.share(columns.pop("pixel_values"))
+        return {"pixel_values": pixels, **{name: collate_small(values) for name, values in columns.items()}}
+
+    def share(self, pixel_values: Sequence[torch.Tensor]) -> Any:
+        """Returns what is sent in place of the stacked pixels."""
+        from .shared_memory import PipedTensor, move_to_shared_memory
+
         first = torch.empty_like(pixel_values[0])  # strides without gaps, channels last if the views are
         num_bytes = HEADER_BYTES + len(pixel_values) * first.nbytes
+        layout = Layout(first.dtype, (len(pixel_values), *first.shape), (first.numel(), *first.stride()))
         number = self.find_free_memory(num_bytes)
         is_new = number is None
         if is_new:
-            number = len(self.memories)
-            self.memories.append(torch.zeros(num_bytes, dtype=torch.uint8).share_memory_())
+            memory, number = torch.zeros(num_bytes, dtype=torch.uint8), len(self.memories)
+            if not move_to_shared_memory(memory):
+                return PipedTensor(torch.stack(list(pixel_values), out=layout.view(memory)), for_want_of_memory=True)
+            self.memories.append(memory)
         memory = self.memories[number]
-        layout = Layout(first.dtype, (len(pixel_values), *first.shape), (first.numel(), *first.stride()))
         memory[0] = 1
         torch.stack(list(pixel_values), out=layout.view(memory))  # (B, ...), straight to where it is sent from
         return SharedPixels((os.getpid(), number), memory if is_new else None, layout)
@@ -94,18 +103,10 @@ def receive_pixels(key: tuple[int, int], memory: torch.Tensor | None, layout: La
     if memory is not None:
         # Another run in this process starts new workers, and the memories of dead ones would stay.
         for process, number in list(received_memories):
-            if not is_running(process):
+            if not psutil.pid_exists(process):
                 del received_memories[process, number]
         received_memories[key] = memory
     memory = received_memories[key]
     pixel_values = layout.view(memory).clone()  # (B, ...); training may hold it while the worker writes the next batch
     memory[0] = 0
     return pixel_values
-
-
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    return True

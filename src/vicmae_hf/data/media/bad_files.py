@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 
 from ...errors import InputError, MediaDecodingError
 from ...files import write_json_lines
 from ...settings import Settings, setting
-from ..loading.collation import is_running
 from .reading import TimeLimitError
 from .video import DamagedPlaceError, warn_once
 
@@ -157,7 +157,9 @@ class BadFiles:
 
     def watch_workers(self, num_workers: int) -> None:
         """Makes room for `opened`. Called before the workers start."""
-        self.opened = torch.zeros(num_workers, OPENED_BYTES, dtype=torch.uint8).share_memory_()
+        from ..loading.shared_memory import share_with_workers  # only workers need it
+
+        self.opened = share_with_workers(torch.zeros(num_workers, OPENED_BYTES, dtype=torch.uint8))
 
     def note_opened(self, name: str) -> None:
         """Notes which file this worker reads, where the training process finds it if the worker dies."""
@@ -175,7 +177,7 @@ class BadFiles:
         multiprocessing.active_children()  # asks each of them for its end; else a dead one still has its number
         texts = [bytes(row).rstrip(b"\0").decode(errors="surrogateescape") for row in self.opened.numpy()]
         notes = [text.split(" ", 1) for text in texts if text]
-        names = [name for process, name in notes if not is_running(int(process))]
+        names = [name for process, name in notes if not psutil.pid_exists(int(process))]
         recorded = [name for name in names if name in self.suspects]
         for name in names:
             logger.warning("A worker died while it was reading %s.", name)
