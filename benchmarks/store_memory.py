@@ -82,8 +82,10 @@ def encode(level: int) -> bytes:
 
 
 def resident_mib() -> dict[str, float]:
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    parts = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    parts = dict(
+        line.split(":") for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    )
     kib = {name: int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")}
     kib["Private"] = sum(int(parts[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
     return {name: value / 1024 for name, value in kib.items()}

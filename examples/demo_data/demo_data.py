@@ -146,7 +146,7 @@ def write_demo_data(
     }
     if output.exists():
         record = output / "demo.json"
-        found = json.loads(record.read_text()) if record.is_file() else "no demo.json"
+        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else "no demo.json"
         if found == settings:
             return False
         raise ValueError(
@@ -166,7 +166,7 @@ def write_demo_data(
         else:
             with ProcessPoolExecutor(num_workers) as pool:
                 list(pool.map(write_file, [unfinished] * len(files), files, chunksize=4))
-        (unfinished / "demo.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (unfinished / "demo.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         unfinished.rename(output)
     return True
 

@@ -53,7 +53,7 @@ def run(script: str, *flags, output_dir: Path) -> None:
     shutil.rmtree(output_dir, ignore_errors=True)
     command = [sys.executable, SCRIPTS / script, *flags, "--output_dir", output_dir]
     log = output_dir.with_suffix(".log")
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         outcome = subprocess.run(
             list(map(str, command)),
             stdout=file,
@@ -65,7 +65,7 @@ def run(script: str, *flags, output_dir: Path) -> None:
 
 
 def read(folder: Path) -> dict:
-    return json.loads((folder / "all_results.json").read_text())
+    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
 
 
 def finetune_on_motion(arguments: argparse.Namespace, seed: int) -> None:
@@ -123,7 +123,7 @@ def write_tables(evaluations: list[dict], curve: dict[str, list[list[float]]], p
             for fraction, *points in zip(FRACTIONS, *curve.values(), strict=True)
         ],
     )
-    path.write_text(f"{motion}\n\n{images}\n")
+    path.write_text(f"{motion}\n\n{images}\n", encoding="utf-8")
 
 
 def ablated(evaluations: list[dict], kind: str) -> list[float]:
@@ -187,7 +187,7 @@ def main() -> None:
     write_tables(evaluations, curve, output_dir / "table.md")
     plot_curve(curve, output_dir / "curve.png")
     plot_ablation(evaluations, output_dir / "ablation.png")
-    print(f"{(output_dir / 'table.md').read_text()}\nTables, pictures, runs: {output_dir}")
+    print(f"{(output_dir / 'table.md').read_text(encoding='utf-8')}\nTables, pictures, runs: {output_dir}")
 
 
 if __name__ == "__main__":

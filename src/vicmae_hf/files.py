@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 def partial_path(path: Path) -> Path:
     # In the name of this process, because several runs may write the same file.
-    return path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
+    return path.with_name(f".partial-{platform.node()}-{os.getpid()}-{path.name}")
 
 
 @contextmanager
@@ -52,8 +53,8 @@ def partial_file(path: Path) -> Iterator[Path]:
     with writing(path):
         try:
             yield partial
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())  # after a power failure the name could else stand for an empty file
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())  # else, after a power failure, the name may stand for an empty file
             os.replace(partial, path)
         except FileNotFoundError:
             # Another run that finished the same store removes what it takes for leftovers. Then the file is there.

@@ -91,7 +91,9 @@ def write_report(
     views = torch.stack([sample["pixel_values"] for sample in dataset.examples(NUM_PICTURED_SAMPLES)])
     reconstructions = reconstruct_views(model, views, processor.image_mean, processor.image_std)
     plot_reconstructions(reconstructions, plots / "reconstructions.png")
-    write_pretraining_card(output_dir, json.loads((output_dir / "arguments.json").read_text()), results)
+    write_pretraining_card(
+        output_dir, json.loads((output_dir / "arguments.json").read_text(encoding="utf-8")), results
+    )
     # Results come last, because they say that the run is finished: a run killed before this line writes its report
     # when it is resumed.
     write_json(output_dir / RESULTS_FILE, results)

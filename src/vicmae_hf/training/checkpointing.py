@@ -45,7 +45,13 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 def sync_to_disk(paths: Iterable[Path]) -> None:
     """Waits until files, and the names in folders, are on disk: they are there after a power failure, too."""
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
+        is_folder = path.is_dir()
+        try:  # Windows syncs only what is open for writing, and opens no folders
+            descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        except PermissionError:
+            if is_folder:
+                continue
+            raise
         try:
             os.fsync(descriptor)
         finally:
@@ -65,7 +71,7 @@ def list_checksums(folder: Path) -> dict[str, dict[str, Any]]:
 def find_damage(checkpoint: Path) -> str | None:
     """Says what is wrong with the files of a checkpoint: missing, cut short or changed; None if they are whole."""
     try:
-        expected = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        expected = json.loads((checkpoint / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         found = list_checksums(checkpoint)
         for name, checksum in expected.items():
             if name not in found:

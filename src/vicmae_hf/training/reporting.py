@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import resource
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -71,9 +71,14 @@ def settings_of_run(arguments: TrainingArguments, config: PreTrainedConfig, sche
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
     """Reads this process's peak memory in MiB: resident, and allocated on the GPU."""
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    try:
+        import resource
+    except ImportError:  # Windows
+        memory = psutil.Process().memory_info()
+        num_bytes = getattr(memory, "peak_wset", memory.rss)
+    else:  # Linux counts in KiB, macOS in bytes
+        num_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = {"peak_memory_mib": num_bytes / 2**20}
     if device.type == "cuda":
         peak["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     return peak
@@ -140,7 +145,7 @@ class MetricsLog:
         line = {"step": step, "epoch": round(epoch, 4), "learning_rate": learning_rate, **figures, **rates}
         if self.accelerator.is_main_process:
             # Opened for each line, so that a killed run has lost none.
-            with writing(self.path), self.path.open("a") as file:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self.show_progress(line, samples / seconds, elapsed_seconds / (step - self.start_step))
         self.track({name: value for name, value in line.items() if name != "step"}, step)

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import logging
 import os
+import platform
 import re
 import signal
 import sys
@@ -58,6 +59,7 @@ HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 PR_SET_PDEATHSIG = 1  # of prctl(2) on Linux: the signal that a process gets when its parent ends
 
 LOCK_FILE = ".lock"
+HOLDER_FILE = ".lock-holder"  # who holds the lock; not in the locked file, which Windows lets nobody else read
 LOCK_SECONDS = 10.0  # loading workers of a run that was killed live for some seconds more
 held_locks: list[FileLock] = []  # of the run that this process makes
 
@@ -109,7 +111,7 @@ def end_script(message: str, status: int) -> None:
     if message:
         print(one_line(message), file=sys.stderr, flush=True)
     # Workers: one whose decoder hangs would keep the script alive. torch would report their deaths as errors.
-    if threading.current_thread() is threading.main_thread():
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     end_workers()
     if dist.is_initialized():
@@ -255,14 +257,14 @@ def lock_output_dir(folder: Path) -> None:
     Raises:
         ArgumentsError: if a run is writing to it.
     """
-    path = folder / LOCK_FILE
+    path, holder_path = folder / LOCK_FILE, folder / HOLDER_FILE
     while held_locks:
         held_locks.pop().release()
     lock = FileLock(path)
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout as error:
-        holder = path.read_text(errors="replace").strip()
+        holder = holder_path.read_text(encoding="utf-8", errors="replace").strip() if holder_path.exists() else ""
         raise ArgumentsError(
             f"--output_dir {folder}: another run is writing there{holder and f' ({holder})'}, and each would delete "
             "the other's checkpoints. Wait for its end, stop it, or choose another folder."
@@ -271,7 +273,7 @@ def lock_output_dir(folder: Path) -> None:
         logger.warning("%s cannot be locked (%s); see to it that no other run writes there.", folder, error)
         return
     held_locks.append(lock)
-    path.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
+    holder_path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
 
 
 def create_repository(arguments: TrainingArguments) -> None:
@@ -383,7 +385,7 @@ def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
 
 def upload(arguments: TrainingArguments) -> None:
     # Checkpoints hold the optimizer: three times the model, of use only for going on with this run.
-    left_out = ["checkpoint-*/**", ".partial-*/**", LOCK_FILE]
+    left_out = ["checkpoint-*/**", ".partial-*/**", LOCK_FILE, HOLDER_FILE]
     try:
         HfApi().upload_folder(
             repo_id=arguments.hub_model_id,

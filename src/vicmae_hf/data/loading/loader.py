@@ -156,9 +156,7 @@ def build_dataloader(
 ) -> torch.utils.data.DataLoader:
     """Makes a loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}`. Its workers live as long as the run."""
     return torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        **loader_settings(num_workers, pin_memory),
+        dataset, batch_sampler=batch_sampler, **loader_settings(num_workers, pin_memory)
     )
 
 
@@ -175,7 +173,8 @@ def disarm_death_signal() -> None:
     Keeps torch from raising the death of a worker wherever the program is, in the middle of an update. The loader
     still notices it, when it waits for the worker's batch.
     """
-    if threading.current_thread() is threading.main_thread():  # only there torch sets a handler
+    # torch sets a handler only there. Windows has no such signal.
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         before = signal.getsignal(signal.SIGCHLD)
         signal_handling._set_SIGCHLD_handler()  # once a process; so no loader sets it later
         is_of_torch = getattr(before, "__module__", None) == signal_handling.__name__  # of an earlier loader
@@ -207,12 +206,7 @@ class SteadyBatches:
         InputError: if workers die again and again and were reading nothing.
     """
 
-    def __init__(
-        self,
-        open_loader: Callable[[int], Iterable[Any]],
-        watch: WorkerWatch,
-        num_workers: int,
-    ):
+    def __init__(self, open_loader: Callable[[int], Iterable[Any]], watch: WorkerWatch, num_workers: int):
         self.open_loader = open_loader
         self.watch = watch
         self.num_workers = num_workers

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -258,7 +259,7 @@ class BadFiles:
         self._take(entry)
         if self.path is None:
             return
-        part = self.parts / f"{os.uname().nodename}-{os.getpid()}.jsonl"
+        part = self.parts / f"{platform.node()}-{os.getpid()}.jsonl"
         try:
             # On another machine the output folder may be missing.
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +273,10 @@ class BadFiles:
         """Whether a file was replaced or changed since the records were written, as one that is repaired."""
         records = [record.stat().st_mtime for record in self.positions if record.exists()]
         # Not every name is a path. A copied file may keep its time of change, but not that of its entry in the folder.
-        return os.path.exists(name) and bool(records) and os.stat(name).st_ctime > max(records)
+        if not (records and os.path.exists(name)):
+            return False
+        status = os.stat(name)
+        return max(status.st_ctime, status.st_mtime) > max(records)  # on Windows, st_ctime is of the file's making
 
     def _read(self, record: Path) -> None:
         """Reads the lines of a record that are new."""
