@@ -281,6 +281,28 @@ def test_a_short_file_repeats_frames(tmp_path):
     assert decoded_indices(output.pixel_values) == [[0, 3, 3, 3, 3, 3]]
 
 
+@pytest.mark.parametrize("fps", [None, 7.5])
+def test_as_many_frames_in_memory_as_a_clip_has_are_taken_as_they_are(fps, tmp_path):
+    """Also by a processor that samples files by time, as `run_classification.py` saves it."""
+    ViCMAEVideoProcessor(**SMALL, do_sample_frames=True, num_frames=4, fps=fps).save_pretrained(tmp_path)
+    processor = AutoVideoProcessor.from_pretrained(tmp_path)
+    video = torch.randint(0, 256, (4, 3, 30, 40), dtype=torch.uint8)
+    expected = processor(video, do_sample_frames=False, return_tensors="pt").pixel_values
+    pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in video]
+    for clip in (video, video.numpy(), list(video), pictures, [pictures, pictures]):
+        found = processor(clip, return_tensors="pt").pixel_values
+        assert torch.equal(found, expected.expand(len(found), *expected.shape[1:]))
+    # With a rate of their own they are sampled by time, as a file is: here 4 frames in 0.1 s, at 7.5 per second.
+    if fps is not None:
+        metadata = [{"total_num_frames": 4, "fps": 40.0}]
+        timed = processor(video, video_metadata=metadata, return_tensors="pt").pixel_values
+        assert not torch.equal(timed, expected)
+        with pytest.raises(ValueError, match=r"own frame rate, got None.*exactly `num_frames` frames"):
+            processor(torch.zeros(5, 3, 30, 40, dtype=torch.uint8), return_tensors="pt")
+        with pytest.raises(ValueError, match="own frame rate, got None"):
+            processor(video, num_clips=2, return_tensors="pt")
+
+
 def test_frames_in_memory_repeat_only_with_their_rate():
     processor = ViCMAEVideoProcessor(**SMALL, do_sample_frames=True, num_frames=6)
     with pytest.raises(ValueError, match="at least num_frames=6 frames, got 3"):

@@ -117,8 +117,8 @@ def check_sampling(
             raise ValueError(f"Expected {name} to be positive, got {rate}.")
     if fps is not None and video_fps is None:
         raise ValueError(
-            f"Sampling at fps={fps} needs the video's own frame rate, got None. Pass it as `video_metadata`, or "
-            "sample with `num_frames` alone."
+            f"Sampling at fps={fps} needs the video's own frame rate, got None. Pass it as `video_metadata`, or pass "
+            "exactly `num_frames` frames, or sample with `num_frames` alone."
         )
     if num_frames is None and fps is None and num_clips > 1:
         raise ValueError(f"Expected num_clips=1 without num_frames or fps, got num_clips={num_clips}.")
@@ -162,7 +162,7 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
 
     `do_sample_frames=True` chooses frames by `num_frames` and `fps` (see `sample_frame_indices`); without it all
     frames are used. A file shorter than a clip repeats frames. Frames in memory are repeated if they come with their
-    `fps` in `video_metadata`; without it, fewer than `num_frames` are an error, as elsewhere in Transformers.
+    `fps` in `video_metadata`; without it, `num_frames` of them are a clip, and fewer are an error.
 
     Raises:
         ValueError: for empty input, a wrong number of channels, more frames wanted than there are in memory, `fps`
@@ -231,6 +231,8 @@ class ViCMAEVideoProcessor(BaseVideoProcessor):
                 f"Expected at least num_frames={num_frames} frames, got {metadata.total_num_frames}. To repeat "
                 "frames, pass `video_metadata` with their `fps`; to take them as they are, `do_sample_frames=False`."
             )
+        if metadata.fps is None and num_frames == metadata.total_num_frames and num_clips == 1:
+            return np.arange(num_frames)  # somebody has chosen them already
         indices = sample_frame_indices(metadata.total_num_frames, num_frames, fps, metadata.fps, num_clips)
         return indices.reshape(-1)
 
