@@ -110,6 +110,33 @@ def test_trainer_accumulates_gradients_to_those_of_the_whole_batch(model_class, 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
+def change_by_reversal(model, clips):
+    with torch.no_grad():
+        return (model.eval()(clips).logits - model(clips.flip(1)).logits).abs().max().item()
+
+
+@pytest.mark.parametrize("trains_positions", [False, True])
+def test_lora_sees_the_order_of_frames_if_it_trains_the_temporal_positions(trains_positions, tmp_path):
+    """The line of docs/hub.md, on a video classifier as it starts from a frame encoder: without temporal positions."""
+    shake(ViCMAEModel(tiny_config(), video=False)).save_pretrained(tmp_path / "frames")
+    base = ViCMAEForVideoClassification.from_pretrained(tmp_path / "frames")
+    start = copy.deepcopy(base.state_dict())
+    saved = ["classifier", "vicmae.embeddings"] if trains_positions else ["classifier"]
+    model = get_peft_model(base, LoraConfig(**LORA, modules_to_save=saved))
+    clips = random_tensor(4, 4, 3, 16, 16)
+    # Pairs that differ in their order alone.
+    inputs = {"pixel_values": torch.cat([clips, clips.flip(1)]), "labels": torch.arange(8) // 4}
+    losses = train_with_adam(model, inputs, lambda output: output.loss)
+    assert (losses[-1] < 0.1) == trains_positions
+    change = change_by_reversal(model, clips)
+    assert (change > 1) if trains_positions else (change < 1e-4)
+    model.save_pretrained(tmp_path / "adapter")
+    fresh = ViCMAEForVideoClassification(tiny_config())
+    fresh.load_state_dict(start)
+    reloaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    assert change_by_reversal(reloaded, clips) == pytest.approx(change, rel=1e-4, abs=1e-6)
+
+
 def train_with_adam(model, inputs, loss_of, num_steps=30):
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []

@@ -512,6 +512,27 @@ def test_images_and_clips_of_any_length_and_size_reach_the_classifier(model_clas
     torch.testing.assert_close(logits, model.classifier(pooled))
 
 
+@pytest.mark.parametrize("model_class", [ViCMAEForImageClassification, ViCMAEForVideoClassification])
+@pytest.mark.parametrize(("shape", "length"), [((6, 3, 16, 24), 3), ((4, 3, 16, 16), 2), ((3, 16, 16), 1)])
+def test_means_of_tubelets_are_in_the_order_of_time(model_class, shape, length):
+    """A clip of another length is resampled to that of the config, as temporal positions are."""
+    model = shake(model_class(tiny_config(pooling="tubelets", num_frames=6))).eval()
+    assert model.classifier.in_features == 3 * 16
+    pixel_values = random_tensor(2, *shape)
+    with torch.no_grad():
+        output = model.vicmae(pixel_values)
+        logits = model(pixel_values).logits
+    num_patches = (shape[-2] // 4) * (shape[-1] // 4)
+    tokens = output.last_hidden_state[:, 1:].numpy().reshape(2, length, num_patches, 16)
+    means = tokens.mean(2)
+    # Linear between the middles of tubelets; constant before the first and after the last.
+    places = (np.arange(3) + 0.5) / 3 * length - 0.5
+    resampled = [[np.interp(places, np.arange(length), row) for row in clip.T] for clip in means]  # (2, 16, 3)
+    expected = np.swapaxes(resampled, 1, 2).reshape(2, 48)
+    np.testing.assert_allclose(output.pooler_output.numpy(), expected, atol=1e-5)
+    torch.testing.assert_close(logits, model.classifier(output.pooler_output))
+
+
 def test_the_final_norm_may_come_after_pooling():
     config = tiny_config(pooling="mean", norm_after_pooling=True)
     model = shake(ViCMAEForImageClassification(config)).eval()

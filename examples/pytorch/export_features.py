@@ -22,6 +22,7 @@ from vicmae_hf.evaluation.features import (
     check_feature_file,
     extract_embeddings,
     load_encoder,
+    warn_if_blind_to_order,
     write_features,
 )
 from vicmae_hf.files import check_writable
@@ -60,6 +61,8 @@ def main() -> None:
     model, processor = load_encoder(arguments.model_name_or_path, arguments.pooling)
     if arguments.num_frames is None:
         arguments.num_frames = model.config.num_frames if is_clip else 8
+    if is_clip:
+        warn_if_blind_to_order(model, arguments.num_frames)
     if arguments.frames_per_second is None and is_clip:
         arguments.frames_per_second = processor.fps
     if arguments.image_range is None:

@@ -18,8 +18,8 @@ class ViCMAEConfig(PreTrainedConfig):
         image_size (`int` or `(height, width)`): pixels; patch_size: pixels; num_channels.
         num_frames, tubelet_size: frames of a clip, and frames that one patch embedding spans. They matter for clips
             (`ViCMAEModel`, `ViCMAEForVideoClassification`); pretraining and image models embed single frames.
-        pooling (`"cls"` or `"mean"`): `pooler_output` and the classifiers read the class token, or the mean of the
-            patch tokens.
+        pooling (`"cls"`, `"mean"` or `"tubelets"`): `pooler_output` and the classifiers read the class token, the mean
+            of the patch tokens, or their means over each tubelet of `num_frames` frames, in the order of time.
         norm_after_pooling: whether the encoder's final norm is applied to the mean instead of to each token, as
             finetuned ViTs of the MAE family do (their `fc_norm`). For classifiers with `pooling="mean"`.
         drop_path_rate: stochastic depth of the last layer; it grows linearly from 0 at the first (Table 2).
@@ -63,7 +63,7 @@ class ViCMAEConfig(PreTrainedConfig):
     qkv_bias: bool = True
     num_frames: int = 16
     tubelet_size: int = 2
-    pooling: Literal["cls", "mean"] = "cls"
+    pooling: Literal["cls", "mean", "tubelets"] = "cls"
     norm_after_pooling: bool = False
     drop_path_rate: float | int = 0.0
 

@@ -101,7 +101,7 @@ def resample_positions(positions: torch.Tensor, height: int, width: int) -> torc
 
 
 def resample_temporal_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
-    """Resamples temporal positions `(1, t, D)` linearly to `(1, length, D)`."""
+    """Resamples temporal positions `(B, t, D)` linearly to `(B, length, D)`."""
     if positions.shape[1] == length:
         return positions
     resampled = F.interpolate(at_least_float32(positions.transpose(1, 2)), size=length, mode="linear")
@@ -782,12 +782,15 @@ class ViCMAEModel(ViCMAEPreTrainedModel):
         if pixel_values is None:
             raise ValueError("pixel_values is required.")
         last_hidden_state = self.encode(self.embeddings(pixel_values), **kwargs)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=last_hidden_state, pooler_output=self.pool(last_hidden_state)
-        )
+        length = pixel_values.shape[1] // self.config.tubelet_size if pixel_values.ndim == 5 else 1
+        pooler_output = self.pool(last_hidden_state, length)
+        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooler_output)
 
-    def pool(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """`(B, 1 + N, D)` -> `(B, D)`, by `config.pooling`."""
+    def pool(self, last_hidden_state: torch.Tensor, length: int = 1) -> torch.Tensor:
+        """Tokens of `length` tubelets `(B, 1 + N, D)` -> `(B, D)` by `config.pooling`; `(B, t * D)` by "tubelets"."""
+        if self.config.pooling == "tubelets":  # t is that of the config, as it is of temporal positions
+            means = last_hidden_state[:, 1:].unflatten(1, (length, -1)).mean(2)  # (B, length, D)
+            return resample_temporal_positions(means, self.config.num_frames // self.config.tubelet_size).flatten(1)
         pooled = last_hidden_state[:, 0] if self.config.pooling == "cls" else last_hidden_state[:, 1:].mean(1)
         return self.layernorm(pooled) if self.config.norm_after_pooling else pooled
 
@@ -967,7 +970,8 @@ class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vicmae = ViCMAEModel(config, video=self._embeds_video)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        length = config.num_frames // config.tubelet_size if config.pooling == "tubelets" else 1
+        self.classifier = nn.Linear(length * config.hidden_size, config.num_labels)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

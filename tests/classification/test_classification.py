@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from classifier_flags import parse
 from launching import run_here
-from tiny_models import shake, tiny_config, tiny_overrides
+from tiny_models import random_tensor, shake, tiny_config, tiny_overrides
 from torch import nn
 from video_files import numbered_frames, write_video
 
-from vicmae_hf import ViCMAEForImageClassification
+from vicmae_hf import ViCMAEConfig, ViCMAEForImageClassification, ViCMAEForVideoClassification, ViCMAEModel
 from vicmae_hf.classification.classification import Objective
+from vicmae_hf.command_line import parse_config_overrides
+from vicmae_hf.evaluation.features import warn_if_blind_to_order
 
 
 MODEL = tiny_overrides(num_frames=2)
@@ -45,6 +48,38 @@ def test_what_is_refused_leaves_the_run_that_it_would_have_replaced(videos, tmp_
     )
     assert process.returncode == 1 and message in process.stderr, process.stderr
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["all_results.json", "checkpoint-5"]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "tubelets"])
+def test_a_linear_classifier_is_blind_to_the_order_of_frames_and_says_so_or_sees_it(pooling, videos, tmp_path):
+    """On an encoder of frames, as pretraining leaves it; its weights are the same for all frames of a tubelet."""
+    config = ViCMAEConfig(**parse_config_overrides(ViCMAEConfig, tiny_overrides()), image_size=32)
+    shake(ViCMAEModel(config, video=False)).save_pretrained(tmp_path / "frames")
+    process = run_here(
+        *("run_classification.py", "--task", "video", "--method", "linear", "--no-train_augmentation"),
+        *("--train_data", videos, "--eval_data", videos, "--output_dir", tmp_path / "run"),
+        *("--model_name_or_path", tmp_path / "frames", "--num_frames", 8, "--config_overrides", f"pooling={pooling}"),
+        *("--per_device_train_batch_size", 2, "--dataloader_num_workers", 0),
+        *("--num_train_epochs", 3, "--warmup_epochs", 0),
+    )
+    assert process.returncode == 0, process.stderr
+    model = ViCMAEForVideoClassification.from_pretrained(tmp_path / "run").eval()
+    clips = random_tensor(3, 8, 3, 32, 32)
+    with torch.no_grad():
+        change = (model(clips).logits - model(clips.flip(1)).logits).abs().max()
+    is_blind = pooling != "tubelets"
+    assert (change < 1e-5) if is_blind else (change > 1e-3)
+    assert ("not see in which order the 4 tubelets of a clip come" in process.stderr) == is_blind
+
+
+def test_positions_that_were_trained_and_single_tubelets_bring_no_warning(caplog):
+    PartialState()  # of accelerate, whose logger it is
+    video = ViCMAEModel(tiny_config(num_frames=8))
+    for encoder, num_frames in [(ViCMAEModel(tiny_config(), video=False), 4), (video, 2), (shake(video), 8)]:
+        warn_if_blind_to_order(encoder, num_frames)
+    assert not caplog.messages
+    warn_if_blind_to_order(ViCMAEModel(tiny_config(num_frames=8)), 8)
+    assert len(caplog.messages) == 1
 
 
 def test_the_loss_is_cross_entropy_against_smoothed_targets(folders):

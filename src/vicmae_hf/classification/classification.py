@@ -20,7 +20,7 @@ from ..data.samples.clips import ClipDataset
 from ..data.samples.frame_choice import ClipSampling
 from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
-from ..evaluation.features import extract_embeddings
+from ..evaluation.features import extract_embeddings, warn_if_blind_to_order
 from ..evaluation.prediction import Predictions, predict
 from ..evaluation.probes import build_linear_optimizer
 from ..files import write_json, write_whole
@@ -69,6 +69,8 @@ def train_classifier(
     schedule = plan_run(arguments, accelerator.num_processes, len(train_source))
     view = build_view(model.config, arguments)
     module = LinearClassifier(model) if arguments.method == "linear" else model
+    if arguments.method == "linear":
+        warn_if_blind_to_order(model.vicmae, arguments.num_frames)
     module, optimizer = accelerator.prepare(module, build_optimizer(module, model.config, arguments))
     objective = Objective(module, model.config, arguments)
     unwrapped = unwrap(accelerator, module)

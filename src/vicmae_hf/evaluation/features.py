@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
@@ -25,6 +26,9 @@ from ..files import partial_file, writing
 from ..modeling_vicmae import ViCMAEModel
 from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .prediction import average_views, collect, evaluating, split_items
+
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,19 @@ def build_feature_views(
         frames_per_second=frames_per_second,
         protocols=[ViewProtocol(1 if is_clip else num_frames)],
     )
+
+
+def warn_if_blind_to_order(encoder: ViCMAEModel, num_frames: int) -> None:
+    """Warns if a frozen encoder gives clips of `num_frames` frames the same features in any order of tubelets."""
+    positions = encoder.embeddings.temporal_position_embeddings  # (1, t, D)
+    is_clip = positions is not None and num_frames > encoder.config.tubelet_size
+    if is_clip and encoder.config.pooling != "tubelets" and (positions == positions[:, :1]).all():
+        logger.warning(
+            "The encoder is frozen, and its temporal positions are all the same, as before training on clips: it "
+            "does not see in which order the %d tubelets of a clip come. Where that matters, finetune, or pool each "
+            "tubelet by itself (--config_overrides pooling=tubelets in run_classification.py; docs/finetuning.md).",
+            num_frames // encoder.config.tubelet_size,
+        )
 
 
 def extract_embeddings(

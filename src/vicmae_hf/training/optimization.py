@@ -34,11 +34,7 @@ def parameter_groups(
             # Tokens (1, 1, D) and learned positions (1, t, D) are vectors.
             is_matrix = parameter.ndim > 1 and 1 not in (parameter.shape[0], parameter[0].numel())
             scale = learning_rate_scale(name)
-            group = {
-                "params": [],
-                "weight_decay": weight_decay if is_matrix else 0.0,
-                "learning_rate_scale": scale,
-            }
+            group = {"params": [], "weight_decay": weight_decay if is_matrix else 0.0, "learning_rate_scale": scale}
             groups.setdefault((scale, not is_matrix), group)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]  # sorted: a checkpoint knows groups by their place
 

@@ -136,6 +136,8 @@ def test_recipes_hold_the_figures_of_table_3(data, size):
     assert 8 * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 4096
     assert (arguments.base_learning_rate, arguments.num_train_epochs) == (0.1, 90)
     assert (arguments.warmup_epochs, arguments.weight_decay) == (10, 0)
+    # [CLS] of a frozen encoder is the same in any order of frames.
+    assert arguments.config_overrides == ("pooling=tubelets" if data == "ssv2" else None)
     # RandomResizedCrop alone.
     assert arguments.train_augmentation
     assert not any([arguments.horizontal_flip, arguments.rand_augment_magnitude, arguments.random_erasing])

@@ -273,10 +273,9 @@ class BadFiles:
         """Whether a file was replaced or changed since the records were written, as one that is repaired."""
         records = [record.stat().st_mtime for record in self.positions if record.exists()]
         # Not every name is a path. A copied file may keep its time of change, but not that of its entry in the folder.
-        if not (records and os.path.exists(name)):
-            return False
-        status = os.stat(name)
-        return max(status.st_ctime, status.st_mtime) > max(records)  # on Windows, st_ctime is of the file's making
+        status = os.stat(name) if records and os.path.exists(name) else None
+        # On Windows, st_ctime is the time at which the file was made.
+        return status is not None and max(status.st_ctime, status.st_mtime) > max(records)
 
     def _read(self, record: Path) -> None:
         """Reads the lines of a record that are new."""

@@ -80,8 +80,7 @@ class FramePairDataset(torch.utils.data.Dataset):
             for index, generator in draw_items(key, self.num_files, self.seed)
         )
         return self.bad_files.read_first(
-            self.name,
-            ((item.name, partial(self.read_pair, item, generator)) for item, generator in items),
+            self.name, ((item.name, partial(self.read_pair, item, generator)) for item, generator in items)
         )
 
     def examples(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
