@@ -10,9 +10,10 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 
 .PHONY: pretrain downstream study test test-slow test-faults style bench bench-ffcv
 
-$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt tests/link_ffmpeg.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python tests/link_ffmpeg.py $(VENV)/ffmpeg
 	touch $@
 
 data/demo/demo.json: | $(VENV)/installed
@@ -47,8 +48,9 @@ study: $(VENV)/installed data/study/demo.json
 		--probe_train_data data/study/appearance/train --probe_eval_data data/study/appearance/eval \
 		--output_dir outputs/study --report docs/study.md
 
+# torchcodec takes FFmpeg's libraries from PyAV's wheel.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	LD_LIBRARY_PATH=$(CURDIR)/$(VENV)/ffmpeg $(BIN)/pytest
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from PIL import Image
 from tiny_models import tiny_overrides
+
+from vicmae_hf.data.media.other_decoders import OTHER_DECODERS
 
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +99,12 @@ try_to("decord", check_backend, "decord")
 sys.argv = [str(pathlib.Path(root, "examples", "pytorch", "run_pretraining.py")), *arguments]
 try_to("training", runpy.run_path, sys.argv[0], run_name="__main__")
 """
+
+
+@pytest.mark.skipif(not os.environ.get("LD_LIBRARY_PATH", "").endswith(".venv/ffmpeg"), reason="not by `make test`")
+def test_make_test_runs_torchcodec_too():
+    """Else its tests would be skipped, and nobody would know."""
+    assert OTHER_DECODERS["torchcodec"].import_library().ffmpeg_major_version >= 8
 
 
 def test_modules_scripts_and_a_training_without_what_other_machines_lack(tmp_path):
