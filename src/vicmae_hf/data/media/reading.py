@@ -1,6 +1,7 @@
 """Videos and images behind one interface: frames, and the times at which they are shown."""
 
 import os
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -75,6 +76,9 @@ class EncodedItem:
     def open(self, video_backend: str) -> MediaReader:
         reader = self._open(video_backend)
         if self.start is None and self.end is None:
+            return reader
+        if reader.is_long:
+            reader.narrow(self.start or 0.0, math.inf if self.end is None else self.end)
             return reader
         from .excerpts import Excerpt  # imported here, because only lists ask for parts of files
 

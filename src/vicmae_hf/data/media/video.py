@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # From this length on the index of a video is not read at once: 3 hours would take a second. Longer than most clips.
 LONG_SECONDS = 120.0
 LONG_INDEX = 5_000  # packets, from which on a worker keeps an index
+ROUNDING_SECONDS = 1e-6  # of times that a user or a table gives
 # Containers with an index of their own, by which one can seek to a time: MP4 and MOV, Matroska and WebM.
 SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
@@ -204,7 +205,8 @@ class PyAVDecoder:
             from .odd_videos import packets_between
 
             with raised_as_backend_error(av.FFmpegError):
-                ticks = [self._origin + int(time / self.stream.time_base) for time in (start, end)]
+                times = (start, min(end, self.duration + 1))
+                ticks = [self._origin + int(time / self.stream.time_base) for time in times]
                 self._read_packets(packets_between(self.container, self.stream, *ticks))
                 if self.has_times and self.keyframes_are_entries and self._begins_with_entry:
                     self._order_by_time()
@@ -212,8 +214,8 @@ class PyAVDecoder:
                 else:
                     self.read_index()
         # The frame that is shown at `start` began before.
-        first = max(np.searchsorted(self.timestamps, start, side="right") - 1, 0)
-        last = np.searchsorted(self.timestamps, end, side="left")
+        first = max(np.searchsorted(self.timestamps, start + ROUNDING_SECONDS, side="right") - 1, 0)
+        last = np.searchsorted(self.timestamps, end - ROUNDING_SECONDS, side="left")
         self._first_index += int(first)
         self._order = self._order[first:last]
         self.timestamps = np.maximum(self.timestamps[first:last] - start, 0.0)
