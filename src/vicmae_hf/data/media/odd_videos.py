@@ -8,7 +8,7 @@ import itertools
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import av
@@ -22,16 +22,11 @@ DISPLAY_MATRIX = Type.DISPLAYMATRIX
 MAX_HEAD_PACKETS = 64  # more than any codec needs to reorder
 
 
-def find_ends(
-    container: av.container.InputContainer, stream: av.VideoStream, is_entry: Callable[[av.Packet], bool]
-) -> tuple[int, int, int] | None:
+def find_ends(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, int, int] | None:
     """
     Finds when a video begins and ends, in ticks of its stream: the time to seek to for its first packet, the first
     frame's start, the last one's end. None if only the whole index tells, because the container has no index to seek
     by, the video does not begin with a keyframe, or a packet has no time.
-
-    Args:
-        is_entry: whether decoding can start at a keyframe of H.264.
     """
     if container.format.name not in SEEKABLE_CONTAINERS or is_fragmented(container, stream):
         return None
@@ -44,7 +39,9 @@ def find_ends(
     shown = [packet for packet in head if not packet.is_discard]
     if not shown or not head[0].is_keyframe or any(packet.pts is None for packet in head):
         return None
-    if shown[0] is not head[0] or (stream.codec_context.name == "h264" and not is_entry(head[0])):
+    if shown[0] is not head[0] or (
+        stream.codec_context.name == "h264" and not is_instant_refresh(head[0], stream.codec_context)
+    ):
         return None
     origin = min(packet.pts for packet in shown)
     if origin < head[0].pts:  # it may lack the frames that the first ones refer to
@@ -83,6 +80,22 @@ def packets_between(
         if packet.dts is not None and packet.dts >= end:  # no frame is decoded after it is shown
             break
         yield packet
+
+
+def is_instant_refresh(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
+    """
+    Whether an H.264 keyframe is an IDR picture, at which decoding can start. Other keyframes are only recovery points:
+    the frames after them may be incomplete at first. (ITU-T H.264, table 7-1: NAL unit type 5.)
+    """
+    data, header = bytes(packet), codec.extradata or b""
+    if len(header) < 5 or header[0] != 1:  # start codes (Annex B)
+        return any(unit[:1] and unit[0] & 31 == 5 for unit in data.split(b"\0\0\1")[1:])
+    length_size, offset = (header[4] & 3) + 1, 0  # lengths (ISO/IEC 14496-15, 5.3.3.1)
+    while offset + length_size < len(data):
+        if data[offset + length_size] & 31 == 5:
+            return True
+        offset += length_size + int.from_bytes(data[offset : offset + length_size], "big")
+    return False
 
 
 def find_first_whole_frame(codec: av.VideoCodecContext, packets: Iterator[av.Packet], earliest: int) -> int:

@@ -1,7 +1,7 @@
 """Videos and images behind one interface: frames, and the times at which they are shown."""
 
-import os
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence

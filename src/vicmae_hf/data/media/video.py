@@ -158,7 +158,7 @@ class PyAVDecoder:
         """Finds where a long video begins and ends. Returns whether parts of it can be read alone."""
         from .odd_videos import find_ends
 
-        ends = find_ends(self.container, self.stream, self._is_instant_refresh)
+        ends = find_ends(self.container, self.stream)
         if ends is not None:
             self._first_seek_time, self._origin, end = ends  # in ticks of the stream
             self.duration = float((end - self._origin) * self.stream.time_base)
@@ -224,6 +224,8 @@ class PyAVDecoder:
 
     def _read_packets(self, packets: Iterable[av.Packet]) -> None:
         """Reads times, keyframes and durations of packets, and which of them are frames to be shown."""
+        from .odd_videos import is_instant_refresh
+
         # A packet's place in decoding order is called its position, a frame's place in presentation order its index.
         # They differ where a frame is a difference from a later one (a B-frame): the later one is stored first.
         self._times, self._seek_times, self._keyframes, self._durations, self._shown = [], [], [], [], []
@@ -235,7 +237,7 @@ class PyAVDecoder:
             self._seek_times.append(min((time for time in (packet.pts, packet.dts) if time is not None), default=0))
             self._durations.append(packet.duration or 0)
             if packet.is_keyframe:
-                is_entry = self._codec.name != "h264" or self._is_instant_refresh(packet)
+                is_entry = self._codec.name != "h264" or is_instant_refresh(packet, self._codec)
                 self._begins_with_entry |= position == 0 and is_entry
                 self._keyframes.append(position)
                 self.keyframes_are_entries &= is_entry
@@ -295,21 +297,6 @@ class PyAVDecoder:
     @property
     def _frame_duration(self) -> float:
         return 1 / float(self.stream.average_rate or self.stream.guessed_rate or 1)
-
-    def _is_instant_refresh(self, packet: av.Packet) -> bool:
-        """
-        Whether an H.264 keyframe is an IDR picture, at which decoding can start. Other keyframes are only recovery
-        points: the frames after them may be incomplete at first. (ITU-T H.264, table 7-1: NAL unit type 5.)
-        """
-        data, header = bytes(packet), self._codec.extradata or b""
-        if len(header) < 5 or header[0] != 1:  # start codes (Annex B)
-            return any(unit[:1] and unit[0] & 31 == 5 for unit in data.split(b"\0\0\1")[1:])
-        length_size, offset = (header[4] & 3) + 1, 0  # lengths (ISO/IEC 14496-15, 5.3.3.1)
-        while offset + length_size < len(data):
-            if data[offset + length_size] & 31 == 5:
-                return True
-            offset += length_size + int.from_bytes(data[offset : offset + length_size], "big")
-        return False
 
     def _packets(self) -> Iterator[av.Packet]:
         thread = threading.current_thread()
