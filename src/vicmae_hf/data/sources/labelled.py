@@ -17,6 +17,7 @@ from .selection import select_media
 from .sources import (
     MediaSource,
     SourceSettings,
+    finish_source,
     is_saved_dataset,
     list_files,
     open_source,
@@ -110,7 +111,7 @@ def open_labelled(
     if source is None:  # also a folder that holds only Parquet files
         source = open_source(name, settings)
     else:
-        source.image_options = settings.image_options()
+        source = finish_source(source, settings)
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected {describe_labels(source)}.")
     # Training would take -1 for the last class or fail late, so we refuse here.

@@ -52,6 +52,9 @@ class SourceSettings(Settings):
         "numbers that become black and white in images of more than 8 bits: type (all that the type holds), file (the "
         "smallest and the largest of each picture) or LOW,HIGH",
     )
+    segment_seconds: float | None = setting(
+        None, "divide long videos into segments of about this length, each an item of its own; default: not", above=0
+    )
     frame_folders: bool = setting(False, "folders of numbered frames (VIDEO/000001.jpg) are videos")
     source_frames_per_second: float | None = setting(
         None,
@@ -176,8 +179,21 @@ def open_source(name: str | os.PathLike, settings: SourceSettings | None = None)
     """
     settings = SourceSettings() if settings is None else settings
     source = _open(os.fspath(name), settings)
+    return finish_source(source, settings)
+
+
+def finish_source(
+    source: "MediaSource | FrameStoreSource", settings: SourceSettings
+) -> "MediaSource | FrameStoreSource":
+    """Applies the settings that are of the items. Raises a DataSourceError if the source has none to divide."""
     source.image_options = settings.image_options()  # (a frame store, whose images are all of one kind, ignores them)
-    return source
+    if settings.segment_seconds is None:
+        return source
+    from .segments import divide  # imported here, because few have long recordings
+
+    if not isinstance(source, MediaSource):
+        raise DataSourceError(f"{source.name}: a frame store cannot be divided; pack it with --segment_seconds.")
+    return divide(source, settings.segment_seconds)
 
 
 def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSource":

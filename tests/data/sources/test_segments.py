@@ -1,0 +1,87 @@
+"""Long recordings as many items."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from launching import run_here
+from PIL import Image
+from tiny_models import tiny_overrides
+from video_files import numbered_frames, read_numbers, write_video
+
+from vicmae_hf.data import load_frame_pairs
+from vicmae_hf.data.media import video as video_module
+from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.sources import SourceSettings, open_source
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Of 7 s and 2.5 s at 10 frames a second, a file that is no video, an image."""
+    folder = tmp_path_factory.mktemp("recordings")
+    (folder / "day").mkdir()
+    (folder / "night").mkdir()
+    write_video(folder / "day" / "long.mp4", numbered_frames(70), 10, options={"g": "10"})
+    write_video(folder / "night" / "short.mkv", numbered_frames(25), 10, options={"g": "10"})
+    Image.new("RGB", (64, 64)).save(folder / "night" / "still.png")
+    return folder
+
+
+SETTINGS = SourceSettings(segment_seconds=2.0)
+
+
+@pytest.mark.parametrize("long_seconds", [1.0, 100.0])
+def test_segments_are_items_with_their_frames_names_and_labels(recordings, monkeypatch, long_seconds):
+    monkeypatch.setattr(video_module, "LONG_SECONDS", long_seconds)
+    source = open_labelled(recordings, settings=SETTINGS)
+    # 7 s are four segments of 1.75 s, 2.5 s are one.
+    names = ["day/long.mp4 [0.0-1.75 s]", "day/long.mp4 [1.75-3.5 s]", "day/long.mp4 [3.5-5.25 s]"]
+    names += ["day/long.mp4 [5.25-7.0 s]", "night/short.mkv", "night/still.png"]
+    assert source.list_names() == names
+    assert [source[index].name for index in range(6)] == [str(recordings / name) for name in names]
+    assert source.labels.tolist() == [0, 0, 0, 0, 1, 1] and source.class_names == ["day", "night"]
+    # The frame that is on the screen when a segment begins belongs to it.
+    for index, expected in enumerate([range(18), range(17, 35), range(35, 53), range(52, 70), range(25)]):
+        with source[index].open("pyav") as reader:
+            assert read_numbers(reader.get_frames(range(reader.num_frames))) == list(expected)
+            assert reader.timestamps[0] == 0 and reader.duration == pytest.approx(1.75 if index < 4 else 2.5)
+
+
+def test_segments_of_parts_that_a_list_names(recordings, tmp_path):
+    (tmp_path / "list.csv").write_text("path,start,end\nday/long.mp4,1,5\n")
+    settings = SourceSettings(segment_seconds=2.0, data_root=str(recordings))
+    source = open_source(tmp_path / "list.csv", settings)
+    assert [(item.start, item.end) for item in map(source.__getitem__, range(len(source)))] == [(1, 3), (3, 5)]
+
+
+def test_pairs_of_an_epoch_come_from_all_segments(recordings):
+    dataset = load_frame_pairs(recordings, 32, segment_seconds=1.0, frame_sampling="same")
+    assert len(dataset) == 7 + 3 + 1  # 2.5 s: 2.5 rounds up
+
+
+def test_scripts_take_segments(recordings, tmp_path):
+    flags = ["--segment_seconds", 2]
+    store = tmp_path / "store"
+    packed = run_here("pack_frames.py", "--input", recordings, "--output", store, "--frames_per_second", 2, *flags)
+    assert packed.returncode == 0, packed.stderr
+    rows = {row["name"]: row for row in datasets.load_from_disk(str(store))}
+    assert sorted(len(row["frames"]) for row in rows.values()) == [1, 4, 4, 4, 4, 5]
+    timestamps = rows["day/long.mp4 [1.75-3.5 s]"]["timestamps"]
+    np.testing.assert_allclose(timestamps, [0, 0.5, 1.0, 1.5], atol=0.051)
+    refused = run_here("pack_frames.py", "--input", store, "--output", tmp_path / "again", *flags)
+    assert "a frame store cannot be divided" in refused.stderr
+    trained = run_here(
+        "run_pretraining.py",
+        *("--train_data", recordings, "--output_dir", tmp_path / "run", "--image_size", 32, *flags),
+        *("--config_overrides", tiny_overrides(), "--max_train_steps", 2, "--per_device_train_batch_size", 3),
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run" / "arguments.json").read_text())["steps_per_epoch"] == 2
+    exported = run_here(
+        "export_features.py",
+        *("--model_name_or_path", tmp_path / "run", "--data", recordings, "--output", tmp_path / "features.parquet"),
+        *flags,
+    )
+    assert exported.returncode == 0, exported.stderr
+    assert len(datasets.Dataset.from_parquet(str(tmp_path / "features.parquet"))) == 6
