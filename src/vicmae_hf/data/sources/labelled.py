@@ -137,7 +137,7 @@ def describe_labels(source: MediaSource | FrameStoreSource) -> str:
     if isinstance(source, FrameStoreSource):
         return "a store that was packed with --labelled, or --label_column"
     if source.table.column_names == ["path"]:
-        return "ROOT/CLASS_NAME/FILE, or a list of `path label`"
+        return "ROOT/CLASS_NAME/FILE, or a list of `path label`, or with --frame_folders ROOT/CLASS_NAME/VIDEO/FRAME"
     return "a column of type ClassLabel or one called `label`; name another with --label_column"
 
 
