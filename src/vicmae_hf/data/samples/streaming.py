@@ -16,12 +16,12 @@ from ...errors import InputError
 from ..loading.loader import loader_settings
 from ..media.bad_files import BadFiles, BadFilesError
 from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem
+from ..sources.selection import list_media
 from ..sources.sources import (
     DataSourceError,
     SourceSettings,
     has_frames,
     is_saved_dataset,
-    list_media,
     open_source,
 )
 from ..sources.tables import as_source_error, hub_options, load_hub_dataset

@@ -108,10 +108,8 @@ def open_labelled(
     is_folder = folder.is_dir() and not is_saved_dataset(folder)
     settings = SourceSettings() if settings is None else settings
     source = open_labelled_folder(name, folder, settings) if is_folder else None
-    if source is None:  # also a folder that holds only Parquet files
-        source = open_source(name, settings)
-    else:
-        source = finish_source(source, settings)
+    # None also for a folder that holds only Parquet files.
+    source = open_source(name, settings) if source is None else finish_source(source, settings)
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected {describe_labels(source)}.")
     # Training would take -1 for the last class or fail late, so we refuse here.

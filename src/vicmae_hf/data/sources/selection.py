@@ -3,14 +3,48 @@
 import logging
 import os
 from collections import Counter
+from pathlib import Path
 
 from ..media.frame_folders import group_frames, hint_at_frames
-from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from .sources import (
+    IMAGE_EXTENSIONS,
+    STORE_FILE,
+    VIDEO_EXTENSIONS,
+    DataSourceError,
+    is_saved_dataset,
+    list_files,
+)
 
 
 logger = logging.getLogger(__name__)
 
 _told = set()  # names of sources
+
+
+def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[list[str], list[str]]:
+    """
+    Lists the paths of the media files and the Parquet files below a folder; one of the two lists is empty. Raises a
+    DataSourceError if there are neither, or media files beside a dataset.
+    """
+    files = list_files(folder)
+    media = select_media(name, files, frame_folders)
+    # Beside media, a metadata file describes them.
+    parquet = [
+        file for file in files if file.endswith(".parquet") and not (media and file.endswith("metadata.parquet"))
+    ]
+    marks = [file for file in files if os.path.basename(file) in (STORE_FILE, "state.json", "dataset_dict.json")]
+    stored = [file for file in marks if is_saved_dataset(Path(file).parent)]
+    for other in (parquet, stored):
+        if media and other:
+            raise DataSourceError(
+                f"{name}: holds both media files ({media[0]}) and a dataset ({other[0]}); name them separately."
+            )
+    if not media and not parquet:
+        raise DataSourceError(
+            f"{name}: no videos ({' '.join(sorted(VIDEO_EXTENSIONS))}), images ({' '.join(sorted(IMAGE_EXTENSIONS))}) "
+            f"or Parquet files found among its {len(files)} files."
+        )
+    return media, parquet
 
 
 def select_media(name: str, files: list[str], frame_folders: bool = False) -> list[str]:

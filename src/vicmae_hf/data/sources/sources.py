@@ -198,6 +198,7 @@ def finish_source(
 
 def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSource":
     # Imported here: a folder of videos needs none of it. You may leave it out when you read how pretraining works.
+    from .selection import list_media
     from .tables import open_hub_dataset, open_parquet, open_saved_dataset
 
     path = Path(name).expanduser()
@@ -230,34 +231,6 @@ def is_saved_dataset(folder: Path) -> bool:
     # `datasets` writes both files. Programs of all kinds leave a state.json alone.
     is_table = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     return is_table or any((folder / file).is_file() for file in ("dataset_dict.json", STORE_FILE))
-
-
-def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[list[str], list[str]]:
-    """
-    Lists the paths of the media files and the Parquet files below a folder; one of the two lists is empty. Raises a
-    DataSourceError if there are neither, or media files beside a dataset.
-    """
-    from .selection import select_media  # imported here, because this file tells what there is to select
-
-    files = list_files(folder)
-    media = select_media(name, files, frame_folders)
-    # Beside media, a metadata file describes them.
-    parquet = [
-        file for file in files if file.endswith(".parquet") and not (media and file.endswith("metadata.parquet"))
-    ]
-    marks = [file for file in files if os.path.basename(file) in (STORE_FILE, "state.json", "dataset_dict.json")]
-    stored = [file for file in marks if is_saved_dataset(Path(file).parent)]
-    for other in (parquet, stored):
-        if media and other:
-            raise DataSourceError(
-                f"{name}: holds both media files ({media[0]}) and a dataset ({other[0]}); name them separately."
-            )
-    if not media and not parquet:
-        raise DataSourceError(
-            f"{name}: no videos ({' '.join(sorted(VIDEO_EXTENSIONS))}), images ({' '.join(sorted(IMAGE_EXTENSIONS))}) "
-            f"or Parquet files found among its {len(files)} files."
-        )
-    return media, parquet
 
 
 def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:
