@@ -94,7 +94,7 @@ for path in sorted(pathlib.Path(root, "examples").glob("*/*.py")):
         sys.argv = [str(path), "--help"]
         try_to(path.stem, runpy.run_path, str(path), run_name="__main__")
 
-from vicmae_hf.data.media.video import check_backend
+from vicmae_hf.data.media.other_decoders import check_backend
 try_to("decord", check_backend, "decord")
 sys.argv = [str(pathlib.Path(root, "examples", "pytorch", "run_pretraining.py")), *arguments]
 try_to("training", runpy.run_path, sys.argv[0], run_name="__main__")
