@@ -106,7 +106,7 @@ def open_metadata(
     labels = {}
     for file in files:
         # Of the same name, but of something else.
-        if file.suffix == ".csv" and "file_name" not in (find_header(read_text(file).partition("\n")[0])[0] or []):
+        if file.suffix == ".csv" and "file_name" not in (find_header(decode_file(file).partition("\n")[0])[0] or []):
             continue
         columns = read_list(file)
         written, values = columns.get("file_name"), None
@@ -150,7 +150,7 @@ def read_list(path: Path) -> Columns:
     """
     if path.suffix == ".parquet":
         return read_parquet_columns(path)
-    text = read_text(path)
+    text = decode_file(path)
     # Not `splitlines`, which also splits at characters that a path may have.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -172,7 +172,7 @@ def read_list(path: Path) -> Columns:
         raise InputError(f"{path}: cannot be read as a table ({error}).") from error
 
 
-def read_text(path: Path) -> str:
+def decode_file(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
