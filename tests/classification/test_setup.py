@@ -217,3 +217,24 @@ def test_half_precision_checkpoints_are_trained_in_float32(folders, tmp_path):
     classifier = build_classifier(parse(folders, "--model_name_or_path", tmp_path / "half"), ["a", "b", "c"])
     assert {parameter.dtype for parameter in classifier.parameters()} == {torch.float32}
     torch.testing.assert_close(classifier.classifier.weight, model.classifier.weight.float())
+
+
+def test_training_indices_take_the_names_of_the_evaluation_data(folders, tmp_path, caplog):
+    rows = [f"train/{name}/0.mp4 {index}" for index, name in enumerate("cab")]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    make_files(tmp_path / "eval", "b/0.mp4")
+    flags = [*folders, "--train_data", tmp_path / "list.txt"]
+    train_source, eval_source = open_sources(parse(flags))
+    assert (train_source.class_names, train_source.labels.tolist()) == (["a", "b", "c"], [0, 1, 2])
+    assert eval_source.labels.tolist() == [0, 1, 2]
+    assert "its class indices are taken for those of" in caplog.text and "0 a, 1 b, 2 c" in caplog.text
+    # Both by numbers, one of them as names of folders.
+    make_files(tmp_path / "numbers", "2/0.mp4", "0/0.mp4")
+    train_source, eval_source = open_sources(parse([*flags, "--eval_data", tmp_path / "numbers"]))
+    assert (train_source.class_names, eval_source.labels.tolist()) == (["0", "1", "2"], [0, 2])
+    (tmp_path / "names.txt").write_text("c\na\nb\n")
+    train_source, eval_source = open_sources(parse(flags, "--label_names", tmp_path / "names.txt"))
+    assert (train_source.class_names, eval_source.labels.tolist()) == (["c", "a", "b"], [1, 2, 0])
+    make_files(tmp_path / "eval", "d/0.mp4")
+    with pytest.raises(InputError, match=r"indices 0 to 2, and .*eval has 4 classes with names.*--label_names FILE"):
+        open_sources(parse(flags))

@@ -1,6 +1,7 @@
 """Opens what a classifier is trained from: labelled data, a model with one output a class, processors."""
 
 import contextlib
+import logging
 
 import numpy as np
 from torch import nn
@@ -19,6 +20,8 @@ from ..training.session import build_model
 from ..video_processing_vicmae import ViCMAEVideoProcessor
 from .arguments import ClassificationArguments
 
+
+logger = logging.getLogger(__name__)
 
 MODEL_CLASSES = {"image": ViCMAEForImageClassification, "video": ViCMAEForVideoClassification}
 
@@ -39,6 +42,10 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
     known = kept_classifier(arguments)
     if known is not None:
         train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path, names is not None)
+    if not train_source.has_names:
+        train_source = take_eval_names(
+            train_source, open_labelled(arguments.eval_data, settings=arguments.of_evaluation)
+        )
     if len(train_source.class_names) < 2:
         raise InputError(f"{train_source.name}: expected at least 2 classes, got {train_source.class_names}.")
     # With the indices of training, whatever folders the evaluation data has.
@@ -50,6 +57,24 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
     if arguments.label_fraction is not None:
         train_source = select_label_fraction(train_source, arguments.label_fraction, arguments.seed)
     return train_source, eval_source
+
+
+def take_eval_names(source: LabelledSource, evaluation: LabelledSource) -> LabelledSource:
+    """
+    Names the classes of training data that has only indices, as the evaluation data names its own. Raises an
+    InputError if these are more or fewer.
+    """
+    names = evaluation.class_names
+    if not evaluation.has_names or set(names) <= set(source.class_names):
+        return source
+    if len(names) != len(source.class_names):
+        raise InputError(
+            f"{source.name}: its labels are the indices 0 to {len(source.class_names) - 1}, and {evaluation.name} has "
+            f"{len(names)} classes with names. Give the names in the order of the indices: --label_names FILE."
+        )
+    shown = ", ".join(f"{index} {name}" for index, name in enumerate(names[:5])) + (", ..." if len(names) > 5 else "")
+    logger.warning("%s: its class indices are taken for those of %s: %s.", source.name, evaluation.name, shown)
+    return with_class_names(source, names, "the evaluation data")
 
 
 def kept_classifier(arguments: ClassificationArguments) -> list[str] | None:
