@@ -155,6 +155,7 @@ def test_all_missing_files_are_counted(folder):
         ("path,label\nb.mp4,1,2\n", "line 2: expected 2 values \\(path, label\\), got 3"),
         ('{"path": "b.mp4"}\n{"path": 3}\n', "line 2: expected a path, got 3"),
         ('{"path": "b.mp4"}\n["b.mp4"]\n', "line 2: expected a JSON object"),
+        ('{"path": "b.mp4", "label": [0, 2]}\n', "line 1: expected one label, got \\[0, 2\\]"),
         ('{"name": "b.mp4"}\n', "expected a column `path` of videos or images, got the columns name"),
         ("b.mp4 1\nd.png 0\nd.png\n", "line 3: expected `path label`, got 'd.png'"),
         ("b.mp4 163 1\n", "line 1: expected one label after the path, got '163 1'"),

@@ -83,6 +83,9 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
     paths = find_files(path, root, columns[LINE], written, settings.frame_folders)
     starts, ends = read_times(path, columns)
     labels = take_column(path, columns, LABEL_NAMES, settings.label_column)
+    for row, label in enumerate(labels or []):
+        if isinstance(label, list | dict):  # of JSON lines
+            raise InputError(f"{path}, line {columns[LINE][row]}: expected one label, got {label}.")
     indices, class_names = (None, None) if labels is None else index_labels(labels)
     names = [
         entry if math.isnan(start) and math.isnan(end) else f"{entry} {name_excerpt(*drop_nan(start, end))}"
