@@ -120,3 +120,11 @@ def test_store_memory(tmp_path):
 def test_no_benchmark_is_left_out():
     text = Path(__file__).read_text(encoding="utf-8")
     assert [path.name for path in sorted(BENCHMARKS.glob("*.py")) if f'"{path.name}"' not in text] == []
+
+
+@pytest.mark.slow  # six processes that import torch
+def test_long_videos(videos):
+    (rows,) = run_benchmark("long_videos.py", "--videos", videos, "--hours", "0.05", "--pairs", "3").values()
+    assert [(row[0], row[3]) for row in rows[1:]] == [
+        (container, read) for container in ("mp4", "mkv", "ts") for read in ("in parts", "as a whole")
+    ]

@@ -98,13 +98,17 @@ def train_classifier(
 
 
 def list_data(train_source: LabelledSource, eval_source: LabelledSource) -> dict[str, list[str]]:
-    """Lists what makes a run this run and no other: the names of all files and their classes."""
+    """Lists what makes a run this run and no other: the names and labels of all files."""
     return {
-        "train_file_names": train_source.list_names(),
-        "eval_file_names": eval_source.list_names(),
+        "train_files": list_labelled_names(train_source),
+        "eval_files": list_labelled_names(eval_source),
         # Other names or another order would give the outputs of the classifier another meaning.
         "class_names": train_source.class_names,
     }
+
+
+def list_labelled_names(source: LabelledSource) -> list[str]:
+    return [f"{name}\t{label}" for name, label in zip(source.list_names(), source.labels, strict=True)]
 
 
 def load_batches(

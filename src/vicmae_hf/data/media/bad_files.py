@@ -272,8 +272,10 @@ class BadFiles:
     def _was_changed(self, name: str) -> bool:
         """Whether a file was replaced or changed since the records were written, as one that is repaired."""
         records = [record.stat().st_mtime for record in self.positions if record.exists()]
-        # Not every name is a path. A copied file may keep its time of change, but not that of its entry in the folder.
-        status = os.stat(name) if records and os.path.exists(name) else None
+        # Not every name is a path, and that of a part has its times behind it. A copied file may keep its time of
+        # change, but not that of its entry in the folder.
+        path = name if os.path.exists(name) else name.rpartition(" [")[0]
+        status = os.stat(path) if records and os.path.exists(path) else None
         # On Windows, st_ctime is the time at which the file was made.
         return status is not None and max(status.st_ctime, status.st_mtime) > max(records)
 
