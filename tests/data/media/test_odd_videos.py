@@ -228,3 +228,49 @@ def test_what_is_not_done_to_pictures_is_said_once(tmp_path, monkeypatch, caplog
             video.get_frames([1, 3])
     assert caplog.text.count("Not said again") == (expected is not None)
     assert expected is None or f"{name}: {expected}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["hevc.mkv", "mpeg2.mkv", "hevc.mp4", "h264.mkv"])
+def test_long_clips_that_begin_inside_a_group_lose_nothing(tmp_path, monkeypatch, name):
+    codec, options = CUT_KINDS.get(name, CUT_KINDS["h264.ts"])
+    write_video(tmp_path / f"source.{name.split('.')[1]}", numbered_frames(200), codec=codec, options=options)
+    copy_packets(tmp_path / f"source.{name.split('.')[1]}", tmp_path / name, first_keyframe=2, length=150)
+    with open_video(str(tmp_path / name)) as video:
+        expected = read_numbers(video.get_frames(range(video.num_frames)))
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0)
+    with open_video(str(tmp_path / name)) as video:
+        assert read_numbers(video.get_frames(range(video.num_frames))) == expected
+        assert len(expected) > 130
+
+
+def test_raw_streams_are_read(tmp_path):
+    write_video(tmp_path / "video.h264", numbered_frames(40), options={"g": "12", "bf": "0"})
+    (tmp_path / "raw.mp4").write_bytes((tmp_path / "video.h264").read_bytes())
+    for name in ("video.h264", "raw.mp4"):
+        with open_video(str(tmp_path / name)) as video:
+            assert video.num_frames == 40
+            assert read_numbers(video.get_frames([7, 33])) == [7, 33]
+            assert read_numbers(video.get_frames([2])) == [2]
+
+
+def test_pairs_of_a_long_recording_that_stands_still_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 60.0)
+    times = np.concatenate([np.arange(0, 300, 25), 300 + np.arange(600) / 4])  # a picture every 25 s, then 4 a second
+    write_video(tmp_path / "screen.mp4", numbered_frames(len(times)), 4, timestamps=times, options={"g": "4"})
+    for strategy in ("distant", "adjacent", "fixed_gap"):
+        dataset = load_frame_pairs(
+            tmp_path, (64, 96), frame_sampling=strategy, crop_scale=[1, 1], horizontal_flip=False
+        )
+        for epoch in range(12):
+            first, second = dataset[epoch, 0, 0]["pixel_values"]
+            assert not torch.equal(first, second)
+
+
+def test_a_video_of_one_keyframe_is_not_read_whole_for_each_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0)
+    monkeypatch.setattr(odd_videos, "MAX_TAIL_PACKETS", 50)
+    write_video(tmp_path / "one.mp4", numbered_frames(120), options={"g": "9999", "sc_threshold": "0"})
+    with open_video(str(tmp_path / "one.mp4")) as video:
+        assert not video.is_long and video.num_frames == 120
+        video.narrow(2.0, 3.0)
+        assert read_numbers(video.get_frames([0, 29])) == [60, 89]

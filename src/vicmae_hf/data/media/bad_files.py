@@ -20,8 +20,8 @@ import torch
 from ...errors import InputError, MediaDecodingError
 from ...files import write_json_lines
 from ...settings import Settings, setting
-from .reading import TimeLimitError
-from .video import DamagedPlaceError, warn_once
+from .reading import DamagedPlaceError, TimeLimitError
+from .video import warn_once
 
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class BadFiles:
                 continue
             self.note_opened(name)
             try:
-                sample = read_elsewhere(read)
+                sample = read_elsewhere(name, read)
             except MediaDecodingError as error:
                 self.add(name, str(error), isinstance(error, TimeLimitError))
                 continue
@@ -315,13 +315,13 @@ class BadFiles:
             self.retry_times[name] = time.time() + RETRY_SECONDS
 
 
-def read_elsewhere(read: Callable[[], Sample]) -> Sample:
+def read_elsewhere(name: str, read: Callable[[], Sample]) -> Sample:
     """Calls `read`, which draws a place in a file, until it meets no damage. Raises its error after `MAX_PLACES`."""
     for _ in range(MAX_PLACES - 1):
         try:
             return read()
         except DamagedPlaceError as error:
-            warn_once(error.path, "damaged in places, and its other frames are used: %s", error)
+            warn_once(name, "%s is damaged in places, and its other frames are used (%s).", name, error)
     return read()
 
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -20,13 +20,20 @@ from .video import SEEKABLE_CONTAINERS, BackendError
 DISPLAY_MATRIX = Type.DISPLAYMATRIX
 
 MAX_HEAD_PACKETS = 64  # more than any codec needs to reorder
+MAX_TAIL_PACKETS = 2_000  # from one keyframe to the next; with more, a part would cost nearly as much as the whole
+MAX_SOUND_SECONDS = 5.0
 
 
-def find_ends(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, int, int] | None:
+def find_ends(
+    container: av.container.InputContainer, stream: av.VideoStream, read_packets: Callable[[], Iterator[av.Packet]]
+) -> tuple[int, int] | None:
     """
-    Finds when a video begins and ends, in ticks of its stream: the time to seek to for its first packet, the first
-    frame's start, the last one's end. None if only the whole index tells, because the container has no index to seek
-    by, the video does not begin with a keyframe, or a packet has no time.
+    Finds when a video begins and ends, in ticks of its stream: the first frame's start, the last one's end. None if
+    only the whole index tells, because the container has no index to seek by, the video does not begin with a
+    keyframe, keyframes are rare, or a packet has no time.
+
+    Args:
+        read_packets: reads packets from where the container is.
     """
     if container.format.name not in SEEKABLE_CONTAINERS or is_fragmented(container, stream):
         return None
@@ -35,43 +42,51 @@ def find_ends(container: av.container.InputContainer, stream: av.VideoStream) ->
     is_truncated = len(entries) > 0 and entries[-1].pos + entries[-1].size > container.size
     if is_truncated or not stream.average_rate or stream.average_rate < 1:
         return None
-    head = list(itertools.islice((packet for packet in container.demux(stream) if packet.size), MAX_HEAD_PACKETS))
+    head = list(itertools.islice(read_packets(), MAX_HEAD_PACKETS))
     shown = [packet for packet in head if not packet.is_discard]
-    if not shown or not head[0].is_keyframe or any(packet.pts is None for packet in head):
+    if not shown or shown[0] is not head[0] or not head[0].is_keyframe or any(packet.pts is None for packet in head):
         return None
-    if shown[0] is not head[0] or (
-        stream.codec_context.name == "h264" and not is_instant_refresh(head[0], stream.codec_context)
-    ):
+    if stream.codec_context.name == "h264" and not is_instant_refresh(head[0], stream.codec_context):
         return None
     origin = min(packet.pts for packet in shown)
     if origin < head[0].pts:  # it may lack the frames that the first ones refer to
         return None
-    container.seek(int(container.duration / av.time_base / stream.time_base) + origin, stream=stream)
-    tail = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    if not tail or any(packet.pts is None for packet in tail):
+    expected = int(container.duration / av.time_base / stream.time_base) + origin
+    container.seek(expected, stream=stream)
+    ends = []
+    for packet in itertools.islice((packet for packet in read_packets() if not packet.is_discard), MAX_TAIL_PACKETS):
+        if packet.pts is None:
+            return None
+        ends.append(packet.pts + (packet.duration or int(1 / (stream.average_rate * stream.time_base))))
+    # Seeking to the end may have arrived elsewhere. The sound may end a little before or after the pictures.
+    if not ends or len(ends) == MAX_TAIL_PACKETS or abs(max(ends) - expected) * stream.time_base > MAX_SOUND_SECONDS:
         return None
-    last = max(tail, key=lambda packet: packet.pts)
-    frame_duration = int(1 / (stream.average_rate * stream.time_base))
-    first_seek_time = min(head[0].pts, head[0].pts if head[0].dts is None else head[0].dts)
-    return first_seek_time, origin, last.pts + (last.duration or frame_duration)
+    return origin, max(ends)
 
 
 def is_fragmented(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
     """Whether an MP4 or MOV file lists its frames in several places."""
-    return container.format.name == SEEKABLE_CONTAINERS[0] and stream.frames != len(stream.index_entries)
+    if container.format.name != SEEKABLE_CONTAINERS[0]:
+        return False
+    # An edit list may hide frames at the ends, which are not listed then.
+    return stream.frames == 0 or len(stream.index_entries) > stream.frames
 
 
 def packets_between(
-    container: av.container.InputContainer, stream: av.VideoStream, start: int, end: int
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    read_packets: Callable[[], Iterator[av.Packet]],
+    start: int,
+    end: int,
 ) -> Iterator[av.Packet]:
     """
     Yields the packets from a keyframe on that is shown at `start` or before, until no frame before `end` can follow.
-    Times are in ticks of the stream.
+    Times are in ticks of the stream. `read_packets` as in `find_ends`.
     """
     step = int(1 / stream.time_base)  # a second
     for back in (0, *(step << power for power in range(5))):
         container.seek(start - back, stream=stream)
-        packets = (packet for packet in container.demux(stream) if packet.size)
+        packets = read_packets()
         first = next(packets, None)
         # Containers that seek by decoding times may arrive at a keyframe that is shown later.
         if first is None or first.pts is None or first.pts <= start:

@@ -24,6 +24,10 @@ class TimeLimitError(MediaDecodingError):
     """Reading a file took longer than the limit."""
 
 
+class DamagedPlaceError(MediaDecodingError):
+    """Some frames of a file cannot be read. Others may be."""
+
+
 class MediaReader(Protocol):
     """
     An open video, image or row of a frame store; a context manager.
@@ -42,6 +46,9 @@ class MediaReader(Protocol):
 
     def narrow(self, start: float, end: float) -> None:
         """Leaves only the frames that are shown between two times, in seconds; only called where `is_long`."""
+
+    def widen(self) -> None:
+        """Takes `narrow` back."""
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
         """Frames (len(indices), 3, H, W), uint8, upright, in any order and with repetitions."""
@@ -143,12 +150,17 @@ class MediaLoader:
             uint8 `(T, 3, H, W)`.
 
         Raises:
-            MediaDecodingError: if it cannot be read; `TimeLimitError` if that takes too long.
+            MediaDecodingError: if it cannot be read; `TimeLimitError` if that takes too long, `DamagedPlaceError` if
+                other frames may be readable.
         """
 
         def read() -> torch.Tensor:
             with item.open(self.video_backend) as reader:
-                return reader.get_frames(choose_frames(reader))
+                indices = choose_frames(reader)
+                try:
+                    return reader.get_frames(indices)
+                except MediaDecodingError as error:
+                    raise (DamagedPlaceError(str(error)) if reader.num_frames > 1 else error) from error
 
         # Frames of a store lie in memory-mapped files. No decoder could hang there, and another thread costs time.
         if not isinstance(item, EncodedItem):
@@ -164,6 +176,8 @@ def narrow_at_random(reader: MediaReader, seconds: float | None, generator: np.r
         length = max(2 * seconds, MIN_PART_SECONDS)
         start = generator.uniform(0.0, max(reader.duration - length, 0.0))
         reader.narrow(start, start + length)
+        if reader.num_frames < 2:  # one picture stands still there; somewhere else there are others
+            reader.widen()
 
 
 class ReadingThread:

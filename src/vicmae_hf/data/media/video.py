@@ -61,10 +61,6 @@ class VideoDecodingError(MediaDecodingError):
         return type(self), (self.path, self.reasons)
 
 
-class DamagedPlaceError(VideoDecodingError):
-    """Some frames of a video cannot be decoded. Others may be."""
-
-
 class BackendError(Exception):
     """One backend cannot decode a video correctly. PyAV takes over; users never see this error."""
 
@@ -104,17 +100,8 @@ class PyAVDecoder:
 
     def __init__(self, source: str | bytes):
         self._source = source
-        with raised_as_backend_error(av.FFmpegError, OSError):
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            self.container = av.open(file, metadata_errors="ignore")  # titles may be wrongly encoded
+        self._open()
         try:
-            self.stream = self.container.streams.best("video")
-            if self.stream is None or self.stream.disposition & Disposition.attached_pic:
-                raise BackendError("it has no video stream")
-            self._codec = self.stream.codec_context
-            if self._codec is None:
-                raise BackendError("its codec is unknown")
-            self._codec.thread_count = 1  # workers already use all cores
             self._size = (self.stream.width, self.stream.height)  # of all frames, even if it changes on the way
             if math.prod(self._size) > MAX_FRAME_PIXELS:
                 size = "{}x{}".format(*self._size)
@@ -131,6 +118,29 @@ class PyAVDecoder:
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> None:
+        self._is_untouched = True  # no packet was read yet
+        with raised_as_backend_error(av.FFmpegError, OSError):
+            file = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+            self.container = av.open(file, metadata_errors="ignore")  # titles may be wrongly encoded
+        try:
+            self.stream = self.container.streams.best("video")
+            if self.stream is None or self.stream.disposition & Disposition.attached_pic:
+                raise BackendError("it has no video stream")
+            self._codec = self.stream.codec_context
+            if self._codec is None:
+                raise BackendError("its codec is unknown")
+            self._codec.thread_count = 1  # workers already use all cores
+        except BaseException:
+            self.close()
+            raise
+
+    def _rewind(self) -> None:
+        """Makes the next packet the first one. Not by seeking, which raw streams do not allow, and others do late."""
+        if not self._is_untouched:
+            self.close()
+            self._open()
 
     def close(self) -> None:
         self.container.close()
@@ -158,9 +168,9 @@ class PyAVDecoder:
         """Finds where a long video begins and ends. Returns whether parts of it can be read alone."""
         from .odd_videos import find_ends
 
-        ends = find_ends(self.container, self.stream)
+        ends = find_ends(self.container, self.stream, self._packets)
         if ends is not None:
-            self._first_seek_time, self._origin, end = ends  # in ticks of the stream
+            self._origin, end = ends  # in ticks of the stream
             self.duration = float((end - self._origin) * self.stream.time_base)
         return ends is not None
 
@@ -168,14 +178,14 @@ class PyAVDecoder:
         """Reads the index of the whole video, or takes the one that was kept. May raise `BackendError`."""
         from .odd_videos import kept_indexes
 
+        self._first_index = 0
         if (state := kept_indexes.find(self._source)) is not None:
             self.is_long = False
             self.__dict__.update(state)
             return
         with raised_as_backend_error(av.FFmpegError):
-            if self.is_long:  # its ends were looked at
-                self.container.seek(self._first_seek_time, stream=self.stream)
-                self.is_long = False
+            self._rewind()
+            self.is_long = False
             self._read_packets(self._packets())
             # Reading a truncated MP4 ends without an error, but the index at its beginning still lists all frames.
             promised = sum(entry.size > 0 for entry in self.stream.index_entries)
@@ -207,7 +217,7 @@ class PyAVDecoder:
             with raised_as_backend_error(av.FFmpegError):
                 times = (start, min(end, self.duration + 1))
                 ticks = [self._origin + int(time / self.stream.time_base) for time in times]
-                self._read_packets(packets_between(self.container, self.stream, *ticks))
+                self._read_packets(packets_between(self.container, self.stream, self._packets, *ticks))
                 if self.has_times and self.keyframes_are_entries and self._begins_with_entry:
                     self._order_by_time()
                     self.is_long = False
@@ -299,7 +309,7 @@ class PyAVDecoder:
         return 1 / float(self.stream.average_rate or self.stream.guessed_rate or 1)
 
     def _packets(self) -> Iterator[av.Packet]:
-        thread = threading.current_thread()
+        self._is_untouched, thread = False, threading.current_thread()
         for packet in self.container.demux(self.stream):
             if getattr(thread, "is_given_up", False):  # see `ReadingThread`
                 raise BackendError("given up")
@@ -309,12 +319,13 @@ class PyAVDecoder:
     def _packets_from(self, position: int) -> Iterator[av.Packet]:
         # Seeking may arrive too early, and anywhere in containers without an index. So we look for the packet from
         # there, and if it lies behind us, once more from the start.
+        if position == 0 and not self.has_times:
+            self._rewind()
+            return self._packets()
         wanted = self._times[position]
         for time in (self._seek_times[position], min(self._seek_times)):
             self.container.seek(time, stream=self.stream)  # also empties the decoder
             packets = self._packets()
-            if position == 0 and not self.has_times:
-                return packets
             for packet in packets:
                 if packet.pts == wanted:
                     return itertools.chain([packet], packets)
@@ -441,6 +452,11 @@ class VideoReader:
             self._index.narrow(start, end)
         self._decoder = self._index  # the others count frames from the beginning
 
+    def widen(self) -> None:
+        """Takes `narrow` back, and reads the index of the whole video."""
+        with self._raised_as_decoding_error():
+            self._index.read_index()
+
     @contextlib.contextmanager
     def _raised_as_decoding_error(self) -> Iterator[None]:
         try:
@@ -464,7 +480,7 @@ class VideoReader:
         themselves. In memory the channels are last.
 
         Raises:
-            DamagedPlaceError: if one of them cannot be decoded.
+            VideoDecodingError: if one of them cannot be decoded.
             ValueError: if there is no index, or one that the video doesn't have.
         """
         indices = [operator.index(index) for index in indices]
@@ -486,7 +502,7 @@ class VideoReader:
             return self._decoder.decode(indices)
         except BackendError as error:
             if self._decoder is self._index:
-                raise DamagedPlaceError(self.path, {**self._reasons, "pyav": str(error)}) from error
+                raise VideoDecodingError(self.path, {**self._reasons, "pyav": str(error)}) from error
             self._reasons[self._backend] = str(error)
             message = "%s cannot decode %s (%s), so pyav does. Not said again for further files."
             warn_once(self._backend, message, self._backend, self.path, self._reasons[self._backend])

@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 
 from ...errors import InputError
 from ..sources.labelled import find_classes, read_class_names
+from ..sources.selection import list_files
 from ..sources.sources import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     DataSourceError,
-    list_files,
 )
 from ..sources.tables import as_source_error, load_hub_dataset
 

@@ -13,13 +13,12 @@ from ...errors import InputError
 from ...settings import part_of, setting
 from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
-from .selection import select_media
+from .selection import list_files, select_media
 from .sources import (
     MediaSource,
     SourceSettings,
     finish_source,
     is_saved_dataset,
-    list_files,
     open_source,
     table_of_paths,
 )

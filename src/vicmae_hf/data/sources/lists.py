@@ -116,9 +116,11 @@ def open_metadata(
         if settings.label_column is None or settings.label_column.lower() in columns:
             values = take_column(file, columns, LABEL_NAMES, settings.label_column)
         if written is not None and values is not None:
-            labels |= dict(zip(find_files(file, file.parent, columns[LINE], written), values, strict=True))
+            files_of_rows = find_files(file, file.parent, columns[LINE], written)
+            labels |= dict(zip(map(os.path.normpath, files_of_rows), values, strict=True))
     if not labels:
         return None
+    media = list(map(os.path.normpath, media))
     listed = [path for path in media if path in labels]
     if len(listed) < len(media):
         first = next(path for path in media if path not in labels)
@@ -220,7 +222,9 @@ def find_header(line: str) -> tuple[list[str] | None, str]:
     for delimiter in DELIMITERS:
         cells = line.split() if delimiter == WHITESPACE else next(csv.reader([line], delimiter=delimiter))
         names = [cell.strip().strip('"').lower() for cell in cells]
-        if any(name in PATH_COLUMNS for name in names):
+        # A class may be called "image"; a path in the line tells that it is no header.
+        has_path = any(os.path.splitext(name)[1] in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS for name in names)
+        if not has_path and any(name in PATH_COLUMNS for name in names):
             return names, delimiter
     return None, ""
 

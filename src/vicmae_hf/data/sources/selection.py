@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..media.frame_folders import group_frames, hint_at_frames
@@ -12,11 +13,13 @@ from .sources import (
     VIDEO_EXTENSIONS,
     DataSourceError,
     is_saved_dataset,
-    list_files,
 )
 
 
 logger = logging.getLogger(__name__)
+
+# Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
+SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
 
 _told = set()  # names of sources
 
@@ -68,3 +71,37 @@ def select_media(name: str, files: list[str], frame_folders: bool = False) -> li
         return group_frames(media)
     hint_at_frames(name, media)
     return media
+
+
+def list_files(folder: Path) -> list[str]:
+    # Strings, because a million Path objects would take a minute to make and sort.
+    files = []
+    seen = {os.path.realpath(folder)}
+
+    def is_new(path: str) -> bool:
+        # A link may lead back to a folder that it is in, and the walk would never end.
+        return (target := os.path.realpath(path)) not in seen and not seen.add(target)
+
+    def fail(error: OSError) -> None:
+        raise DataSourceError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        if is_output_folder(names):
+            # Its pictures would be trained on, and a run that goes on would find other data than before.
+            if root == os.fspath(folder):
+                raise DataSourceError(f"{folder}: is the output folder of a run; name a folder of videos or images.")
+            logger.warning("%s: left out, because it is the output folder of a run.", root)
+            folders.clear()
+            continue
+        folders[:] = sorted(  # in place: os.walk goes down into what is left
+            entry
+            for entry in folders
+            if not entry.startswith(".") and entry not in SYSTEM_FOLDERS and is_new(os.path.join(root, entry))
+        )
+        files += [os.path.join(root, entry) for entry in sorted(names) if not entry.startswith(".")]
+    return files
+
+
+def is_output_folder(names: Iterable[str]) -> bool:
+    """Whether a folder of these files is one that a training, an evaluation or a probe writes."""
+    return "arguments.json" in names and not {"metrics.jsonl", "all_results.json", "config.json"}.isdisjoint(names)

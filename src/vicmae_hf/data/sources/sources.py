@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +27,6 @@ VIDEO_EXTENSIONS = frozenset(
     | {".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".mxf", ".ogv", ".ogm", ".dv"}
     | {".rm", ".rmvb", ".mjpeg", ".mjpg", ".y4m", ".ivf", ".h264", ".264", ".hevc", ".h265", ".265"}
 )
-# Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
-SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
 
 
 class DataSourceError(InputError):
@@ -65,8 +62,10 @@ class SourceSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.frame_folders and self.source_frames_per_second is None:
-            self.source_frames_per_second = getattr(self, "frames_per_second", None) or None
-            if self.source_frames_per_second is None:
+            # A default is the rate of something else: of clips.
+            given = getattr(self, "frames_per_second", None)
+            self.source_frames_per_second = given if given != getattr(type(self), "frames_per_second", None) else None
+            if not self.source_frames_per_second:
                 raise ArgumentsError("--frame_folders: give the rate of the frames, --source_frames_per_second 30.")
         if self.image_range not in ("type", "file", None):
             from ...media_reading_vicmae import read_range  # imported here, because few need it
@@ -126,7 +125,8 @@ class MediaSource:
         is_video = self.is_video if self.is_video is not None else Path(path).suffix.lower() in VIDEO_EXTENSIONS
         name = path if has_file else f"{self.name}[{index}]" + (f" ({path})" if path else "")
         # A folder of frames has no extension of an image.
-        is_video |= self.image_options.frame_folders and Path(path or ".jpg").suffix.lower() not in IMAGE_EXTENSIONS
+        suffix = Path(path or "image.jpg").suffix.lower()
+        is_video |= self.image_options.frame_folders and suffix not in IMAGE_EXTENSIONS
         media = path if has_file else value["bytes"]
         return EncodedItem(media, name, is_video, image_options=self.image_options)
 
@@ -241,37 +241,3 @@ def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:
         )
     except UnicodeEncodeError as error:
         raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
-
-
-def list_files(folder: Path) -> list[str]:
-    # Strings, because a million Path objects would take a minute to make and sort.
-    files = []
-    seen = {os.path.realpath(folder)}
-
-    def is_new(path: str) -> bool:
-        # A link may lead back to a folder that it is in, and the walk would never end.
-        return (target := os.path.realpath(path)) not in seen and not seen.add(target)
-
-    def fail(error: OSError) -> None:
-        raise DataSourceError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
-
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        if is_output_folder(names):
-            # Its pictures would be trained on, and a run that goes on would find other data than before.
-            if root == os.fspath(folder):
-                raise DataSourceError(f"{folder}: is the output folder of a run; name a folder of videos or images.")
-            logger.warning("%s: left out, because it is the output folder of a run.", root)
-            folders.clear()
-            continue
-        folders[:] = sorted(  # in place: os.walk goes down into what is left
-            entry
-            for entry in folders
-            if not entry.startswith(".") and entry not in SYSTEM_FOLDERS and is_new(os.path.join(root, entry))
-        )
-        files += [os.path.join(root, entry) for entry in sorted(names) if not entry.startswith(".")]
-    return files
-
-
-def is_output_folder(names: Iterable[str]) -> bool:
-    """Whether a folder of these files is one that a training, an evaluation or a probe writes."""
-    return "arguments.json" in names and not {"metrics.jsonl", "all_results.json", "config.json"}.isdisjoint(names)

@@ -147,6 +147,7 @@ def index_labels(values: Sequence[str | int | float | None]) -> tuple[np.ndarray
     texts = [unicodedata.normalize("NFC", "" if value is None else str(value).strip()) for value in values]
     if all(INDEX.fullmatch(text) for text in texts if text):
         return np.array([max(int(float(text)), -1) if text else -1 for text in texts], dtype=np.int64), None
+    texts = ["" if INDEX.fullmatch(text) and text.startswith("-") else text for text in texts]
     class_names = sorted(set(texts) - {""})
     positions = {class_name: index for index, class_name in enumerate(class_names)}
     return np.array([positions.get(text, -1) for text in texts], dtype=np.int64), class_names
