@@ -52,7 +52,10 @@ def test_segments_of_parts_that_a_list_names(recordings, tmp_path):
     (tmp_path / "list.csv").write_text("path,start,end\nday/long.mp4,1,5\n")
     settings = SourceSettings(segment_seconds=2.0, data_root=str(recordings))
     source = open_source(tmp_path / "list.csv", settings)
-    assert [(item.start, item.end) for item in map(source.__getitem__, range(len(source)))] == [(1, 3), (3, 5)]
+    assert [(source[index].start, source[index].end) for index in range(2)] == [(1, 3), (3, 5)]
+    names = ["day/long.mp4 [1.0-3.0 s]", "day/long.mp4 [3.0-5.0 s]"]
+    assert source.list_names() == names and len(source) == 2
+    assert [source[index].name for index in range(2)] == [str(recordings / name) for name in names]
 
 
 def test_pairs_of_an_epoch_come_from_all_segments(recordings):

@@ -26,7 +26,7 @@ class SegmentedSource:
     Args:
         source: the recordings.
         places: index of the recording of each segment, int64 `(N,)`.
-        times: start and end of each segment in seconds, within the item of the source; None for an item as a whole.
+        times: start and end of each segment in seconds, of the recording; None for an item as a whole.
     """
 
     def __init__(self, source: MediaSource, places: np.ndarray, times: Sequence[tuple[float, float] | None]):
@@ -49,15 +49,13 @@ class SegmentedSource:
         item, times = self.source[int(self.places[index])], self.times[index]
         if times is None:
             return item
-        offset = item.start or 0.0  # of a part in a list
-        start, end = (round(offset + time, 3) for time in times)
-        return replace(item, name=f"{item.name} {name_excerpt(start, end)}", start=start, end=end)
+        return replace(item, name=name_segment(item.name, item, times), start=times[0], end=times[1])
 
     def list_names(self) -> list[str]:
         """Names the segments by their recordings and times."""
         names = self.source.list_names()
         return [
-            names[place] if times is None else f"{names[place]} {name_excerpt(*(round(time, 3) for time in times))}"
+            names[place] if times is None else name_segment(names[place], self.source[int(place)], times)
             for place, times in zip(self.places, self.times, strict=True)
         ]
 
@@ -73,23 +71,31 @@ def divide(source: MediaSource, seconds: float) -> SegmentedSource:
     stays whole, as do images, and files that cannot be opened: these are told of when they are read.
     """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        durations = list(pool.map(lambda index: find_duration(source[index]), range(len(source))))
+        spans = list(pool.map(lambda index: find_span(source[index]), range(len(source))))
     places, times = [], []
-    for place, duration in enumerate(durations):
+    for place, (start, duration) in enumerate(spans):
         count = max(int(duration / seconds + 0.5), 1)
-        bounds = np.linspace(0.0, duration, count + 1).tolist()
+        bounds = np.linspace(start, start + duration, count + 1).round(3).tolist()
         places += [place] * count
         times += [None] if count == 1 else list(pairwise(bounds))
     logger.warning("%s: %d files are %d segments of about %g s.", source.name, len(source), len(places), seconds)
     return SegmentedSource(source, np.array(places, dtype=np.int64), times)
 
 
-def find_duration(item: EncodedItem) -> float:
-    """Finds the seconds of a video; 0 for images, and where it cannot be opened."""
-    if not item.is_video:
-        return 0.0
-    try:
-        with item.open("pyav") as reader:
-            return reader.duration
-    except MediaDecodingError:
-        return 0.0
+def name_segment(name: str, item: EncodedItem, times: tuple[float, float]) -> str:
+    """Names a segment by its item's name, and its times in place of those of a part that a list names."""
+    is_part = item.start is not None or item.end is not None
+    return (
+        f"{name.removesuffix(name_excerpt(item.start, item.end)).rstrip() if is_part else name} {name_excerpt(*times)}"
+    )
+
+
+def find_span(item: EncodedItem) -> tuple[float, float]:
+    """Finds when a video, or a part of one, begins, and how long it is; 0 s for images and what cannot be opened."""
+    if item.is_video:
+        try:
+            with item.open("pyav") as reader:
+                return item.start or 0.0, reader.duration
+        except MediaDecodingError:
+            pass  # it is told of when it is read
+    return 0.0, 0.0

@@ -19,6 +19,7 @@ from .sources import STORE_FILE, DataSourceError, MediaSource, SourceSettings, h
 
 LABEL_COLUMNS = ("label", "labels")  # names of a column of labels that is no ClassLabel, first come first
 # Whole numbers, also as pandas writes them where some are missing.
+MAX_DIGITS = 12
 INDEX = re.compile(r"[+-]?\d+(\.0+)?")
 
 
@@ -146,6 +147,8 @@ def index_labels(values: Sequence[str | int | float | None]) -> tuple[np.ndarray
     # One form for letters with marks, because file systems and editors write them in two.
     texts = [unicodedata.normalize("NFC", "" if value is None else str(value).strip()) for value in values]
     if all(INDEX.fullmatch(text) for text in texts if text):
+        if large := [text for text in texts if len(text) > MAX_DIGITS]:
+            raise InputError(f"expected class names, or indices of at most {MAX_DIGITS} digits, got {large[0]}.")
         return np.array([max(int(float(text)), -1) if text else -1 for text in texts], dtype=np.int64), None
     texts = ["" if INDEX.fullmatch(text) and text.startswith("-") else text for text in texts]
     class_names = sorted(set(texts) - {""})
