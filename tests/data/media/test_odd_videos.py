@@ -274,3 +274,41 @@ def test_a_video_of_one_keyframe_is_not_read_whole_for_each_part(tmp_path, monke
         assert not video.is_long and video.num_frames == 120
         video.narrow(2.0, 3.0)
         assert read_numbers(video.get_frames([0, 29])) == [60, 89]
+
+
+@pytest.mark.parametrize(("keyint", "suffix"), [(40, "mp4"), (12, "mkv"), (40, "ts")])
+def test_pictures_that_are_refreshed_little_by_little_are_whole(tmp_path, keyint, suffix):
+    path = tmp_path / f"refresh.{suffix}"
+    options = {"x264-params": f"intra-refresh=1:keyint={keyint}:bframes=0"}
+    write_video(path, numbered_frames(300), options=options)
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for index in range(120, 280, 7):
+        with open_video(str(path)) as video:
+            (frame,) = video.get_frames([index]).permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(frame, expected[index])
+
+
+def test_joined_recordings_whose_clock_goes_back_or_leaps(tmp_path):
+    parts = []
+    for seed, start in ((0, 2000.0), (1, 0.0), (2, 5000.0)):
+        times = start + np.arange(60) / 30
+        write_video(tmp_path / f"{seed}.ts", numbered_frames(60, seed=seed), timestamps=times, options={"bf": "0"})
+        parts.append((tmp_path / f"{seed}.ts").read_bytes())
+    for name, content in {"back.ts": parts[0] + parts[1], "leap.ts": parts[1] + parts[2]}.items():
+        (tmp_path / name).write_bytes(content)
+        with open_video(tmp_path / name) as video:
+            assert video.num_frames == 120 and video.duration == pytest.approx(4.0, abs=0.15)
+            assert read_numbers(video.get_frames([0, 59, 60, 119])) == [0, 59, 0, 59]
+
+
+def test_a_part_in_which_a_picture_stands_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 10.0)
+    times = np.concatenate([np.arange(60) / 10, 100 + np.arange(60) / 10])
+    options = {"g": "30", "bf": "2", "x264-params": "scenecut=0"}
+    write_video(tmp_path / "pause.mp4", numbered_frames(120), 10, timestamps=times, options=options)
+    for start, end, expected in ((40, 41, [59]), (50, 100.25, [59, 60, 61, 62])):
+        with open_video(str(tmp_path / "pause.mp4")) as video:
+            assert video.is_long
+            video.narrow(start, end)
+            assert read_numbers(video.get_frames(range(video.num_frames))) == expected

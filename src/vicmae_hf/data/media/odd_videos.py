@@ -84,7 +84,7 @@ def packets_between(
     Times are in ticks of the stream. `read_packets` as in `find_ends`.
     """
     step = int(1 / stream.time_base)  # a second
-    for back in (0, *(step << power for power in range(5))):
+    for back in (0, *(step << power for power in range(20))):  # a picture may stand still for days
         container.seek(start - back, stream=stream)
         packets = read_packets()
         first = next(packets, None)
@@ -97,19 +97,46 @@ def packets_between(
         yield packet
 
 
+def list_units(packet: av.Packet, codec: av.VideoCodecContext) -> Iterator[bytes]:
+    """Divides a packet of H.264 into its NAL units."""
+    data, header = bytes(packet), codec.extradata or b""
+    if len(header) < 5 or header[0] != 1:  # start codes (Annex B)
+        yield from (unit for unit in data.split(b"\0\0\1")[1:] if unit)
+        return
+    length_size, offset = (header[4] & 3) + 1, 0  # lengths (ISO/IEC 14496-15, 5.3.3.1)
+    while offset + length_size < len(data):
+        start = offset + length_size
+        offset = start + int.from_bytes(data[offset:start], "big")
+        yield data[start:offset]
+
+
 def is_instant_refresh(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
     """
     Whether an H.264 keyframe is an IDR picture, at which decoding can start. Other keyframes are only recovery points:
     the frames after them may be incomplete at first. (ITU-T H.264, table 7-1: NAL unit type 5.)
     """
-    data, header = bytes(packet), codec.extradata or b""
-    if len(header) < 5 or header[0] != 1:  # start codes (Annex B)
-        return any(unit[:1] and unit[0] & 31 == 5 for unit in data.split(b"\0\0\1")[1:])
-    length_size, offset = (header[4] & 3) + 1, 0  # lengths (ISO/IEC 14496-15, 5.3.3.1)
-    while offset + length_size < len(data):
-        if data[offset + length_size] & 31 == 5:
-            return True
-        offset += length_size + int.from_bytes(data[offset : offset + length_size], "big")
+    return any(unit[0] & 31 == 5 for unit in list_units(packet, codec))
+
+
+def is_gradual_refresh(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
+    """
+    Whether an H.264 keyframe is a recovery point after which pictures become whole little by little. (ITU-T H.264,
+    D.1.8: an SEI message of type 6 begins with the number of frames that it takes; a leading 1 bit stands for none.)
+    """
+    for unit in list_units(packet, codec):
+        offset = 1
+        while unit[0] & 31 == 6 and offset + 1 < len(unit) and unit[offset] != 128:  # 128: the end
+            numbers = []  # type and size of a message, each in bytes of 255 and a last one
+            for _ in range(2):
+                numbers.append(0)
+                while offset < len(unit) - 1 and unit[offset] == 255:
+                    numbers[-1] += 255
+                    offset += 1
+                numbers[-1] += unit[offset]
+                offset = min(offset + 1, len(unit) - 1)
+            if numbers[0] == 6:
+                return not unit[offset] & 128
+            offset += numbers[1]
     return False
 
 
@@ -183,4 +210,4 @@ def file_key(path: str) -> tuple[str, int, int]:
     return path, status.st_size, status.st_mtime_ns
 
 
-kept_indexes = KeptIndexes(max_packets=2_000_000)
+kept_indexes = KeptIndexes(max_packets=4_000_000)

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # From this length on the index of a video is not read at once: 3 hours would take a second. Longer than most clips.
 LONG_SECONDS = 120.0
 LONG_INDEX = 5_000  # packets, from which on a worker keeps an index
+LEAP_SECONDS = 600.0  # in a transport stream, more than any pause: another clock begins
 ROUNDING_SECONDS = 1e-6  # of times that a user or a table gives
 # Containers with an index of their own, by which one can seek to a time: MP4 and MOV, Matroska and WebM.
 SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -96,7 +97,7 @@ class PyAVDecoder:
 
     # What `read_index` reads.
     INDEX = ("_times", "_seek_times", "_keyframes", "_order", "_origin", "timestamps", "duration")
-    INDEX += ("has_times", "keyframes_are_entries", "groups_are_closed")
+    INDEX += ("has_times", "keyframes_are_entries", "groups_are_closed", "_is_gradual")
 
     def __init__(self, source: str | bytes):
         self._source = source
@@ -227,6 +228,8 @@ class PyAVDecoder:
         first = max(np.searchsorted(self.timestamps, start + ROUNDING_SECONDS, side="right") - 1, 0)
         last = np.searchsorted(self.timestamps, end - ROUNDING_SECONDS, side="left")
         self._first_index += int(first)
+        if last <= first:
+            raise BackendError(f"it shows no frame from {start:g} to {end:g} s")
         self._order = self._order[first:last]
         self.timestamps = np.maximum(self.timestamps[first:last] - start, 0.0)
         self.duration = duration
@@ -234,13 +237,14 @@ class PyAVDecoder:
 
     def _read_packets(self, packets: Iterable[av.Packet]) -> None:
         """Reads times, keyframes and durations of packets, and which of them are frames to be shown."""
-        from .odd_videos import is_instant_refresh
+        from .odd_videos import is_gradual_refresh, is_instant_refresh
 
         # A packet's place in decoding order is called its position, a frame's place in presentation order its index.
         # They differ where a frame is a difference from a later one (a B-frame): the later one is stored first.
         self._times, self._seek_times, self._keyframes, self._durations, self._shown = [], [], [], [], []
-        self.keyframes_are_entries, self._begins_with_entry = True, False
+        self.keyframes_are_entries, self._begins_with_entry, self._is_gradual = True, False, False
         last_decoding_time, is_ascending = None, True
+        leap = LEAP_SECONDS / self.stream.time_base if self.container.format.name == "mpegts" else math.inf
         for position, packet in enumerate(packets):
             self._times.append(packet.pts)
             # Containers seek by presentation or by decoding time. The smaller one never leads behind the packet.
@@ -251,11 +255,13 @@ class PyAVDecoder:
                 self._begins_with_entry |= position == 0 and is_entry
                 self._keyframes.append(position)
                 self.keyframes_are_entries &= is_entry
+                self._is_gradual |= not is_entry and is_gradual_refresh(packet, self._codec)
             if not packet.is_discard:  # an edit list hides frames, but others may refer to them
                 self._shown.append(position)
             if packet.dts is not None:
-                # Joined recordings may begin again at 0.
-                is_ascending &= last_decoding_time is None or packet.dts >= last_decoding_time
+                # In joined recordings the clock may go back, or leap.
+                if last_decoding_time is not None:
+                    is_ascending &= 0 <= packet.dts - last_decoding_time <= leap
                 last_decoding_time = packet.dts
         # AVI stores no presentation times: with B-frames, what the demuxer reports are guesses.
         if len(self._times) > LONG_INDEX and None not in self._times:  # a quarter of a list's memory
@@ -272,7 +278,8 @@ class PyAVDecoder:
         start = self._keyframes[0] if self._keyframes else 0
         # In H.264 nothing that is shown before the first keyframe can be whole, though decoders may show it.
         earliest = self._times[start] if self._codec.name == "h264" and self._keyframes else self._origin
-        self._origin = find_first_whole_frame(self._codec, self._packets_from(start), earliest)
+        packets = self._packets_from(0 if self._is_gradual else start)
+        self._origin = find_first_whole_frame(self._codec, packets, earliest)
         self._shown = [position for position in self._shown if self._times[position] >= self._origin]
 
     def _order_by_time(self) -> None:
@@ -360,9 +367,10 @@ class PyAVDecoder:
         rows = {self._times[self._order[index]]: row for row, index in enumerate(indices)}
         for first, last, times in self._runs(indices):
             # After a keyframe that is only a recovery point, frames may be missing. They are whole when decoding
-            # starts at the one before; else from the start.
-            before = self._keyframes[max(bisect_right(self._keyframes, first) - 2, 0)] if self._keyframes else 0
-            for start in dict.fromkeys([first, before, 0]):
+            # starts before it; where pictures are refreshed little by little, three refreshes before.
+            place = bisect_right(self._keyframes, first) - 1 - (3 if self._is_gradual else 1)
+            before = self._keyframes[place] if place > 0 else 0
+            for start in dict.fromkeys([before, 0] if self._is_gradual else [first, before, 0]):
                 packets = itertools.islice(self._packets_from(start), last - start + 1)
                 for frame in self._decode_packets(packets, times):
                     if frame.pts in times:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "video_path", "image_path", "video", "image")
 LABEL_NAMES = (*LABEL_COLUMNS, "class", "class_name")
+TIME_COLUMNS = {"start": ("start", "start_time", "start_seconds"), "end": ("end", "end_time", "end_seconds")}
 LINE = "line number"  # column of where in the file a row is; no header has a name of two words
 WHITESPACE = " "
 DELIMITERS = ("\t", ",", ";", WHITESPACE)
@@ -82,6 +83,9 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
     root = Path(settings.data_root or path.parent).expanduser()
     paths = find_files(path, root, columns[LINE], written, settings.frame_folders)
     starts, ends = read_times(path, columns)
+    known = {LINE, *PATH_COLUMNS, *LABEL_NAMES, *TIME_COLUMNS["start"], *TIME_COLUMNS["end"], settings.label_column}
+    if others := [column for column in columns if column not in known]:
+        logger.warning("%s: the columns %s are not used.", path, ", ".join(others))
     labels = take_column(path, columns, LABEL_NAMES, settings.label_column)
     for row, label in enumerate(labels or []):
         if isinstance(label, list | dict):  # of JSON lines
@@ -117,6 +121,9 @@ def open_metadata(
             values = take_column(file, columns, LABEL_NAMES, settings.label_column)
         if written is not None and values is not None:
             files_of_rows = find_files(file, file.parent, columns[LINE], written)
+            has_times = any(name in columns for names in TIME_COLUMNS.values() for name in names)
+            if has_times or len(set(files_of_rows)) < len(files_of_rows):
+                raise InputError(f"{file}: names parts of files, or a file twice; give it in place of its folder.")
             labels |= dict(zip(map(os.path.normpath, files_of_rows), values, strict=True))
     if not labels:
         return None
@@ -389,8 +396,8 @@ def read_times(path: Path, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
     """Reads the columns `start` and `end`, seconds, float64 `(N,)`, NaN where there is nothing."""
     numbers = columns[LINE]
     times = []
-    for column in ("start", "end"):
-        values = columns.get(column, [None] * len(numbers))
+    for column, names in TIME_COLUMNS.items():
+        values = take_column(path, columns, names) or [None] * len(numbers)
         times.append(np.full(len(numbers), np.nan))
         for row, (number, value) in enumerate(zip(numbers, values, strict=True)):
             if value is None or value == "":

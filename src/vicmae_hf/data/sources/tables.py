@@ -146,6 +146,7 @@ def index_labels(values: Sequence[str | int | float | None]) -> tuple[np.ndarray
     """
     # One form for letters with marks, because file systems and editors write them in two.
     texts = [unicodedata.normalize("NFC", "" if value is None else str(value).strip()) for value in values]
+    texts = ["" if text.lower() == "nan" else text for text in texts]  # as pandas writes what is missing
     if all(INDEX.fullmatch(text) for text in texts if text):
         if large := [text for text in texts if len(text) > MAX_DIGITS]:
             raise InputError(f"expected class names, or indices of at most {MAX_DIGITS} digits, got {large[0]}.")
