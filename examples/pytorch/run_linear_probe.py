@@ -44,6 +44,8 @@ def main() -> None:
     check_engine()
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
+    if arguments.image_range is None:
+        arguments.image_range = processor.image_range
     names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     train_source = open_labelled(arguments.train_data, names, f"--label_names {arguments.label_names}", arguments)
     names = train_source.class_names

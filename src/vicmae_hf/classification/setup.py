@@ -14,7 +14,7 @@ from ..data.sources.labelled import LabelledSource, open_labelled, read_class_na
 from ..errors import InputError, MediaDecodingError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
-from ..processors import build_processors
+from ..processors import build_processors, read_image_range
 from ..settings import ArgumentsError
 from ..training.session import build_model
 from ..video_processing_vicmae import ViCMAEVideoProcessor
@@ -36,6 +36,8 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
             or, of the evaluation data, in the training data; if the number of classes differs from the
             classifier's; if samples are not what `--task` classifies; if `--label_fraction` leaves out a class.
     """
+    if arguments.image_range is None:
+        arguments.image_range = read_image_range(arguments.model_name_or_path)
     names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     owner = f"--label_names {arguments.label_names}"
     train_source = open_labelled(arguments.train_data[0], names, owner, arguments)

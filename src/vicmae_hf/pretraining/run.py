@@ -89,6 +89,7 @@ def write_report(
     if metrics := read_metrics(output_dir):
         plot_losses(metrics, plots / "losses.png")
     views = torch.stack([sample["pixel_values"] for sample in dataset.examples(NUM_PICTURED_SAMPLES)])
+    results["num_failed"] = len(dataset.bad_files)  # pictures may be of files that no update reached
     reconstructions = reconstruct_views(model, views, processor.image_mean, processor.image_std)
     plot_reconstructions(reconstructions, plots / "reconstructions.png")
     write_pretraining_card(

@@ -1,8 +1,16 @@
-"""Builds the processors that are saved beside a model."""
+"""Builds the processors that are saved beside a model, and reads what a saved one says."""
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..video_processing_vicmae import ViCMAEVideoProcessor
+
+
+def read_image_range(checkpoint: str | None) -> str:
+    """Reads the `image_range` of a checkpoint's image processor; "type" if it has none, as one to go on from."""
+    try:
+        return ViCMAEImageProcessor.from_pretrained(checkpoint).image_range if checkpoint is not None else "type"
+    except OSError:
+        return "type"
 
 
 def build_processors(

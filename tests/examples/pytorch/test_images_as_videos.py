@@ -19,10 +19,11 @@ TINY = (
 TRAINING = ["--config_overrides", TINY, "--image_size", 32, "--per_device_train_batch_size", 2, "--max_train_steps", 1]
 TRAINING += ["--dataloader_num_workers", 0]
 NUM_FRAMES, RATE = 8, 4
+RANGE = ("--image_range", "0,4095")
 FLAGS = {
     "folders": ["--frame_folders", "--source_frames_per_second", RATE, "--max_bad_files", 0],
     "gif": [],
-    "stacks": ["--source_frames_per_second", RATE, "--image_range", "0,4095"],
+    "stacks": ["--source_frames_per_second", RATE, *RANGE],
 }
 
 
@@ -106,12 +107,15 @@ def test_every_script(kind, data, tmp_path):
         "--eval_data",
         root / "eval",
     ]
-    run("run_classification.py", *finetuning, "--output_dir", classifier, *TRAINING, *flags)
+    # The size and the range are those of the pretrained model.
+    from_model = ["--model_name_or_path", model, "--output_dir", classifier, *TRAINING[4:]]
+    run("run_classification.py", *finetuning, *from_model, *(flag for flag in flags if flag not in RANGE))
+    assert AutoImageProcessor.from_pretrained(classifier).image_range == image_range
     evaluation = ["--model_name_or_path", classifier, "--data", root / "eval", "--dataloader_num_workers", 0]
     output = run("run_evaluation.py", *evaluation, "--output_dir", tmp_path / "evaluation", "--num_clips", 2, *reading)
     assert "4 evaluated, 0 unreadable" in output.stdout
     # Without the flag the range is that of the model.
-    without_range = [flag for flag in reading if flag not in ("--image_range", "0,4095")]
+    without_range = [flag for flag in reading if flag not in RANGE]
     export = ["--model_name_or_path", model, "--data", root / "eval", "--dataloader_num_workers", 0, "--num_frames", 4]
     run("export_features.py", *export, "--output", tmp_path / "features.parquet", *without_range)
     features = pyarrow.parquet.read_table(tmp_path / "features.parquet")

@@ -76,6 +76,9 @@ class LabelledSource:
 class HeldOutSettings(SourceSettings):
     """Settings of data to train on, and of data to evaluate on."""
 
+    image_range: str | None = setting(
+        None, "of images of more than 8 bits: type, file or LOW,HIGH; default: as the checkpoint's processor says"
+    )
     eval_split: str | None = setting(None, "split of eval_data, if that is on the Hub; default: validation")
 
     @property

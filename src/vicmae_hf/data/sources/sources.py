@@ -141,9 +141,10 @@ class MediaSource:
         if not isinstance(self.table.features[self.column], datasets.Value):
             paths = pc.struct_field(paths, "path")
         root = str(Path(self.name).expanduser()) + os.sep
-        return [
-            f"[{index}]" if path is None else path.removeprefix(root) for index, path in enumerate(paths.to_pylist())
-        ]
+        paths = paths.to_pylist()
+        if paths == [root[:-1]]:  # the source is one file
+            return [os.path.basename(paths[0])]
+        return [f"[{index}]" if path is None else path.removeprefix(root) for index, path in enumerate(paths)]
 
     def list_sizes(self) -> list[int]:
         """Counts the bytes of each encoded item; 0 where there is nothing."""
