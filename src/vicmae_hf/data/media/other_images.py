@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ...media_reading_vicmae import IMAGE_FORMATS, to_rgb
 from .images import ImageDecodingError, ImageOptions, ImageReader
+from .video import warn_once
 
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,11 @@ def list_frames(image: Image.Image) -> list[int]:
             if not image.tag_v2.get(SUBFILE_TYPE, 0) & SMALLER_COPY:
                 sizes[frame] = image.size
         image.seek(0)
-        frames = list(sizes) if len(set(sizes.values())) == 1 else [0]
+        if len(set(sizes.values())) > 1:
+            message = "%s: its %d pages have several sizes; only the first is read. Not said again for further files."
+            warn_once("pages", message, getattr(image, "filename", "") or "a TIFF", len(sizes))
+            return [0]
+        frames = list(sizes)
     return frames
 
 
