@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
 from vicmae_hf.data.loading.loader import EpochBatchSampler, build_dataloader
-from vicmae_hf.data.media.images import decode_image
+from vicmae_hf.data.media.images import read_image
 from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack_frames
 from vicmae_hf.data.samples.augmentation import RandomView
@@ -121,7 +121,7 @@ def check_frames(pairs: StoredPairs) -> None:
     differences = []
     for index in range(0, len(pairs), PAIRS_PER_VIDEO):
         for encoded, frame in zip(pairs.encoded[index], NaiveDecord(pairs).read(index), strict=True):
-            stored = decode_image(encoded)
+            stored = read_image(encoded)
             frame = F.resize(frame, list(stored.shape[-2:]), antialias=True)
             differences.append((stored.float() - frame.float()).abs().mean().item())
     print(f"mean difference between stored and decord's frames: at most {max(differences):.1f} of 255")
@@ -193,7 +193,7 @@ def ffcv_turns(pairs: StoredPairs, python: Path, folder: Path) -> Contestants:
     folder.mkdir()
     for index, encoded in enumerate(pairs.encoded):
         for view, data in enumerate(encoded):
-            picture = Image.fromarray(decode_image(data).permute(1, 2, 0).numpy())
+            picture = Image.fromarray(read_image(data).permute(1, 2, 0).numpy())
             picture.save(folder / f"{index:06d}_{view}.png", compress_level=1)
     script = Path(__file__).with_name("ffcv_pairs.py")
     numbers = map(str, (IMAGE_SIZE, *CROP_SCALE, BATCH_SIZE, QUALITY))

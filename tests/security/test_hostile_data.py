@@ -27,7 +27,7 @@ from local_hub import hub_of_this_process, run_local_hub
 from runs import FROM_NOTHING, classify, pretrain, write_images
 from video_files import numbered_frames, write_video
 
-from vicmae_hf.data.media.images import ImageDecodingError, decode_image
+from vicmae_hf.data.media.images import ImageDecodingError, read_image
 from vicmae_hf.data.sources.sources import DataSourceError, open_source
 from vicmae_hf.data.sources.tables import load_hub_dataset
 from vicmae_hf.errors import MediaDecodingError
@@ -194,7 +194,7 @@ def test_a_program_in_postscript_with_the_name_of_an_image(data, marker, tmp_pat
     monkeypatch.setenv("PATH", str(interpreter.parent), prepend=os.pathsep)
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(ImageDecodingError, match="in no image format of JPEG, PNG"):
-        decode_image(program)
+        read_image(program)
     (data / "a" / "program.jpg").write_bytes(program)
     process = train_on(data, tmp_path, "--max_bad_files", 0.5)
     assert process.returncode == 0, process.stderr

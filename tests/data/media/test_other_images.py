@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicmae_hf.data.media import other_images
+from vicmae_hf.data.media import other_images, video
 from vicmae_hf.data.media.images import ImageDecodingError, ImageOptions, ImageReader, open_image, read_image
 from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
 
@@ -70,7 +70,7 @@ def test_animated_avif(tmp_path):
 
 
 def test_a_stack_of_16_bits(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(other_images, "_warned", set())
+    monkeypatch.setattr(video, "said", set())
     numbers = np.random.default_rng(0).integers(0, 4096, (6, 24, 32), dtype=np.uint16)
     path = write(tmp_path / "a.tif", numbers)
     with open_image(path, ImageOptions(image_range="0,4095", frames_per_second=2.5)) as reader:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from vicmae_hf.data.media.images import decode_image
+from vicmae_hf.data.media.images import read_image
 from vicmae_hf.data.samples.augmentation import RandomView, draw_box, normalize_pixels
 from vicmae_hf.errors import InputError
 
@@ -108,7 +108,7 @@ def test_the_way_from_jpeg_to_view_costs_no_quality(height, width):
     for seed in range(4):
         encoded = io.BytesIO()
         Image.fromarray(natural_picture(height, width, seed)).save(encoded, "JPEG", quality=90)
-        [ours] = view([decode_image(encoded.getvalue())], seed=seed)
+        [ours] = view([read_image(encoded.getvalue())], seed=seed)
 
         generator = random.Random(seed)
         top, left, box_height, box_width = draw_box(height, width, (0.3, 1.0), generator)

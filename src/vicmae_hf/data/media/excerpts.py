@@ -8,13 +8,11 @@ import numpy as np
 import torch
 
 from ...errors import MediaDecodingError
+from .video import ROUNDING_SECONDS
 
 
 if TYPE_CHECKING:  # it imports this module where a part is asked for
     from .reading import MediaReader
-
-
-ROUNDING_SECONDS = 1e-6  # times are rounded
 
 
 def name_excerpt(start: float | None, end: float | None) -> str:

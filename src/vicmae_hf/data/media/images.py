@@ -111,9 +111,6 @@ def read_image(source: str | os.PathLike | bytes, options: ImageOptions = DEFAUL
         return reader.get_frames([0])[0]
 
 
-decode_image = read_image  # as it is called where there are only bytes
-
-
 def decode_jpegs(encoded: Sequence[bytes]) -> torch.Tensor | None:
     """
     Decodes JPEG images of one size to uint8 `(len(encoded), 3, H, W)`, channels last in memory. Returns None if they

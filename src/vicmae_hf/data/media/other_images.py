@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,6 @@ from ...media_reading_vicmae import IMAGE_FORMATS, to_rgb
 from .images import ImageDecodingError, ImageOptions, ImageReader
 from .video import warn_once
 
-
-logger = logging.getLogger(__name__)
 
 # Formats whose further pictures are frames. (Those of a JPEG are previews, depths and the other eye.)
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
@@ -127,19 +124,14 @@ class AnimationReader:
         return np.array([seconds if seconds >= SHORTEST_FRAME else DEFAULT_FRAME for seconds in durations])
 
 
-_warned = set()
-
-
 def warn_of_unknown_rate(name: str) -> None:
     """Warns once per process and not for every file."""
-    if "rate" not in _warned:
-        _warned.add("rate")
-        logger.warning(
-            "%s: its pages have no times, so they are taken as %g frames a second; --frames_per_second (of scripts "
-            "that have it: --source_frames_per_second) says otherwise. Not said again for further files.",
-            name,
-            1 / DEFAULT_FRAME,
-        )
+    warn_once(
+        "rate",
+        "%s: its pages have no times, so they are taken as %g frames a second; --frames_per_second (of scripts "
+        "that have it: --source_frames_per_second) says otherwise. Not said again for further files.",
+        *(name, 1 / DEFAULT_FRAME),
+    )
 
 
 @contextlib.contextmanager

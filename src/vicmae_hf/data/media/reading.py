@@ -160,7 +160,9 @@ class MediaLoader:
                 try:
                     return reader.get_frames(indices)
                 except MediaDecodingError as error:
-                    raise (DamagedPlaceError(str(error)) if reader.num_frames > 1 else error) from error
+                    if reader.num_frames == 1:
+                        raise
+                    raise DamagedPlaceError(str(error)) from error
 
         # Frames of a store lie in memory-mapped files. No decoder could hang there, and another thread costs time.
         if not isinstance(item, EncodedItem):

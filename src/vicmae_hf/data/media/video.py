@@ -263,9 +263,9 @@ class PyAVDecoder:
                 if last_decoding_time is not None:
                     is_ascending &= 0 <= packet.dts - last_decoding_time <= leap
                 last_decoding_time = packet.dts
-        # AVI stores no presentation times: with B-frames, what the demuxer reports are guesses.
         if len(self._times) > LONG_INDEX and None not in self._times:  # a quarter of a list's memory
             self._times, self._seek_times = array("q", self._times), array("q", self._seek_times)
+        # AVI stores no presentation times: with B-frames, what the demuxer reports are guesses.
         times_are_guesses = self.container.format.name == "avi" and self._codec.has_b_frames
         distinct = set(self._times)
         self.has_times = (

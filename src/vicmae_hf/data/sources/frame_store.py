@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from ...errors import MediaDecodingError
-from ..media.images import decode_image, decode_jpegs
+from ..media.images import decode_jpegs, read_image
 
 
 ROW_COLUMNS = ("frames", "timestamps", "duration")
@@ -136,7 +136,7 @@ class StoredFrames:
         images = []
         for index, data in zip(indices, encoded, strict=True):
             try:
-                images.append(decode_image(data).permute(1, 2, 0))
+                images.append(read_image(data).permute(1, 2, 0))
             except MediaDecodingError as error:
                 raise MediaDecodingError(f"{self.name}, frame {index}: {error}") from error
         if len({image.shape for image in images}) > 1:
