@@ -30,7 +30,7 @@ AutoModelForVideoClassification.register(ViCMAEConfig, ViCMAEForVideoClassificat
 AutoImageProcessor.register(
     ViCMAEConfig, image_processor_classes={"torchvision": ViCMAEImageProcessor, "pil": ViCMAEImageProcessorPil}
 )
-AutoVideoProcessor.register(ViCMAEConfig, video_processor_classes={"torchvision": ViCMAEVideoProcessor})
+AutoVideoProcessor.register(ViCMAEConfig, ViCMAEVideoProcessor)
 
 __version__ = "0.1.0"
 
