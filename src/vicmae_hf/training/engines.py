@@ -3,7 +3,9 @@
 import os
 
 from accelerate.utils import is_torch_xla_available
+from torch import nn
 
+from ..modeling_vicmae import ViCMAELayer
 from ..settings import ArgumentsError
 
 
@@ -41,3 +43,14 @@ def unsupported(engine: str, cause: str) -> ArgumentsError:
         "and several processes with the whole model in each, on CPUs or GPUs, in float32, bf16 or fp16. Run "
         "`accelerate config` again without it, or name another file: accelerate launch --config_file FILE."
     )
+
+
+def compile_layers(model: nn.Module) -> None:
+    """
+    Lets `torch.compile` make one program for the Transformer layers of a model; the rest stays as it is. All layers of
+    a size share it, so that compiling takes seconds and not minutes, and what changes outside (the contrastive weight,
+    masks, losses) compiles nothing again.
+    """
+    for module in model.modules():
+        if isinstance(module, ViCMAELayer):
+            module.compile()

@@ -1,0 +1,217 @@
+"""What pretraining costs on a GPU, and whether its results are right there. One command, about 8 minutes:
+
+    python benchmarks/gpu.py
+
+Needs torch and Transformers, and this repository's `src` on PYTHONPATH or installed. First the checks of
+`gpu_checks.py`; then whole updates (bytes to the device, normalisation, forward, backward, AdamW) in bf16 on synthetic
+batches, made by the training loop itself. Model FLOPs utilisation (MFU) is `update_flops` over time, over the dense
+bf16 peak of the device. Peers take turns in the same run. Exit status 1 if a check fails.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from bare import stand_in_for_readers
+
+
+MISSING = stand_in_for_readers()
+
+from gpu_checks import CHECKS, DEVICE, PIXELS, build_updates, synthetic_batches  # noqa: E402
+from peers import CONFIGS, TimmPeer, ViTMAEPeer  # noqa: E402
+
+from vicmae_hf import ViCMAEConfig  # noqa: E402
+from vicmae_hf.data.samples.augmentation import normalize_pixels  # noqa: E402
+from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
+
+
+# Dense bf16, from NVIDIA's data sheets, by the beginning of the device's name.
+PEAK_FLOPS = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989.4e12, "NVIDIA H200": 989.4e12, "NVIDIA A100": 312e12}
+COLUMNS = ("model", "mode", "pairs", "ms", "spread", "pairs/s", "MFU", "GiB", "attention")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--sizes", nargs="+", choices=CONFIGS, default=["base", "large"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[128, 256, 512])
+    parser.add_argument("--steps", type=int, default=12, help="timed updates of a row; the table shows medians")
+    parser.add_argument("--seconds", type=float, default=480, help="no row begins later")
+    parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--output", type=Path, help="folder for the rows as JSON, and for the kernels of each row")
+    return parser.parse_args()
+
+
+def run_checks() -> bool:
+    is_right = True
+    for check in CHECKS:
+        try:
+            for name, passed, text in check():
+                is_right &= passed
+                print(f"{'ok  ' if passed else 'FAIL'} {name}: {text}", flush=True)
+        except Exception as error:  # a check that cannot run has failed; the others, and the table, still tell much
+            is_right = False
+            print(f"FAIL {check.__name__}: {type(error).__name__}: {str(error)[:600]}", flush=True)
+    return is_right
+
+
+def peak_flops(device_name: str) -> float | None:
+    return next((peak for name, peak in PEAK_FLOPS.items() if device_name.startswith(name)), None)
+
+
+def time_steps(step: Callable[[], None], num_steps: int) -> list[float]:
+    """Times updates by events on the device: milliseconds. The host may run ahead, as it does in training."""
+    for _ in range(3):
+        step()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in pairwise(events)]
+
+
+def list_kernels(step: Callable[[], None]) -> list[tuple[str, float]]:
+    """Lists the kernels of one update with their milliseconds, longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    kernels = [(event.key, event.self_device_time_total / 1000) for event in profile.key_averages()]
+    return sorted(kernels, key=lambda kernel: -kernel[1])
+
+
+def attention_share(kernels: list[tuple[str, float]]) -> float:
+    words = ("flash", "fmha", "attention", "softmax", "sdpa")
+    attention = sum(time for name, time in kernels if any(word in name.lower() for word in words))
+    return attention / sum(time for _, time in kernels)
+
+
+def our_step(config: ViCMAEConfig, batch_size: int, compiled: bool) -> Callable[[], None]:
+    """Makes whole updates by the training loop."""
+    updates = build_updates(config, batch_size, compiled=compiled)
+    numbers = iter(range(10**6))
+    return lambda: updates.make(next(numbers))
+
+
+def peer_step(
+    config: ViCMAEConfig, batch_size: int, peer: type, dtype: torch.dtype = torch.bfloat16, compiled: bool = False
+) -> Callable[[], None]:
+    """Makes whole updates of a peer: the same bytes, autocast, fused AdamW."""
+    model = peer(config).to(DEVICE).train()
+    if compiled:
+        model.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+    batches = synthetic_batches(config, batch_size)
+
+    def step() -> None:
+        views = normalize_pixels(next(batches)["pixel_values"], PIXELS.image_mean, PIXELS.image_std)
+        with torch.autocast(DEVICE.type, dtype=dtype):
+            loss = model(views)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure(build: Callable[[], Callable[[], None]], num_steps: int) -> tuple[dict[str, float], list]:
+    """Measures one row: milliseconds, spread, GiB, share of attention; and the kernels of an update."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    step = build()
+    times = time_steps(step, num_steps)
+    kernels = list_kernels(step)
+    figures = {
+        "ms": statistics.median(times),
+        "spread": (max(times) - min(times)) / 2 / statistics.median(times),
+        "GiB": torch.cuda.max_memory_allocated() / 2**30,
+        "attention": attention_share(kernels),
+    }
+    return figures, kernels
+
+
+def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Callable, float]]:
+    """Lists what is measured: model, mode, pairs, what builds its step, and the FLOPs of an update."""
+    for batch_size in arguments.batches:
+        for size in arguments.sizes:
+            config, both = CONFIGS[size](), CONFIGS[size](reconstruct="both")
+            # As masked autoencoders, the peers do what ours does without its objective on pairs.
+            plain = CONFIGS[size](reconstruct="both", contrastive_loss="none")
+            rows = [
+                ("ours", config, partial(our_step, compiled=False)),
+                ("ours", config, partial(our_step, compiled=True)),
+            ]
+            if batch_size == arguments.batches[0]:
+                rows += [
+                    ("ours, both", both, partial(our_step, compiled=False)),
+                    ("ours, both", both, partial(our_step, compiled=True)),
+                    ("ours, MAE", plain, partial(our_step, compiled=False)),
+                    ("ours, MAE", plain, partial(our_step, compiled=True)),
+                ]
+            if batch_size == arguments.batches[0] and arguments.peers:
+                rows += [
+                    ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer)),
+                    ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer, compiled=True)),
+                    ("timm, fp16", plain, partial(peer_step, peer=TimmPeer, dtype=torch.float16)),
+                ]
+            for name, row_config, build in rows:
+                mode = "compiled" if build.keywords.get("compiled") else "eager"
+                flops = update_flops(row_config, batch_size)
+                yield f"{size}, {name}", mode, batch_size, partial(build, row_config, batch_size), flops
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    started = time.monotonic()
+    if not torch.cuda.is_available():
+        sys.exit("error: no CUDA device is available; this benchmark measures one")
+    name = torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}; placeholders for: {', '.join(MISSING) or 'nothing'}")
+    is_right = run_checks() if arguments.checks else True
+    print(f"checks: {time.monotonic() - started:.0f} s\n")
+    rows, peak = [], peak_flops(name)
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    for model, mode, batch_size, build, flops in list_rows(arguments):
+        if time.monotonic() - started > arguments.seconds:
+            print(f"(no time left for {model}, {mode}, {batch_size})")
+            continue
+        try:
+            figures, kernels = measure(build, arguments.steps)
+        except torch.OutOfMemoryError:
+            print(f"| {model} | {mode} | {batch_size} | out of memory |", flush=True)
+            continue
+        except ImportError as error:
+            print(f"({model}: {error})")
+            continue
+        mfu = flops / (figures["ms"] / 1000) / peak if peak else float("nan")
+        rate = batch_size / figures["ms"] * 1000
+        print(
+            f"| {model} | {mode} | {batch_size} | {figures['ms']:.1f} | ± {figures['spread']:.1%} | {rate:.0f} | "
+            f"{mfu:.1%} | {figures['GiB']:.1f} | {figures['attention']:.1%} |",
+            flush=True,
+        )
+        rows.append({"model": model, "mode": mode, "pairs": batch_size, **figures, "MFU": mfu})
+        if arguments.output:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+            (arguments.output / "rows.json").write_text(json.dumps({"device": name, "rows": rows}, indent=1))
+            with (arguments.output / "kernels.txt").open("a") as file:
+                lines = [f"{time:9.3f} ms  {kernel[:160]}" for kernel, time in kernels[:30]]
+                file.write(f"\n{model}, {mode}, {batch_size}\n" + "\n".join(lines) + "\n")
+    print(f"\n{time.monotonic() - started:.0f} s")
+    sys.exit(0 if is_right else 1)
+
+
+if __name__ == "__main__":
+    main()
