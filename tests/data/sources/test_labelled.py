@@ -261,3 +261,24 @@ def test_a_revision_on_the_hub(monkeypatch):
     with pytest.raises(InputError, match="not here"):
         open_source("someone/clips", settings)
     assert asked == [(("someone/clips", "large"), {"split": "test", "revision": "v2"})]
+
+
+def test_a_table_whose_items_have_several_labels(tmp_path):
+    images = [{"bytes": b"", "path": None}] * 3
+    names = datasets.ClassLabel(names=["wash", "iron", "dry"])
+    columns = {
+        "label": (datasets.List(names), [[2, 0], [1], None], [[1, 0, 1], [0, 1, 0], [-1, -1, -1]]),
+        "labels": (datasets.List(datasets.Value("string")), [["a", "b"], [], ["b"]], [[1, 1], [0, 0], [0, 1]]),
+        "tags": (datasets.LargeList(names), [[0], [0, 1, 2], []], [[1, 0, 0], [1, 1, 1], [0, 0, 0]]),
+    }
+    for column, (feature, values, expected) in columns.items():
+        features = datasets.Features({"image": datasets.Image(), column: feature})
+        table = datasets.Dataset.from_dict({"image": images, column: values}, features=features)
+        table.save_to_disk(tmp_path / column)
+        assert open_source(tmp_path / column).labels.tolist() == expected
+    # A list of 0 and 1, one for each class, is not what is asked for.
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.List(datasets.Value("int64"))})
+    table = datasets.Dataset.from_dict({"image": images, "label": [[0, 1, 1]] * 3}, features=features)
+    table.save_to_disk(tmp_path / "flags")
+    with pytest.raises(InputError, match=r"column 'label': expected each class once .*, got \[0, 1, 1\]"):
+        open_source(tmp_path / "flags")

@@ -155,10 +155,13 @@ def test_all_missing_files_are_counted(folder):
         ("path,label\nb.mp4,1,2\n", "line 2: expected 2 values \\(path, label\\), got 3"),
         ('{"path": "b.mp4"}\n{"path": 3}\n', "line 2: expected a path, got 3"),
         ('{"path": "b.mp4"}\n["b.mp4"]\n', "line 2: expected a JSON object"),
-        ('{"path": "b.mp4", "label": [0, 2]}\n', "line 1: expected one label, got \\[0, 2\\]"),
+        ('{"path": "b.mp4", "label": [0, 2, 0]}\n', "expected each class once in a list of labels, got \\[0, 2, 0\\]"),
+        ('{"path": "b.mp4", "label": [[0], [2]]}\n', "line 1: expected a label or a list of labels, got \\[\\[0\\], "),
+        ('{"path": "b.mp4", "label": [0, -2]}\n', "got lists with empty or negative ones"),
         ('{"name": "b.mp4"}\n', "expected a column `path` of videos or images, got the columns name"),
         ("b.mp4 1\nd.png 0\nd.png\n", "line 3: expected `path label`, got 'd.png'"),
         ("b.mp4 163 1\n", "line 1: expected one label after the path, got '163 1'"),
+        ("b.mp4 0 3\nd.png run\n", "in all lines if one has several, as line 1 with '0 3'; got 'run' in line 2"),
         ("train.csv 1\n", "1 of 1 files are no videos or images, the first: train.csv"),
         ("path,start,end\nb.mp4,2,1.5\n", "line 2: ends at 1.5 s, which is not after its start, 2.0 s"),
         ("path,start\nb.mp4,soon\n", "line 2: expected seconds from 0 on as `start`, got 'soon'"),
@@ -216,6 +219,59 @@ def test_many_clips_of_one_recording(tmp_path):
     assert other.list_names() == source.list_names()[:2]
     assert (other[1].start, other[1].end) == (3.0, None)
     assert other.labels.tolist() == [0, -1]
+
+
+SEVERAL = {
+    "spaces": "b.mp4 3\nmy clips/a, 1.mp4 0 1\nd.png 2 3 0\n",
+    "commas": "b.mp4 3\nmy clips/a, 1.mp4 0,1\nd.png 2,3,0\n",
+    "commas alone": 'b.mp4,3\n"my clips/a, 1.mp4",0,1\nd.png,2,3,0\n',
+    "tabs": "b.mp4\t3\nmy clips/a, 1.mp4\t0\t1\nd.png\t2\t3\t0\n",
+    "quoted": 'path,label\nb.mp4,3\n"my clips/a, 1.mp4","0,1"\nd.png,"2; 3; 0"\n',
+    "as pandas writes": 'path,label\nb.mp4,[3]\n"my clips/a, 1.mp4","[0, 1]"\nd.png,"[2, 3, 0]"\n',
+    "JSON lines": '{"path": "b.mp4", "label": [3]}\n{"path": "my clips/a, 1.mp4", "label": [0, 1]}\n'
+    '{"path": "d.png", "label": [2, 3, 0]}\n',
+    "JSON lines, mixed": '{"path": "b.mp4", "label": 3}\n{"path": "my clips/a, 1.mp4", "label": [0, 1]}\n'
+    '{"path": "d.png", "label": [2, 3, 0]}\n',
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_labels_of_an_item(folder, kind, caplog):
+    source = open_labelled(write(folder / "train.txt", SEVERAL[kind]))
+    assert source.labels.tolist() == [[0, 0, 0, 1], [1, 1, 0, 0], [1, 0, 1, 1]]
+    assert source.list_names() == ["b.mp4", "my clips/a, 1.mp4", "d.png"]
+    assert source.is_multi_label and source.class_names == ["0", "1", "2", "3"]
+    assert "an item may have several labels, of 4 classes" in caplog.text
+    # Indices into more classes than occur.
+    known = open_labelled(folder / "train.txt", ["a", "b", "c", "d", "e"])
+    assert known.labels.tolist() == [[0, 0, 0, 1, 0], [1, 1, 0, 0, 0], [1, 0, 1, 1, 0]]
+    with pytest.raises(InputError, match="has the class index 3, but the model has 3 classes"):
+        open_labelled(folder / "train.txt", ["a", "b", "c"])
+
+
+def test_several_names_none_and_no_label(folder):
+    lines = [{"path": "b.mp4", "label": ["wash", "dry, then fold"]}, {"path": "d.png", "label": []}]
+    path = write(folder / "train.jsonl", "\n".join(map(json.dumps, lines)))
+    assert open_labelled(path).class_names == ["dry, then fold", "wash"]
+    # In the model's order, which has more.
+    source = open_labelled(path, ["wash", "iron", "dry, then fold"])
+    assert source.labels.tolist() == [[1, 0, 1], [0, 0, 0]]
+    path = write(folder / "train.csv", "path,label\nb.mp4,\"['wash', 'iron']\"\nd.png,\"['dry']\"\n")
+    assert open_labelled(path).labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+    with pytest.raises(InputError, match="2 classes are unknown to the model: dry, iron"):
+        open_labelled(path, ["wash", "run"])
+    write(folder / "train.jsonl", '{"path": "b.mp4", "label": ["a"]}\n{"path": "d.png"}\n')
+    assert open_source(folder / "train.jsonl").labels.tolist() == [[1], [-1]]
+    with pytest.raises(InputError, match=r"1 of 2 items have no label, the first: .*/d\.png"):
+        open_labelled(folder / "train.jsonl")
+
+
+def test_names_that_look_like_several_labels(folder):
+    """With a header, and quotes, whatever is no number is the name of one class."""
+    path = write(folder / "train.csv", 'path,label\nb.mp4,"1, 2"\nd.png,[a] and [b]\n')
+    assert open_labelled(path).class_names == ["1, 2", "[a] and [b]"]
+    path = write(folder / "train.csv", "path,label\nb.mp4,[something]\nd.png,[a] and [b]\n")
+    assert open_labelled(path).class_names == ["[a] and [b]", "[something]"]
 
 
 def test_a_packed_list_keeps_its_labels(folder):

@@ -50,12 +50,12 @@ class ViewDataset(torch.utils.data.Dataset):
     The frames of an item are decoded once. Views that protocols share (the same frames and the same crop) are made
     once and seen by the model once. So are equal clips of a video that is too short for different ones.
 
-    Item `i` is `{"index": i, "label", "pixel_values", "weights"}`:
+    Item `i` is `{"index": i, "pixel_values", "weights"}`:
         label: class index, -1 if the source has none.
         pixel_values: the V distinct views, float32 `(V, T, 3, H, W)` for `task="video"`, `(V, 3, H, W)` for "image".
         weights: `(P, V)`, float32. Row p averages the views of protocol p; rows sum to 1.
 
-    An item that cannot be read is `{"index": i, "label", "error": str, "is_transient": whether it took too long}`.
+    An item that cannot be read is `{"index": i, "error": str, "is_transient": whether it took too long}`.
 
     Args:
         source: what is seen.
@@ -92,7 +92,7 @@ class ViewDataset(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = {"index": index, "label": -1 if self.labels is None else int(self.labels[index])}
+        sample = {"index": index}
         item = self.source[index]
         clips = {}  # number of clips -> their frame indices (num_clips, T); filled while the video is open
 

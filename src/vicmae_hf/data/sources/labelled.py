@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...settings import part_of, setting
 from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
+from .label_lists import has_no_label, renumber, to_targets, used_classes
 from .selection import list_files, select_media
 from .sources import (
     MediaSource,
@@ -38,7 +39,8 @@ class LabelledSource:
     Args:
         name: as the user gave it.
         items: all items of the source.
-        all_labels: their class indices, int64.
+        all_labels: their class indices, int64 `(N,)`; or, where items may have several, targets, int8 `(N, C)`, which
+            are 1 where an item has the class and else 0.
         class_names: `class_names[label]` is the name of a class.
         indices: which of the items are in this part, in order.
         has_names: False if the labels are indices that nobody named; the names are then "0", "1", ...
@@ -53,8 +55,17 @@ class LabelledSource:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class index of each item of this part, `(len(self),)`."""
+        """Class index of each item of this part, `(len(self),)`, or its targets, `(len(self), C)`."""
         return self.all_labels[self.indices]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether items may have several labels."""
+        return self.all_labels.ndim == 2
+
+    def with_targets(self) -> "LabelledSource":
+        """Returns the same with targets in place of class indices: each item has one of several possible labels."""
+        return replace(self, all_labels=to_targets(self.all_labels, len(self.class_names)))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -115,7 +126,7 @@ def open_labelled(
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected {describe_labels(source)}.")
     # Training would take -1 for the last class or fail late, so we refuse here.
-    without = np.flatnonzero(source.labels < 0)
+    without = np.flatnonzero(has_no_label(source.labels))
     if len(without):
         raise InputError(
             f"{name}: {len(without)} of {len(source)} items have no label, the first: {source[int(without[0])].name}. "
@@ -124,10 +135,13 @@ def open_labelled(
     has_names = source.class_names is not None
     names = source.class_names if has_names else number_classes(source.labels)
     labelled = LabelledSource(name, source, source.labels, names, np.arange(len(source)), has_names)
+    if labelled.is_multi_label:
+        logger.warning("%s: an item may have several labels, of %d classes.", name, len(names))
     if class_names is not None:
         return with_class_names(labelled, class_names, known_from)
-    if not has_names and len(np.unique(source.labels)) < len(names):
-        first = np.setdiff1d(np.arange(len(names)), source.labels)[0]
+    used = used_classes(source.labels)
+    if not has_names and len(used) < len(names):
+        first = np.setdiff1d(np.arange(len(names)), used)[0]
         logger.warning("%s: %d classes by its largest index, but class %d has no file.", name, len(names), first)
     return labelled
 
@@ -142,8 +156,8 @@ def describe_labels(source: MediaSource | FrameStoreSource) -> str:
 
 
 def number_classes(labels: np.ndarray) -> list[str]:
-    """Names classes that have only indices: "0", "1", ..., to the largest of `labels`."""
-    largest = int(labels.max(initial=-1))
+    """Names classes that have only indices: "0", "1", ..., to the largest of `labels`, `(N,)` or `(N, C)`."""
+    largest = int(labels.max(initial=-1)) if labels.ndim == 1 else labels.shape[1] - 1
     if largest >= MAX_CLASSES:
         raise InputError(f"expected labels to be class indices below {MAX_CLASSES:,}, got {largest}.")
     return [str(label) for label in range(largest + 1)]
@@ -214,15 +228,16 @@ def with_class_names(source: LabelledSource, class_names: Sequence[str], known_f
     """
     class_names = list(class_names)
     # Only classes that occur: a dataset's list of names may be longer than what its files use.
-    used = [source.class_names[label] for label in np.unique(source.all_labels)]
+    used = [source.class_names[label] for label in used_classes(source.all_labels)]
     if not source.has_names and not set(used) <= set(class_names):  # else the classes are called by numbers
-        largest = int(source.all_labels.max())
+        largest = int(used_classes(source.all_labels).max())
         if largest >= len(class_names):
             raise InputError(
                 f"{source.name}: has the class index {largest}, but {known_from} has {len(class_names)} classes, 0 to "
                 f"{len(class_names) - 1}."
             )
-        return replace(source, class_names=class_names, has_names=True)
+        labels = to_targets(source.all_labels, len(class_names)) if source.is_multi_label else source.all_labels
+        return replace(source, all_labels=labels, class_names=class_names, has_names=True)
     positions = {compose(class_name): index for index, class_name in enumerate(class_names)}
     positions |= {class_name: index for index, class_name in enumerate(class_names)}
     unknown = [class_name for class_name in used if not {class_name, compose(class_name)} & positions.keys()]
@@ -236,7 +251,14 @@ def with_class_names(source: LabelledSource, class_names: Sequence[str], known_f
     mapping = np.array(
         [positions.get(name, positions.get(compose(name), -1)) for name in source.class_names], dtype=np.int64
     )
-    return replace(source, all_labels=mapping[source.all_labels], class_names=class_names, has_names=True)
+    labels = renumber(source.all_labels, mapping, len(class_names))
+    return replace(source, all_labels=labels, class_names=class_names, has_names=True)
+
+
+def refuse_several_labels(source: LabelledSource, what: str) -> None:
+    """Raises an InputError if items may have several labels, where `what` needs one of each."""
+    if source.is_multi_label:
+        raise InputError(f"{source.name}: its items may have several labels each, and {what} needs one of each.")
 
 
 def compose(name: str) -> str:

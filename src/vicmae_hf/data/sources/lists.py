@@ -1,5 +1,6 @@
 """Reads lists of videos and images: lines `path label`, tables with named columns, metadata files beside media."""
 
+import ast
 import csv
 import io
 import json
@@ -20,6 +21,7 @@ import pyarrow.parquet
 from ...errors import InputError
 from ..media.excerpts import name_excerpt
 from ..media.reading import EncodedItem
+from .label_lists import index_label_lists
 from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, SourceSettings, table_of_paths
 from .tables import LABEL_COLUMNS, as_source_error, index_labels
 
@@ -34,6 +36,8 @@ WHITESPACE = " "
 DELIMITERS = ("\t", ",", ";", WHITESPACE)
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 SNIFFED_LINES = 1000  # enough to tell how the lines of a list are divided
+INDEX = re.compile(r"\d+")
+SEVERAL_INDICES = re.compile(r"\d+([\s,;]+\d+)+")
 
 Columns = dict[str, list[Any]]
 
@@ -87,10 +91,7 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
     if others := [column for column in columns if column not in known]:
         logger.warning("%s: the columns %s are not used.", path, ", ".join(others))
     labels = take_column(path, columns, LABEL_NAMES, settings.label_column)
-    for row, label in enumerate(labels or []):
-        if isinstance(label, list | dict):  # of JSON lines
-            raise InputError(f"{path}, line {columns[LINE][row]}: expected one label, got {label}.")
-    indices, class_names = (None, None) if labels is None else index_labels(labels)
+    indices, class_names = (None, None) if labels is None else read_label_values(path, columns[LINE], labels)
     names = [
         entry if math.isnan(start) and math.isnan(end) else f"{entry} {name_excerpt(*drop_nan(start, end))}"
         for entry, start, end in zip(written, starts.tolist(), ends.tolist(), strict=True)
@@ -133,7 +134,8 @@ def open_metadata(
         first = next(path for path in media if path not in labels)
         left_out = len(media) - len(listed)
         logger.warning("%s: left out %d files that no metadata file has, the first: %s", name, left_out, first)
-    indices, class_names = index_labels([labels[path] for path in listed])
+    values = [labels[path] for path in listed]
+    indices, class_names = read_label_values(files[0], range(1, len(values) + 1), values)
     return MediaSource(name, table_of_paths(name, listed), "path", None, indices, class_names)
 
 
@@ -291,16 +293,34 @@ def split_lines(path: Path, lines: list[tuple[int, str]], delimiter: str | None)
     paths, labels = [], []
     for number, line in lines:
         media, label = split_path(line, delimiter)
-        if re.fullmatch(r"-?\d+(\s+-?\d+)+", label):
-            # VideoMAE's lists for pretraining have "path 0 -1", where -1 stands for no label.
-            if not label.endswith(" -1"):
-                raise InputError(f"{path}, line {number}: expected one label after the path, got {label!r}.")
+        # VideoMAE's lists for pretraining have "path 0 -1", where -1 stands for no label.
+        if re.fullmatch(r"\d+\s+-1", label):
             label = "-1"
         if not media or not label:
             raise InputError(f"{path}, line {number}: expected `path label`, got {line.strip()[:80]!r}.")
         paths.append(media)
         labels.append(label)
+    check_several(path, numbers, labels)
     return {"path": paths, "label": labels, LINE: numbers}
+
+
+def check_several(path: Path, numbers: list[int], labels: list[str]) -> None:
+    """Raises an InputError if some lines have several class indices, and others show that these are no labels."""
+    several = next((row for row, label in enumerate(labels) if SEVERAL_INDICES.fullmatch(label)), None)
+    if several is None:
+        return
+    if other := next((row for row, label in enumerate(labels) if not is_indices(label)), 0):
+        raise InputError(
+            f"{path}: expected class indices in all lines if one has several, as line {numbers[several]} with "
+            f"{labels[several]!r}; got {labels[other]!r} in line {numbers[other]}."
+        )
+    # In lists of frame folders, the first of two numbers counts the frames.
+    if all(re.fullmatch(r"\d+\s+\d+", label) for label in labels):
+        raise InputError(
+            f"{path}, line {numbers[0]}: expected one label after the path, got {labels[0]!r}, as in all lines. If "
+            "these are two labels, put commas between them; if they are frames and label of folders, give "
+            "--frame_folders."
+        )
 
 
 def split_path(line: str, delimiter: str) -> tuple[str, str]:
@@ -390,6 +410,41 @@ class Folders:
         except OSError:  # a folder that may be entered but not listed
             names = []
         return actual, {unicodedata.normalize("NFC", name): name for name in names}
+
+
+def is_indices(label: str) -> bool:
+    """Whether a label is one class index or several, or -1 for none."""
+    return bool(INDEX.fullmatch(label) or SEVERAL_INDICES.fullmatch(label)) or label == "-1"
+
+
+def read_label_values(path: Path, numbers: Sequence[int], labels: list[Any]) -> tuple[np.ndarray, list[str] | None]:
+    """
+    Turns the labels of a list into class indices `(N,)` and class names (see `index_labels`), or, if a row has
+    several, into targets `(N, C)` (see `index_label_lists`). Several are a list of JSON lines or Parquet, indices with
+    spaces, commas or semicolons between them, or a list as Python and pandas write it. Any other text names one class.
+    """
+    for number, label in zip(numbers, labels, strict=True):
+        if isinstance(label, dict) or (
+            isinstance(label, list) and any(isinstance(entry, list | dict) for entry in label)
+        ):
+            raise InputError(f"{path}, line {number}: expected a label or a list of labels, got {label}.")
+    texts = ["" if label is None else str(label).strip() for label in labels]
+    if not any(isinstance(label, list) for label in labels):
+        filled = [text for text in texts if text and text != "-1"]
+        if any(map(SEVERAL_INDICES.fullmatch, filled)) and all(map(is_indices, filled)):
+            labels = [None if text in ("", "-1") else re.split(r"[\s,;]+", text) for text in texts]
+        elif filled and all(text.startswith("[") and text.endswith("]") for text in filled):
+            try:
+                lists = [ast.literal_eval(text) if text else None for text in texts]
+            except (ValueError, SyntaxError):  # names in brackets
+                return index_labels(labels)
+            labels = lists
+        else:
+            return index_labels(labels)
+    try:
+        return index_label_lists([label if isinstance(label, list | None) else [label] for label in labels])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_times(path: Path, columns: Columns) -> tuple[np.ndarray, np.ndarray]:

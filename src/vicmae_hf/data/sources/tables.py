@@ -105,7 +105,8 @@ def source_of(name: str, dataset: datasets.Dataset, settings: SourceSettings) ->
 def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple[np.ndarray | None, list[str] | None]:
     """
     Reads class indices `(N,)`, -1 for none, and class names, of a column or of the one that `find_label_column` finds.
-    The names are None where the column has plain numbers. None, None without a column.
+    A column of lists gives targets `(N, C)` (see `index_label_lists`). The names are None where the column has plain
+    numbers. None, None without a column.
     """
     if column is None:
         column = find_label_column(table.features)
@@ -114,29 +115,50 @@ def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple
     if column is None:
         return None, None
     feature = table.features[column]
+    entry = entry_of(feature)
     # As Arrow, not as Python numbers: tables may have millions of rows.
     values = table.with_format("arrow").select_columns([column])[:].column(column)
     if isinstance(feature, datasets.ClassLabel):
         return values.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
-    if not is_label(feature):
+    if not is_label(entry):
         raise InputError(
             f"{name}: expected class names or indices in column {column!r} (--label_column), got {feature}."
         )
-    return index_labels(values.to_pylist())
+    if entry is feature:
+        return index_labels(values.to_pylist())
+    from .label_lists import index_label_lists  # imported here, because few items have several labels
+
+    try:
+        return index_label_lists(values.to_pylist(), getattr(entry, "names", None))
+    except InputError as error:
+        raise InputError(f"{name}, column {column!r}: {error}") from error
+
+
+def entry_of(feature: Any) -> Any:
+    """The type of a column, or of the entries of a column of lists."""
+    return feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
 
 
 def is_label(feature: Any) -> bool:
     """Whether a column may be one of class names or indices."""
+    if isinstance(feature, datasets.ClassLabel):
+        return True
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
 
 
 def find_label_column(features: datasets.Features) -> str | None:
-    """Finds the column of labels: the ClassLabel, if there is one, else the column `label`. None if it is unclear."""
+    """
+    Finds the column of labels: the ClassLabel, or the list of them, if there is one, else the column `label`. None if
+    it is unclear.
+    """
     columns = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    columns = columns or [
+        column for column, entry in features.items() if isinstance(entry_of(entry), datasets.ClassLabel)
+    ]
     if len(columns) == 1:
         return columns[0]
     named = [column for column in LABEL_COLUMNS if column in (columns or features)]
-    return next((column for column in named if columns or is_label(features[column])), None)
+    return next((column for column in named if columns or is_label(entry_of(features[column]))), None)
 
 
 def index_labels(values: Sequence[str | int | float | None]) -> tuple[np.ndarray, list[str] | None]:
