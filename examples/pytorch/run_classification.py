@@ -15,6 +15,7 @@ from vicmae_hf.classification.arguments import ClassificationArguments
 from vicmae_hf.classification.classification import train_classifier
 from vicmae_hf.classification.setup import build_classifier, open_sources
 from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.evaluation.prediction import describe_figures
 from vicmae_hf.training.session import end_session, run_script, start_session
 
 
@@ -23,12 +24,12 @@ def main() -> None:
     accelerator = start_session(arguments)
     with accelerator.main_process_first():
         train_source, eval_source = open_sources(arguments)
-    model = build_classifier(arguments, train_source.class_names)
+    model = build_classifier(arguments, train_source.class_names, train_source.is_multi_label)
     results = train_classifier(accelerator, model, train_source, eval_source, arguments)
     if accelerator.is_main_process:
         print(
-            f"top-1 {results['eval_top1']:.2f} %, top-5 {results['eval_top5']:.2f} % of {results['num_eval_samples']} "
-            f"held-out samples after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation. "
+            f"{describe_figures(results, model.config.num_labels)} of {results['num_eval_samples']} held-out samples "
+            f"after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation. "
             f"Model, curves and card: {arguments.output_dir}"
         )
     end_session(accelerator, arguments)

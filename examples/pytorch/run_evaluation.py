@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
-from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.labelled import match_labels, open_labelled, refuse_several_labels
 from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
-from vicmae_hf.evaluation.prediction import predict_views
+from vicmae_hf.evaluation.prediction import is_multi_label, predict_views
 from vicmae_hf.evaluation.results import check_output_dir, describe, write_evaluation
 from vicmae_hf.evaluation.temporal_ablation import FrameOrders
 from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
@@ -61,8 +61,12 @@ def main() -> None:
         arguments.frames_per_second = classifier.frames_per_second
     if arguments.image_range is None:
         arguments.image_range = getattr(classifier.processor, "image_range", "type")
+    source = open_labelled(arguments.data, classifier.class_names, settings=arguments)
+    source = match_labels(source, is_multi_label(classifier.model.config), f"the model {arguments.model_name_or_path}")
+    if arguments.temporal_ablation:
+        refuse_several_labels(source, "--temporal_ablation")
     dataset = ViewDataset(
-        open_labelled(arguments.data, classifier.class_names, settings=arguments),
+        source,
         choose_preprocessing(classifier.processor),
         MediaLoader(arguments.video_backend, arguments.seconds_per_file),
         task=classifier.task,

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.bad_files import write_failures
 from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
-from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, read_class_names
+from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
 from vicmae_hf.evaluation.features import HeldViews, build_feature_views, load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained
 from vicmae_hf.evaluation.results import check_output_dir
@@ -50,6 +50,8 @@ def main() -> None:
     train_source = open_labelled(arguments.train_data, names, f"--label_names {arguments.label_names}", arguments)
     names = train_source.class_names
     eval_source = open_labelled(arguments.eval_data, names, "the training data", arguments.of_evaluation)
+    for source in (train_source, eval_source):
+        refuse_several_labels(source, "the probe")
     train, evaluation = (
         HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
         for source in (train_source, eval_source)

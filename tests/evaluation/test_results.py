@@ -53,7 +53,7 @@ def test_tables_and_figures_of_known_predictions(videos, tmp_path):
     classes = list(csv.DictReader((tmp_path / "out" / "per_class.csv").open()))
     assert [float(row["top1"]) for row in classes] == pytest.approx([100 * share for share in shares])
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    assert [row["file"] for row in rows] == [source[index].name for index in indices.tolist()]
+    assert [row["file"] for row in rows] == [source.list_names()[index] for index in indices.tolist()]
     assert [row["predicted"] for row in rows] == [NAMES[label] for label in taken]
     assert rows[0]["five_likeliest"] == "ant | bee | cow"
     table = pyarrow.parquet.read_table(tmp_path / "out" / "predictions.parquet")

@@ -20,7 +20,9 @@ RESULTS = {"num_train_files": 90, "num_failed": 2, "eval_top1": 81.25, "eval_top
 
 @pytest.mark.parametrize("task", ["image", "video"])
 def test_the_card_of_a_classifier_can_be_read_by_the_hub(task, tmp_path):
-    write_classification_card(tmp_path, ARGUMENTS, RESULTS, task=task, dataset_name="Clips, held out")
+    figures = {"eval_top1": "top-1 accuracy", "eval_top5": "top-5 accuracy"}
+    options = {"task": task, "dataset_name": "Clips, held out", "shown_figures": figures}
+    write_classification_card(tmp_path, ARGUMENTS, RESULTS, **options)
     metadata = metadata_load(tmp_path / "README.md")
     assert metadata["license"] == "apache-2.0"
     assert metadata["library_name"] == "transformers"

@@ -12,7 +12,7 @@ from ..training.checkpointing import sync_to_disk
 
 class BestModel:
     """
-    Keeps the model with the highest `eval_top1` in `output_dir`; of equal ones the first.
+    Keeps the model with the highest `eval_top1`, or `eval_map`, in `output_dir`; of equal ones the first.
 
     It is a part of checkpoints (see `CheckpointPart`). So a resumed run compares with the best model before the
     interruption, and still has it.
@@ -33,7 +33,8 @@ class BestModel:
 
     def update(self, figures: dict[str, float]) -> None:
         """Compares an evaluation with the best one. All processes call it with the same figures."""
-        if self.figures and figures["eval_top1"] <= self.figures["eval_top1"]:
+        name = "eval_top1" if "eval_top1" in figures else "eval_map"
+        if self.figures and not figures[name] > self.figures[name]:
             return
         self.figures = figures
         if self.accelerator.is_main_process:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -21,7 +22,7 @@ from ..data.samples.frame_choice import ClipSampling
 from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
 from ..evaluation.features import extract_embeddings, warn_if_blind_to_order
-from ..evaluation.prediction import Predictions, predict
+from ..evaluation.prediction import FIGURES, Predictions, predict, shown_figures
 from ..evaluation.probes import build_linear_optimizer
 from ..files import write_json, write_whole
 from ..modeling_vicmae import ViCMAEForImageClassification
@@ -108,7 +109,8 @@ def list_data(train_source: LabelledSource, eval_source: LabelledSource) -> dict
 
 
 def list_labelled_names(source: LabelledSource) -> list[str]:
-    return [f"{name}\t{label}" for name, label in zip(source.list_names(), source.labels, strict=True)]
+    labels = source.labels if not source.is_multi_label else map(np.flatnonzero, source.labels)
+    return [f"{name}\t{label}" for name, label in zip(source.list_names(), labels, strict=True)]
 
 
 def load_batches(
@@ -153,7 +155,7 @@ class HeldOutEvaluation:
         self.eval_epochs = eval_epochs
 
     def __call__(self, step: int) -> dict[str, float]:
-        """`eval_top1` and `eval_top5` in percent; nothing if it is not time for an evaluation."""
+        """`eval_top1` and `eval_top5`, or `eval_map`, in percent; nothing if it is not time for an evaluation."""
         steps_per_epoch = self.schedule.steps_per_epoch
         if step % (self.eval_epochs * steps_per_epoch) and step != self.schedule.num_steps:
             return {}
@@ -162,7 +164,7 @@ class HeldOutEvaluation:
         figures = predictions.accuracy()
         # Before the checkpoint of this step is written, which then holds the new best model.
         self.best_model.update({**figures, "best_step": step, "best_epoch": step / steps_per_epoch})
-        return {name: figures[name] for name in ("eval_top1", "eval_top5")}
+        return {name: figures[name] for name in FIGURES if name in figures}
 
 
 def lengths_of_run(schedule: Schedule, train_source: LabelledSource) -> dict[str, float]:
@@ -188,8 +190,10 @@ def finish(
         output_dir = Path(arguments.output_dir)
         bad_files.finish()
         results["num_train_failed"] = count_failures(bad_files, train_source)
-        write_pictures(output_dir)
-        write_classification_card(output_dir, settings, results, task=arguments.task, dataset_name=arguments.eval_data)
+        shown = {name: FIGURES[name] for name in shown_figures(results, len(train_source.class_names))}
+        write_pictures(output_dir, shown)
+        card = {"task": arguments.task, "dataset_name": arguments.eval_data, "shown_figures": shown}
+        write_classification_card(output_dir, settings, results, **card)
         # Last, because this file says that the run is finished.
         write_json(output_dir / RESULTS_FILE, results)
     accelerator.wait_for_everyone()
@@ -222,7 +226,8 @@ def build_optimizer(
 
 class Objective:
     """
-    Loss of a batch: cross entropy against smoothed and mixed targets.
+    Loss of a batch: cross entropy against smoothed and mixed targets; binary for each class where an item may have
+    several.
 
     Args:
         prepared: the model or linear classifier as Accelerate prepared it.
@@ -344,10 +349,10 @@ def write_names(source: LabelledSource, path: Path) -> None:
     write_whole(path, "".join(f"{source[index].name}\n" for index in range(len(source))))
 
 
-def write_pictures(output_dir: Path) -> None:
+def write_pictures(output_dir: Path, shown_figures: dict[str, str]) -> None:
     """Writes `plots/losses.png` and `plots/accuracies.png`."""
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
     metrics = read_metrics(output_dir)
     plot_losses(metrics, plots / "losses.png")
-    plot_accuracies(metrics, plots / "accuracies.png")
+    plot_accuracies(metrics, plots / "accuracies.png", shown_figures)

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.loading.loader import SampleKey
 from ..evaluation.features import Features
-from ..evaluation.prediction import Predictions, evaluating
+from ..evaluation.prediction import Predictions, evaluating, to_probabilities
 from ..evaluation.probes import start_linear_head
 from ..modeling_vicmae import ViCMAEForImageClassification, gather_batch, world_size
 from ..training.checkpointing import TrainedModule
@@ -123,7 +123,7 @@ class FeatureSamples(torch.utils.data.Dataset):
 
     Args:
         features: features of the items that could be read.
-        labels: labels of all items of the source.
+        labels: of all items of the source, `(N,)` or targets `(N, C)`.
     """
 
     def __init__(self, features: Features, labels: Sequence[int]):
@@ -145,4 +145,5 @@ def predict_features(module: LinearClassifier, samples: FeatureSamples) -> Predi
     with evaluating(module):
         # In parts, because the embeddings of a large dataset do not fit onto the device.
         logits = [module(features=part.to(device)).logits.cpu() for part in features.embeddings.split(4096)]
-    return Predictions(torch.cat(logits).softmax(-1), samples.labels, features.indices, features.failures)
+    probabilities = to_probabilities(torch.cat(logits), module.config)
+    return Predictions(probabilities, samples.labels, features.indices, features.failures)

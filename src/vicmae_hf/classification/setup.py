@@ -10,8 +10,9 @@ from ..configuration_vicmae import ViCMAEConfig
 from ..data.media.reading import MediaItem
 from ..data.sources.frame_store import StoredItem
 from ..data.sources.label_fraction import select_label_fraction
-from ..data.sources.labelled import LabelledSource, open_labelled, read_class_names, with_class_names
+from ..data.sources.labelled import LabelledSource, match_labels, open_labelled, read_class_names, with_class_names
 from ..errors import InputError, MediaDecodingError
+from ..evaluation.prediction import is_multi_label
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
 from ..processors import build_processors, read_image_range
@@ -41,9 +42,9 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
     names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     owner = f"--label_names {arguments.label_names}"
     train_source = open_labelled(arguments.train_data[0], names, owner, arguments)
-    known = kept_classifier(arguments)
-    if known is not None:
-        train_source = fit_to_classifier(train_source, known, arguments.model_name_or_path, names is not None)
+    kept = kept_classifier(arguments)
+    if kept is not None:
+        train_source = fit_to_classifier(train_source, kept, arguments.model_name_or_path, names is not None)
     if not train_source.has_names:
         train_source = take_eval_names(
             train_source, open_labelled(arguments.eval_data, settings=arguments.of_evaluation)
@@ -53,6 +54,8 @@ def open_sources(arguments: ClassificationArguments) -> tuple[LabelledSource, La
     # With the indices of training, whatever folders the evaluation data has.
     names = train_source.class_names
     eval_source = open_labelled(arguments.eval_data, names, "the training data", arguments.of_evaluation)
+    owner = f"{train_source.name}, the training data,"
+    eval_source = match_labels(eval_source, train_source.is_multi_label, owner)
     for source in (train_source, eval_source):
         check_task(source, arguments.task)
     # After the classes are known: evaluation needs all of them, whatever part of the labels is trained on.
@@ -79,8 +82,8 @@ def take_eval_names(source: LabelledSource, evaluation: LabelledSource) -> Label
     return with_class_names(source, names, "the evaluation data")
 
 
-def kept_classifier(arguments: ClassificationArguments) -> list[str] | None:
-    """Reads the class names of a finetuned checkpoint whose classifier is trained on; None if it starts anew."""
+def kept_classifier(arguments: ClassificationArguments) -> ViCMAEConfig | None:
+    """Reads the config of a finetuned checkpoint whose classifier is trained on; None if it starts anew."""
     if arguments.model_name_or_path is None or arguments.new_classifier or arguments.method == "linear":
         return None
     try:
@@ -89,13 +92,18 @@ def kept_classifier(arguments: ClassificationArguments) -> list[str] | None:
         raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
     if not any("Classification" in name for name in config.architectures or []):
         return None
-    return [config.id2label[index] for index in range(config.num_labels)]
+    return config
 
 
 def fit_to_classifier(
-    source: LabelledSource, known: list[str], checkpoint: str, names_are_given: bool
+    source: LabelledSource, config: ViCMAEConfig, checkpoint: str, names_are_given: bool
 ) -> LabelledSource:
-    """Turns labels into indices of a checkpoint's classifier. A classifier without names takes those of the data."""
+    """
+    Turns labels into indices, or targets, of a checkpoint's classifier. A classifier without names takes those of the
+    data.
+    """
+    source = match_labels(source, is_multi_label(config), f"the classifier of {checkpoint} (see --new_classifier)")
+    known = [config.id2label[index] for index in range(config.num_labels)]
     hint = "Use data of the same classes, or --new_classifier to learn others."
     # Transformers calls classes LABEL_0, LABEL_1, ... if nobody named them.
     is_named = known != [f"LABEL_{index}" for index in range(len(known))]
@@ -120,7 +128,8 @@ def fit_to_classifier(
 def check_task(source: LabelledSource, task: str) -> None:
     """Raises an InputError if the first sample of a class is an image where videos are classified, or the reverse."""
     # One of each class: to ask millions of rows would take long, and mixtures come by whole folders.
-    for index in np.unique(source.labels, return_index=True)[1]:
+    is_multi_label = source.is_multi_label
+    for index in source.labels.argmax(0) if is_multi_label else np.unique(source.labels, return_index=True)[1]:
         item = source[int(index)]
         if task not in possible_tasks(item, task):
             kind = "an image" if task == "video" else "a video"
@@ -139,9 +148,11 @@ def possible_tasks(item: MediaItem, task: str) -> set[str]:
     return {"image"}
 
 
-def build_classifier(arguments: ClassificationArguments, class_names: list[str]) -> ViCMAEForImageClassification:
+def build_classifier(
+    arguments: ClassificationArguments, class_names: list[str], is_multi_label: bool = False
+) -> ViCMAEForImageClassification:
     """
-    Builds the model, with one output for each class.
+    Builds the model, with one output for each class, of which an item has one or, with `is_multi_label`, several.
 
     Raises:
         ArgumentsError: if there is no such checkpoint, or the settings do not fit together.
@@ -149,7 +160,7 @@ def build_classifier(arguments: ClassificationArguments, class_names: list[str])
     settings = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
-        "problem_type": "single_label_classification",
+        "problem_type": f"{'multi' if is_multi_label else 'single'}_label_classification",
         "drop_path_rate": arguments.drop_path_rate,
     }
     if arguments.num_frames is not None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 from ..data.media.bad_files import write_failures
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
+from ..data.sources.label_lists import name_labels
 from ..data.sources.labelled import LabelledSource, number_classes
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
@@ -212,10 +213,10 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
     """
     Writes embeddings with the names of their files, and their class names if the source has labels.
 
-    A Parquet file has the columns `file`, `embedding` (list of D float32) and `class`, and the settings as JSON in the
-    metadata of its schema, key `settings`. A safetensors file has the tensors `embeddings` `(N, D)` and `labels`
-    `(N,)`, and in its metadata, as JSON, `files`, `class_names` and `settings`. Unreadable items go to
-    `PATH.bad_files.jsonl`.
+    A Parquet file has the columns `file`, `embedding` (list of D float32) and `class` (a list of names where items may
+    have several), and the settings as JSON in the metadata of its schema, key `settings`. A safetensors file has the
+    tensors `embeddings` `(N, D)` and `labels`, `(N,)` or targets `(N, C)`, and in its metadata, as JSON, `files`,
+    `class_names` and `settings`. Unreadable items go to `PATH.bad_files.jsonl`.
 
     Raises:
         InputError: if `path` ends otherwise or cannot be written. A file of that name is whole, or as it was.
@@ -233,7 +234,7 @@ def write_features(path: str | os.PathLike, source: MediaSource, features: Featu
         columns = {"file": files, "embedding": matrix_column(features.embeddings)}
         if labels is not None:
             # Names and not indices: a Parquet file is read without this package.
-            columns["class"] = [class_names[label] if label >= 0 else None for label in labels.tolist()]
+            columns["class"] = name_labels(labels.numpy(), class_names)
         table = pa.table(columns)
         table = table.replace_schema_metadata({"settings": json.dumps(settings)})
         with partial_file(path) as partial:

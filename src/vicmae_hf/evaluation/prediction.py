@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from ..data.loading.loader import SteadyBatches, ignore_stop_signals
 from ..data.loading.shared_memory import PipedTensor, send_large
@@ -21,9 +22,16 @@ from ..data.media.bad_files import BadFiles, make_entry
 from ..data.samples.views import ViewDataset
 from ..errors import InputError
 from ..training.checkpointing import unwrap
+from .multi_label import mean_average_precision
 
 
 TOP_K = 5
+# What an evaluation is summed up by: the first two where an item has one label, the last where it may have several.
+FIGURES = {
+    "eval_top1": "top-1 accuracy",
+    "eval_top5": "top-5 accuracy",
+    "eval_map": "mean average precision",
+}
 
 
 class TopKAccuracy(evaluate.Metric):
@@ -59,6 +67,28 @@ def likeliest_classes(probabilities: torch.Tensor) -> torch.Tensor:
     return probabilities.topk(min(TOP_K, probabilities.shape[-1])).indices
 
 
+def shown_figures(figures: dict[str, Any], num_classes: int) -> dict[str, float]:
+    """The figures of `FIGURES` that an evaluation has; without top-5 where there are five classes: it is 100 then."""
+    return {
+        name: figures[name] for name in FIGURES if name in figures and (name != "eval_top5" or num_classes > TOP_K)
+    }
+
+
+def describe_figures(figures: dict[str, Any], num_classes: int) -> str:
+    """Formats the figures of an evaluation: "top-1 accuracy 50.00 %"."""
+    return ", ".join(f"{FIGURES[name]} {value:.2f} %" for name, value in shown_figures(figures, num_classes).items())
+
+
+def to_probabilities(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """Logits of a classifier -> probabilities, of each class by itself where an item may have several."""
+    return logits.sigmoid() if is_multi_label(config) else logits.softmax(-1)
+
+
+def is_multi_label(config: PreTrainedConfig) -> bool:
+    """Whether a classifier may give an item several labels."""
+    return config.problem_type == "multi_label_classification"
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts the model into eval mode without gradients for its block. Afterwards its mode is as before."""
@@ -78,7 +108,7 @@ class Predictions:
 
     Args:
         probabilities: `(N, C)`, float32, averaged over views.
-        labels: `(N,)`.
+        labels: `(N,)`, or targets `(N, C)` where an item may have several.
         indices: `(N,)`, which items of the dataset they are.
         failures: `{"path", "error"}` of each item that could not be read.
     """
@@ -88,12 +118,21 @@ class Predictions:
     indices: torch.Tensor
     failures: list[dict[str, str]]
 
+    @property
+    def is_multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
     def accuracy(self) -> dict[str, float]:
-        """`eval_top1` and `eval_top5` in percent of the items that were read; how many were read, how many failed."""
-        metric = TopKAccuracy(keep_in_memory=True)
-        figures = metric.compute(
-            predictions=likeliest_classes(self.probabilities).tolist(), references=self.labels.tolist()
-        )
+        """
+        `eval_top1` and `eval_top5`, or `eval_map`, in percent of the items that were read; how many were read, how
+        many failed.
+        """
+        if self.is_multi_label:
+            figures = {"map": mean_average_precision(self.probabilities, self.labels)}
+        else:
+            figures = TopKAccuracy(keep_in_memory=True).compute(
+                predictions=likeliest_classes(self.probabilities).tolist(), references=self.labels.tolist()
+            )
         return {
             **{f"eval_{name}": value for name, value in figures.items()},
             "num_eval_samples": len(self.labels),
@@ -186,7 +225,7 @@ def predict_batch(
         # An item may have more views than fit into memory at once.
         with accelerator.autocast():
             logits = [model(**{model.main_input_name: part}).logits for part in views.split(batch_size)]
-        return torch.cat(logits).float().softmax(-1)  # (V1 + V2 + ..., C)
+        return to_probabilities(torch.cat(logits).float(), model.config)  # (V1 + V2 + ..., C)
 
     views = batch["pixel_values"].to(model.dtype)
     num_clips = torch.tensor([rows.shape[1] for rows in batch["weights"]])

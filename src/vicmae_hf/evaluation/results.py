@@ -12,13 +12,18 @@ import torch
 
 from ..data.media.bad_files import write_failures
 from ..data.samples.views import ViewDataset
+from ..data.sources.label_lists import name_labels
 from ..data.sources.labelled import LabelledSource, format_list
 from ..errors import InputError
 from ..files import check_writable, partial_file, write_csv, write_json, writing
 from ..reports.plots import plot_confusion, plot_temporal_ablation
 from .features import matrix_column
-from .prediction import Predictions, ViewPredictions, likeliest_classes
+from .multi_label import average_precisions
+from .prediction import FIGURES, Predictions, ViewPredictions, likeliest_classes, shown_figures
 from .temporal_ablation import FrameOrders
+
+
+SHORT_NAMES = {"eval_top1": "top-1", "eval_top5": "top-5", "eval_map": "mAP"}
 
 
 def check_output_dir(output_dir: str | os.PathLike) -> None:
@@ -45,8 +50,9 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """
     Writes `all_results.json`, `arguments.json`, `bad_files.jsonl`, and for the first protocol `predictions.csv`,
-    `per_class.csv`, `confusion.csv` and `plots/confusion.png`; the probabilities by all protocols in
-    `predictions.parquet`; with `frame_orders` also `temporal_ablation.csv` and `plots/temporal_ablation.png`.
+    `per_class.csv`, and, where an item has one label, `confusion.csv` and `plots/confusion.png`; the probabilities by
+    all protocols in `predictions.parquet`; with `frame_orders` also `temporal_ablation.csv` and
+    `plots/temporal_ablation.png`.
 
     Returns:
         The content of `all_results.json`.
@@ -57,7 +63,7 @@ def write_evaluation(
         plots.mkdir(parents=True, exist_ok=True)
     class_names = dataset.source.class_names
     first = predictions.protocols[0]
-    counts = count_confusions(first, len(class_names))
+    counts = None if first.is_multi_label else count_confusions(first, len(class_names))
     results = summarize(dataset, predictions, counts)
     if frame_orders is not None:
         ablation = frame_orders.summarize(results, predictions.reordered, first.labels)
@@ -65,35 +71,44 @@ def write_evaluation(
         write_temporal_ablation(output_dir, ablation)
         plot_temporal_ablation(ablation, plots / "temporal_ablation.png")
     write_predictions(output_dir, dataset, predictions)
-    write_classes(output_dir, counts, class_names)
-    plot_confusion(counts, class_names, plots / "confusion.png")
+    if counts is None:
+        write_average_precisions(output_dir, first, class_names)
+    else:
+        write_classes(output_dir, counts, class_names)
+        plot_confusion(counts, class_names, plots / "confusion.png")
     write_failures(output_dir / "bad_files.jsonl", first.failures)
     write_json(output_dir / "arguments.json", settings)
     write_json(output_dir / "all_results.json", results)  # last: who finds it finds all the others
     return results
 
 
-def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.ndarray) -> dict[str, Any]:
+def summarize(dataset: ViewDataset, predictions: ViewPredictions, counts: np.ndarray | None) -> dict[str, Any]:
     """
     Computes the figures of an evaluation.
 
-    `eval_top1` and `eval_top5` count the videos that could be read. `eval_top1_of_all` counts the others as wrong.
-    `eval_top1_mean_over_classes` gives every class that has videos the same weight.
+    `eval_top1` and `eval_top5`, or `eval_map`, count the videos that could be read. `eval_top1_of_all` counts the
+    others as wrong. `eval_top1_mean_over_classes` gives every class that has videos the same weight, as `eval_map`
+    does.
+
+    Args:
+        counts: see `count_confusions`; None where an item may have several labels.
     """
     accuracies = [protocol.accuracy() for protocol in predictions.protocols]
     num_items = accuracies[0]["num_eval_samples"] + accuracies[0]["num_failed"]
-    num_videos = counts.sum(1)
+    num_videos = predictions.protocols[0].labels.sum(0).numpy() if counts is None else counts.sum(1)
     has_videos = num_videos > 0
-    return {
-        **accuracies[0],
-        "eval_top1_of_all": accuracies[0]["eval_top1"] * accuracies[0]["num_eval_samples"] / num_items,
+    results = dict(accuracies[0])
+    if counts is not None:
         # Classes without videos have no accuracy, so they are left out of the mean.
-        "eval_top1_mean_over_classes": float(100 * (counts.diagonal() / np.maximum(num_videos, 1))[has_videos].mean()),
+        shares = (counts.diagonal() / np.maximum(num_videos, 1))[has_videos]
+        results["eval_top1_of_all"] = results["eval_top1"] * results["num_eval_samples"] / num_items
+        results["eval_top1_mean_over_classes"] = float(100 * shares.mean())
+    return results | {
         "protocols": {
-            protocol.name: {name: accuracy[name] for name in ("eval_top1", "eval_top5")}
+            protocol.name: {name: accuracy[name] for name in FIGURES if name in accuracy}
             for protocol, accuracy in zip(dataset.protocols, accuracies, strict=True)
         },
-        "num_classes": len(counts),
+        "num_classes": len(num_videos),
         "num_classes_evaluated": int(has_videos.sum()),
         "list_sha256": hash_source(dataset.source),  # equal where two evaluations saw the same files and labels
         "eval_seconds": predictions.seconds,
@@ -107,8 +122,13 @@ def hash_source(source: LabelledSource) -> str:
     Computes the SHA-256 of the list of all items (see `format_list`). Names are paths below a folder, also in a frame
     store packed from it; in a table that `prepare_dataset` wrote they are the official ones.
     """
-    class_names = [source.class_names[label] for label in source.labels]
+    class_names = map(join_names, name_labels(source.labels, source.class_names))
     return hashlib.sha256(format_list(source.list_names(), class_names).encode()).hexdigest()
+
+
+def join_names(names: str | list[str]) -> str:
+    """The class of an item, or all of them, as one text."""
+    return names if isinstance(names, str) else " | ".join(names)
 
 
 def count_confusions(predictions: Predictions, num_classes: int) -> np.ndarray:
@@ -129,27 +149,43 @@ def write_classes(output_dir: Path, counts: np.ndarray, class_names: list[str]) 
     write_csv(output_dir / "confusion.csv", ["class \\ predicted", *class_names], table)
 
 
+def write_average_precisions(output_dir: Path, predictions: Predictions, class_names: list[str]) -> None:
+    counts = predictions.labels.sum(0).tolist()
+    precisions = (100 * average_precisions(predictions.probabilities, predictions.labels)).tolist()
+    # Empty and not 0 for a class without videos: nothing was measured.
+    rows = [
+        [class_name, count, precision if count else ""]
+        for class_name, count, precision in zip(class_names, counts, precisions, strict=True)
+    ]
+    write_csv(output_dir / "per_class.csv", ["class", "num_videos", "average_precision"], rows)
+
+
 def write_predictions(output_dir: Path, dataset: ViewDataset, predictions: ViewPredictions) -> None:
+    """Writes what was predicted by the first protocol, for readers, and all probabilities, for programs."""
     first = predictions.protocols[0]
     class_names = dataset.source.class_names
-    files = [dataset.source[index].name for index in first.indices.tolist()]
-    classes = [class_names[label] for label in first.labels.tolist()]
+    names = dataset.source.list_names()
+    files = [names[index] for index in first.indices.tolist()]
+    classes = name_labels(first.labels.numpy(), class_names)
     ranked = [[class_names[index] for index in row] for row in likeliest_classes(first.probabilities).tolist()]
-    likeliest = first.probabilities.amax(1).tolist()
-    rows = [
-        [file, class_name, names[0], round(probability, 6), class_name == names[0], " | ".join(names)]
-        for file, class_name, names, probability in zip(files, classes, ranked, likeliest, strict=True)
-    ]
-    write_csv(
-        output_dir / "predictions.csv",
-        ["file", "class", "predicted", "probability", "correct", "five_likeliest"],
-        rows,
-    )
+    if first.is_multi_label:
+        predicted = name_labels((first.probabilities >= 0.5).numpy(), class_names)
+        header = ["file", "classes", "predicted", "five_likeliest"]
+        rows = zip(files, *(map(join_names, column) for column in (classes, predicted, ranked)), strict=True)
+    else:
+        likeliest = first.probabilities.amax(1).tolist()
+        header = ["file", "class", "predicted", "probability", "correct", "five_likeliest"]
+        rows = [
+            [file, class_name, names[0], round(probability, 6), class_name == names[0], " | ".join(names)]
+            for file, class_name, names, probability in zip(files, classes, ranked, likeliest, strict=True)
+        ]
+    write_csv(output_dir / "predictions.csv", header, rows)
+    labels = map(np.flatnonzero, first.labels.numpy()) if first.is_multi_label else first.labels.numpy()
     probabilities = {
         f"probabilities_{protocol.name}": matrix_column(outcome.probabilities)
         for protocol, outcome in zip(dataset.protocols, predictions.protocols, strict=True)
     }
-    table = pa.table({"file": files, "class": classes, "label": first.labels.numpy(), **probabilities})
+    table = pa.table({"file": files, "class": classes, "label": pa.array(labels), **probabilities})
     # All probabilities, in a format that keeps their digits: for ensembles and other metrics.
     with partial_file(output_dir / "predictions.parquet") as partial:
         pyarrow.parquet.write_table(table, partial)
@@ -165,10 +201,11 @@ def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:
 def describe(results: dict[str, Any]) -> str:
     """Formats the figures of an evaluation as a short table."""
     lines = [f"{results['num_eval_samples']} evaluated, {results['num_failed']} unreadable"]
-    lines += ["views (spatial x temporal)   top-1   top-5"]
-    for name, accuracy in results["protocols"].items():
-        lines.append(f"{name:<26}  {accuracy['eval_top1']:6.2f}  {accuracy['eval_top5']:6.2f}")
-    for name, accuracy in results.get("temporal_ablation", {}).items():
-        spread = f"  ± {accuracy['eval_top1_spread']:.2f}" if "eval_top1_spread" in accuracy else ""
-        lines.append(f"frames {name:<19}  {accuracy['eval_top1']:6.2f}  {accuracy['eval_top5']:6.2f}{spread}")
+    shown = shown_figures(results, results["num_classes"])
+    lines += [f"{'views (spatial x temporal)':<26}" + "".join(f"  {SHORT_NAMES[name]:>6}" for name in shown)]
+    ablation = results.get("temporal_ablation", {})
+    rows = results["protocols"] | {f"frames {name}": figures for name, figures in ablation.items()}
+    for name, figures in rows.items():
+        spread = f"  ± {figures['eval_top1_spread']:.2f}" if "eval_top1_spread" in figures else ""
+        lines.append(f"{name:<26}" + "".join(f"  {figures[key]:6.2f}" for key in shown) + spread)
     return "\n".join([*lines, f"{results['videos_per_second']:.1f} videos/s"])

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ..data.media.reading import MediaLoader
 from ..data.samples.pairs import FramePairDataset
-from ..data.sources.labelled import open_labelled
+from ..data.sources.labelled import open_labelled, refuse_several_labels
 from ..files import write_json
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTraining
@@ -47,6 +47,8 @@ def run_pretraining(
     # First, so that a wrong name is reported before files of an older run are replaced.
     probe_data = arguments.probe_data
     probe_source = None if probe_data is None else open_labelled(probe_data, settings=arguments)
+    if probe_source is not None:
+        refuse_several_labels(probe_source, "--probe_data")
     dataset = build_frame_pairs(accelerator, model.config, arguments)
     processors = build_processors(model.config, arguments.image_range)
     measures: list[Measure] = [CollapseFigures(accelerator, arguments.logging_steps)]

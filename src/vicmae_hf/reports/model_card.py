@@ -150,27 +150,29 @@ def write_classification_card(
     *,
     task: Literal["image", "video"],
     dataset_name: str,
+    shown_figures: dict[str, str],
 ) -> None:
     """
-    Writes `README.md` for a finetuned classifier, with its accuracy as the Hub's `model-index` (shares between 0 and
+    Writes `README.md` for a finetuned classifier, with its figures as the Hub's `model-index` (shares between 0 and
     1 there, percent in `results`).
 
     Args:
-        arguments: the content of `arguments.json`; results: that of `all_results.json`, with `eval_top1`, `eval_top5`,
+        arguments: the content of `arguments.json`; results: that of `all_results.json`, with
             `num_eval_samples`.
         task: "image" or "video", what is classified.
         dataset_name: name of the data that it was evaluated on.
+        shown_figures: keys of `results` and their names, `{"eval_top1": "top-1 accuracy"}`.
     """
     figures = [
         EvalResult(
             task_type=f"{task}-classification",
             dataset_type=dataset_name,
             dataset_name=dataset_name,
-            metric_type="accuracy",
-            metric_name=name,
+            metric_type=name.split(maxsplit=1)[-1].replace(" ", "_"),  # "accuracy"
+            metric_name=name.capitalize(),
             metric_value=results[key] / 100,  # the Hub expects shares
         )
-        for key, name in [("eval_top1", "Top-1 accuracy"), ("eval_top5", "Top-5 accuracy")]
+        for key, name in shown_figures.items()
     ]
     _write_card(
         output_dir,
@@ -188,7 +190,7 @@ def write_classification_card(
         ),
         below_figures=f"\n\nEvaluated on {results['num_eval_samples']} samples of {dataset_name}, in percent.",
         limits=(
-            "It knows the classes it was trained on and gives one of them to every input. The model reflects its "
+            "It knows only the classes it was trained on, whatever the input shows. The model reflects its "
             "training data,\nwith their gaps and biases; on other data than the above its accuracy is not known."
         ),
     )

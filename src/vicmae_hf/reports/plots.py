@@ -37,14 +37,22 @@ def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) ->
     save_picture(figure, path)
 
 
-def plot_accuracies(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
-    """Draws top-1 and top-5 accuracy of a run's evaluations against the epoch, from the lines of `metrics.jsonl`."""
-    evaluations = [line for line in metrics if "eval_top1" in line]
+def plot_accuracies(
+    metrics: Sequence[dict[str, float]], path: str | os.PathLike, shown_figures: dict[str, str]
+) -> None:
+    """
+    Draws figures of a run's evaluations against the epoch.
+
+    Args:
+        metrics: lines of `metrics.jsonl`.
+        shown_figures: keys of these lines and their names, `{"eval_top1": "top-1 accuracy"}`.
+    """
+    evaluations = [line for line in metrics if shown_figures.keys() <= line.keys()]
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
-    for name, label in [("eval_top1", "top-1"), ("eval_top5", "top-5")]:
+    for name, label in shown_figures.items():
         axes.plot([line["epoch"] for line in evaluations], [line[name] for line in evaluations], ".-", label=label)
-    axes.set(title="held-out accuracy", xlabel="epoch", ylabel="%")
+    axes.set(title="held-out samples", xlabel="epoch", ylabel="%")
     axes.legend()
     axes.grid(alpha=0.3)
     save_picture(figure, path)

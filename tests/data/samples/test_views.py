@@ -58,7 +58,7 @@ def test_views_are_those_that_the_processor_makes_of_the_file(suffix, video_fps,
     ).pixel_values
     # Three crops of a clip come together in both, the longer side first.
     assert torch.equal(sample["pixel_values"], expected[0])
-    assert (sample["index"], sample["label"]) == (0, 0)
+    assert sample["index"] == 0
     torch.testing.assert_close(sample["weights"], torch.full((1, 9), 1 / 9))
 
 
@@ -137,7 +137,7 @@ def test_images_and_frames_for_a_classifier_of_images(tmp_path):
     views = views_of(tmp_path, processor, [(3, 1)], task="image")
     assert read_numbers(views[0]["pixel_values"] * 255) == [1, 4, 7]
     assert read_numbers(views[1]["pixel_values"] * 255) == [200]
-    assert [views[index]["label"] for index in range(2)] == [0, 1]
+    assert [views.labels[index] for index in range(2)] == [0, 1]
 
 
 def test_an_image_for_a_classifier_of_videos_stands_still(tmp_path):
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_says_so_and_is_not_replaced(tmp_path):
         num_frames=4,
         frames_per_second=None,
     )
-    assert set(views[0]) == {"index", "label", "error", "is_transient"}
+    assert set(views[0]) == {"index", "error", "is_transient"}
     assert not views[0]["is_transient"]
     assert str(tmp_path / "a" / "broken.mp4") in views[0]["error"]
     assert views[1]["pixel_values"].shape == (1, 4, 3, 24, 24)

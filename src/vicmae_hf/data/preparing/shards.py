@@ -22,7 +22,7 @@ import torch
 from ...errors import InputError, MediaDecodingError
 from ...files import partial_file, read_json, write_json
 from ..media.reading import MediaItem, call_within
-from .store_rows import PackingInput, PackingSettings, pack_item
+from .store_rows import PackingInput, PackingSettings, pack_item, stored_label
 
 
 # Limits of a record batch, the unit of reading in a stream: small enough for memory, large enough to be few.
@@ -126,8 +126,7 @@ class Packer:
                 continue
             row["name"] = self.source.item_names[index]
             if self.source.labels is not None:
-                label = int(self.source.labels[index])
-                row["label"] = label if label >= 0 else None
+                row["label"] = stored_label(self.source.labels[index])
             yield row
 
     def _pack_item(self, item: MediaItem) -> dict[str, Any]:

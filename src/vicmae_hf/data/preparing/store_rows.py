@@ -74,7 +74,7 @@ class PackingInput:
         items: anything that `open_source` returns.
         item_names: path of each within the input.
         item_sizes: bytes of each (number of frames for a store's rows), to notice other files of the same names.
-        labels: class indices, int64, -1 for none; or None.
+        labels: class indices `(N,)`, or targets `(N, C)` where an item may have several labels; -1 for none; or None.
         class_names: of the labels; or None.
     """
 
@@ -128,8 +128,16 @@ class PackingInput:
             "fps": datasets.Value("float64"),
         }
         if self.class_names is not None:
-            columns["label"] = datasets.ClassLabel(names=self.class_names)
+            label = datasets.ClassLabel(names=self.class_names)
+            columns["label"] = label if self.labels.ndim == 1 else datasets.List(label)
         return datasets.Features(columns)
+
+
+def stored_label(label: np.ndarray) -> int | list[int] | None:
+    """Turns an item's class index, or its targets `(C,)`, into what the column `label` of a store holds."""
+    if (label < 0).any():
+        return None
+    return int(label) if label.ndim == 0 else np.flatnonzero(label).tolist()
 
 
 def encode_frame(frame: torch.Tensor, settings: PackingSettings) -> bytes:

@@ -134,10 +134,11 @@ class BatchMixing:
 
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Normalised `(B, 3, H, W)` or `(B, T, 3, H, W)` and class indices `(B,)` -> the mixture, and probabilities
-        `(B, C)`.
+        Normalised `(B, 3, H, W)` or `(B, T, 3, H, W)` and class indices `(B,)`, or targets `(B, C)` -> the mixture,
+        and probabilities `(B, C)`.
         """
-        targets = F.one_hot(labels, self.num_classes).to(torch.float32)  # (B, C)
+        targets = F.one_hot(labels, self.num_classes) if labels.ndim == 1 else labels
+        targets = targets.to(torch.float32)  # (B, C)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         if self.mix is None:
             return pixel_values, targets

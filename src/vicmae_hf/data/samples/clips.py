@@ -16,7 +16,7 @@ from .frame_choice import ClipSampling, warn_of_repetitions
 class ClipDataset(torch.utils.data.Dataset):
     """
     Map-style dataset of `{"pixel_values": uint8 (T, 3, H, W), "labels": class index, "name"}`, of images
-    `(3, H, W)`.
+    `(3, H, W)`. Where items may have several labels, "labels" are targets `(C,)`.
 
     Samples are addressed by `SampleKey`s. Random numbers of a sample come from (seed, epoch, position) alone, so they
     are the same for any number of workers and processes, and after resuming.
@@ -72,5 +72,6 @@ class ClipDataset(torch.utils.data.Dataset):
         frames = self.loader.read_frames(self.source[index], choose_frames)  # (T, 3, H, W); T = 1 for an image
         # The view is seeded by the sample's generator, so it follows from the sample's key too.
         views = self.view(frames, seed=int(generator.integers(2**63)))
+        label = int(self.labels[index]) if self.labels.ndim == 1 else torch.from_numpy(self.labels[index])
         pixel_values = views if self.clip_sampling is not None else views[0]
-        return {"pixel_values": pixel_values, "labels": int(self.labels[index]), "name": self.source[index].name}
+        return {"pixel_values": pixel_values, "labels": label, "name": self.source[index].name}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ...errors import InputError
-from .labelled import LabelledSource
+from .labelled import LabelledSource, refuse_several_labels
 
 
 def select_label_fraction(source: LabelledSource, fraction: float, seed: int) -> LabelledSource:
@@ -15,10 +15,12 @@ def select_label_fraction(source: LabelledSource, fraction: float, seed: int) ->
     it give the same part. Parts are nested: what belongs to 5 % belongs to 10 % as well.
 
     Raises:
-        InputError: if the share is not in (0, 1], or is less than one sample of some class.
+        InputError: if the share is not in (0, 1], or is less than one sample of some class; if items may have several
+            labels.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"label_fraction is a share above 0 and at most 1, got {fraction}.")
+    refuse_several_labels(source, "--label_fraction")
     names = source.list_names()
 
     def shuffle(label: int, members: np.ndarray) -> np.ndarray:

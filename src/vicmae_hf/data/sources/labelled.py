@@ -135,11 +135,13 @@ def open_labelled(
     has_names = source.class_names is not None
     names = source.class_names if has_names else number_classes(source.labels)
     labelled = LabelledSource(name, source, source.labels, names, np.arange(len(source)), has_names)
+    used = used_classes(source.labels)
     if labelled.is_multi_label:
+        if not len(used):
+            raise InputError(f"{name}: all its lists of labels are empty.")
         logger.warning("%s: an item may have several labels, of %d classes.", name, len(names))
     if class_names is not None:
         return with_class_names(labelled, class_names, known_from)
-    used = used_classes(source.labels)
     if not has_names and len(used) < len(names):
         first = np.setdiff1d(np.arange(len(names)), used)[0]
         logger.warning("%s: %d classes by its largest index, but class %d has no file.", name, len(names), first)
@@ -253,6 +255,18 @@ def with_class_names(source: LabelledSource, class_names: Sequence[str], known_f
     )
     labels = renumber(source.all_labels, mapping, len(class_names))
     return replace(source, all_labels=labels, class_names=class_names, has_names=True)
+
+
+def match_labels(source: LabelledSource, is_multi_label: bool, owner: str) -> LabelledSource:
+    """
+    Returns a source with the kind of labels of a classifier, which the message calls `owner`. Raises an InputError if
+    items may have several, and the classifier gives one.
+    """
+    if is_multi_label and not source.is_multi_label:
+        return source.with_targets()
+    if not is_multi_label:
+        refuse_several_labels(source, owner)
+    return source
 
 
 def refuse_several_labels(source: LabelledSource, what: str) -> None:

@@ -88,7 +88,7 @@ class MediaSource:
         table: has the column `column`, of paths (string) or of `{"path", "bytes"}` (`Image` or `Video`, not decoded).
         column: name of that column.
         is_video: whether all rows are videos; None where the file extension tells.
-        labels: class indices `(N,)`, int64, or None. A row without a label has -1.
+        labels: class indices `(N,)`, int64, or targets `(N, C)` (see `LabelledSource`), or None. A row without has -1.
         class_names: of the labels; None where the labels are indices without names.
     """
 
