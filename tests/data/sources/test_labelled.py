@@ -135,7 +135,11 @@ def test_metadata_beside_media(tmp_path, kind, caplog):
     # Without labels, all are data.
     assert len(open_source(tmp_path)) == 3
     (tmp_path / "x.mp4").rename(tmp_path / "z.mp4")
-    with pytest.raises(InputError, match=rf"metadata\.{kind}: 1 of 2 files are missing, the first: x\.mp4"):
+    assert listed(open_labelled(tmp_path), tmp_path) == [("deep/y.png", 0)]
+    assert f"metadata.{kind}: 1 of 2 files are missing, the first: x.mp4" in caplog.text
+    assert "They are left out." in caplog.text
+    (tmp_path / "deep" / "y.png").rename(tmp_path / "deep" / "z.png")
+    with pytest.raises(InputError, match=rf"metadata\.{kind}: 2 of 2 files are missing, the first: x\.mp4"):
         open_labelled(tmp_path)
 
 

@@ -1,15 +1,18 @@
 import json
 import unicodedata
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from video_files import numbered_frames, read_numbers, write_video
 
+from vicmae_hf.data.media.bad_files import BadFilesArguments
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.preparing.packing import PackingInput
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import SourceSettings, open_source
-from vicmae_hf.errors import InputError
+from vicmae_hf.errors import InputError, MediaDecodingError
 
 
 PATHS = ["b.mp4", "my clips/a, 1.mp4", "my clips/c.mp4 old.webm", "d.png"]
@@ -131,14 +134,14 @@ def test_both_forms_of_unicode_match(tmp_path):
 
 def test_paths_begin_beside_the_list_or_in_the_data_root(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("lists")
-    path = write(elsewhere / "train.txt", f"b.mp4 0\n{folder}/d.png 1\n")
+    path = write(elsewhere / "train.txt", f"b.mp4 0\n{folder}/d.png 1\nmy clips/a, 1.mp4 1\n")
     source = open_labelled(path, settings=SourceSettings(data_root=str(folder)))
-    assert rows(source, folder) == [("b.mp4", 0), ("d.png", 1)]
+    assert rows(source, folder) == [("b.mp4", 0), ("d.png", 1), ("my clips/a, 1.mp4", 1)]
     with pytest.raises(InputError) as raised:
         open_labelled(path)
     assert str(raised.value) == (
-        f"{path}: 1 of 2 files are missing, the first: b.mp4 (line 1). Their paths begin in {elsewhere}; name another "
-        "folder with --data_root."
+        f"{path}: 2 of 3 files are missing, the first: b.mp4 (line 1). --max_bad_files 0.05 allows fewer. Paths begin "
+        f"in {elsewhere}; name another folder with --data_root."
     )
 
 
@@ -146,6 +149,81 @@ def test_all_missing_files_are_counted(folder):
     text = "path,label\n" + "b.mp4,0\n" + "".join(f"gone/{index}.mp4,0\n" for index in range(1200))
     with pytest.raises(InputError, match=r"1,200 of 1,201 files are missing, the first: gone/0\.mp4 \(line 3\)"):
         open_source(write(folder / "train.csv", text))
+
+
+def test_a_few_missing_files_count_as_unreadable(folder, caplog):
+    write_video(folder / "real.mp4", numbered_frames(8), fps=10)
+    path = write(folder / "train.csv", "real.mp4 1\n" * 39 + "gone.mp4 0\ngone/too.mp4 0\n")
+    source = open_labelled(path)
+    assert len(source) == 41 and source.labels.tolist() == [1] * 39 + [0, 0]
+    assert "2 of 41 files are missing, the first: gone.mp4 (line 40). They count as unreadable." in caplog.text
+    with pytest.raises(MediaDecodingError, match=r"gone\.mp4"):
+        MediaLoader().read_frames(source[39], lambda reader: [0])
+    for share, allowed in [(0.0, False), (0.02, False), (0.06, True)]:
+        settings = PackingArguments(max_bad_files=share)
+        with nullcontext() if allowed else pytest.raises(InputError, match=f"--max_bad_files {share} allows fewer"):
+            assert len(open_source(path, settings)) == 41
+
+
+@dataclass(kw_only=True)
+class PackingArguments(BadFilesArguments, SourceSettings):
+    """Settings of a script that has `--max_bad_files`."""
+
+
+def test_lines_that_are_comments(folder, caplog):
+    make_files(folder, "#1.mp4", "# 2.mp4")
+    text = "# K400, our split\n#path label\n\nb.mp4 1\n# d.png 1\n#1.mp4 0\n   #\n"
+    source = open_labelled(write(folder / "train.txt", text))
+    assert rows(source, folder) == [("b.mp4", 1), ("#1.mp4", 0)]
+    assert "4 lines that begin with # were passed over" in caplog.text
+    source = open_labelled(
+        write(folder / "train.txt", "# a table\npath,label\nb.mp4,#2\n# done\n'#1.mp4',run\n".replace("'", '"'))
+    )
+    assert rows(source, folder) == [("b.mp4", 0), ("#1.mp4", 1)]
+    assert source.class_names == ["#2", "run"]
+    with pytest.raises(InputError, match="line 4: expected `path label`"):
+        open_source(write(folder / "train.txt", "# first\nb.mp4 1\nb.mp4 1\nd.png\n"))
+
+
+FOLDERS = SourceSettings(frame_folders=True, source_frames_per_second=10)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("a 163 1\nb 2 90 0\nb/c 4 1\n", [1, 0, 1]),  # folder, frames, label
+        ("a 163 1 0\nb 2 90 2\nb/c 4 2 1\n", [[1, 1, 0], [0, 0, 1], [0, 1, 1]]),
+        ("a,163,1\nb 2,90,0\nb/c,4,1\n", [1, 0, 1]),
+        ("a\t163\t1\nb 2\t90\t0\nb/c\t4\t1\n", [1, 0, 1]),
+        ("a 1\nb 2 0\nb/c 1\n", [1, 0, 1]),  # folder, label
+        ("a 1\nb 2 0 1\nb/c 0\n", [[0, 1], [1, 1], [1, 0]]),
+        ("a run fast\nb 2 2 steps\nb/c run fast\n", ["run fast", "2 steps", "run fast"]),
+        ("a 0 -1\nb 2 0 -1\nb/c 0 -1\n", [-1, -1, -1]),  # of VideoMAE
+        ("a\nb 2\nb/c\n", None),
+    ],
+)
+def test_lists_of_frame_folders(tmp_path, text, labels):
+    make_files(tmp_path, "a/1.jpg", "b 2/1.jpg", "b/c/1.jpg")
+    source = open_source(write(tmp_path / "train.txt", text), FOLDERS)
+    assert source.list_names() == ["a", "b 2", "b/c"]
+    assert all(source[index].is_video for index in range(3))
+    found = source.labels if source.class_names is None else np.array(source.class_names)[source.labels]
+    assert (None if found is None else found.tolist()) == labels
+
+
+def test_frame_folders_with_a_first_frame_or_missing(tmp_path, caplog):
+    make_files(tmp_path, "a/1.jpg", "b/1.jpg")
+    with pytest.raises(InputError, match="line 2: expected `folder frames label`, got 0 frames in '0 300'"):
+        open_source(write(tmp_path / "train.txt", "a 1 300\nb 0 300\n"), FOLDERS)
+    source = open_source(write(tmp_path / "train.txt", "a 9 1\nthe gone one 9 1\nb 9 0\n"), FOLDERS)
+    assert source.list_names() == ["a", "the gone one", "b"] and source.labels.tolist() == [1, 1, 0]
+    assert "the first: the gone one (line 2)" in caplog.text
+    with pytest.raises(MediaDecodingError, match="the gone one"):
+        MediaLoader().read_frames(source[1], lambda reader: [0])
+    # A video among them has no number of frames.
+    (tmp_path / "c.mp4").touch()
+    source = open_source(write(tmp_path / "train.txt", "a 9 1\nc.mp4 2\nb 9 0\n"), FOLDERS)
+    assert source.list_names() == ["a", "c.mp4", "b"] and source.labels.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize(

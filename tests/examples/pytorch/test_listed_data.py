@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     (folder / "lists" / "train.csv").write_text(
         "path,label,start,end\r\nlong 1.mp4,0,,1\r\nlong 1.mp4,1,1,\r\nb.mp4,1,,\r\nb.mp4,0,0.5,1.5\r\n", newline=""
     )
-    (folder / "lists" / "eval.txt").write_text("long 1.mp4 1\nb.mp4 0\n")
+    (folder / "lists" / "eval.txt").write_text("long 1.mp4 1\nb.mp4 0\ngone.mp4 1\n")
     (folder / "lists" / "names.txt").write_text("wash\njump\n")
     return folder
 
@@ -59,7 +59,9 @@ def test_finetuning_and_evaluation(data):
     flags += ["--eval_data", data / "lists" / "eval.txt", "--label_names", data / "lists" / "names.txt"]
     run_script("run_classification.py", data, *flags, "--output_dir", output, "--num_frames", 4, *TRAINING)
     assert json.loads((output / "config.json").read_text())["id2label"] == {"0": "wash", "1": "jump"}
-    assert json.loads((output / "all_results.json").read_text())["num_eval_samples"] == 2
+    results = json.loads((output / "all_results.json").read_text())
+    assert (results["num_eval_samples"], results["num_failed"]) == (2, 1)  # one is missing
+    assert "gone.mp4" in (output / "bad_files.jsonl").read_text()
     flags = ["--model_name_or_path", output, "--data", data / "lists" / "eval.txt", "--dataloader_num_workers", 0]
     run_script("run_evaluation.py", data, *flags, "--output_dir", data / "evaluated")
     predictions = (data / "evaluated" / "predictions.csv").read_text()

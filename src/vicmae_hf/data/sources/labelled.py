@@ -1,5 +1,6 @@
 """Labelled media: folders ROOT/CLASS_NAME/FILE, lists, and tables with a column of labels."""
 
+import copy
 import logging
 import os
 import unicodedata
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InputError
-from ...settings import part_of, setting
+from ...settings import setting
 from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
 from .label_lists import has_no_label, renumber, to_targets, used_classes
@@ -94,7 +95,9 @@ class HeldOutSettings(SourceSettings):
 
     @property
     def of_evaluation(self) -> SourceSettings:
-        return replace(part_of(self, SourceSettings), split=self.eval_split or "validation")
+        settings = copy.copy(self)  # with settings of subclasses, such as how many files may be missing
+        settings.split = self.eval_split or "validation"
+        return settings
 
 
 def open_labelled(

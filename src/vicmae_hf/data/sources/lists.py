@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ...errors import InputError
 from ..media.excerpts import name_excerpt
 from ..media.reading import EncodedItem
 from .label_lists import index_label_lists
+from .listed_files import find_files, take_frame_counts
 from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, SourceSettings, table_of_paths
 from .tables import LABEL_COLUMNS, as_source_error, index_labels
 
@@ -36,6 +36,9 @@ WHITESPACE = " "
 DELIMITERS = ("\t", ",", ";", WHITESPACE)
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 SNIFFED_LINES = 1000  # enough to tell how the lines of a list are divided
+MEDIA_NAME = re.compile(
+    "|".join(rf"{re.escape(extension)}\b" for extension in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS), re.IGNORECASE
+)
 INDEX = re.compile(r"\d+")
 SEVERAL_INDICES = re.compile(r"\d+([\s,;]+\d+)+")
 
@@ -77,15 +80,15 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
     item, also one that repeats another.
 
     Raises:
-        InputError: if it is malformed, or has rows without a file; all of them are counted.
+        InputError: if it is malformed, or more rows than allowed have no file (see `find_files`).
     """
-    columns = read_list(path)
+    root = Path(settings.data_root or path.parent).expanduser()
+    columns = read_list(path, frames_root=root if settings.frame_folders else None)
     written = take_column(path, columns, PATH_COLUMNS)
     if written is None:
         found = ", ".join(column for column in columns if column != LINE)
         raise InputError(f"{path}: expected a column `path` of videos or images, got the columns {found}.")
-    root = Path(settings.data_root or path.parent).expanduser()
-    paths = find_files(path, root, columns[LINE], written, settings.frame_folders)
+    paths = find_files(path, root, columns[LINE], written, settings)
     starts, ends = read_times(path, columns)
     known = {LINE, *PATH_COLUMNS, *LABEL_NAMES, *TIME_COLUMNS["start"], *TIME_COLUMNS["end"], settings.label_column}
     if others := [column for column in columns if column not in known]:
@@ -109,7 +112,7 @@ def open_metadata(
     folder) and `label`, or the one of `--label_column`. Returns None if no file has these columns.
 
     Raises:
-        InputError: if a metadata file names files that are missing.
+        InputError: if a metadata file names too many files that are missing (see `find_files`).
     """
     labels = {}
     for file in files:
@@ -121,7 +124,7 @@ def open_metadata(
         if settings.label_column is None or settings.label_column.lower() in columns:
             values = take_column(file, columns, LABEL_NAMES, settings.label_column)
         if written is not None and values is not None:
-            files_of_rows = find_files(file, file.parent, columns[LINE], written)
+            files_of_rows = find_files(file, file.parent, columns[LINE], written, settings, fate="are left out")
             has_times = any(name in columns for names in TIME_COLUMNS.values() for name in names)
             if has_times or len(set(files_of_rows)) < len(files_of_rows):
                 raise InputError(f"{file}: names parts of files, or a file twice; give it in place of its folder.")
@@ -157,14 +160,15 @@ def take_column(path: Path, columns: Columns, names: Sequence[str], wanted: str 
 # From a file to columns
 
 
-def read_list(path: Path) -> Columns:
+def read_list(path: Path, frames_root: Path | None = None) -> Columns:
     """
     Reads a list as columns of text, JSON lines also of numbers: `path`, `label` and others, and the line numbers.
-    Lines without a header have a path, or a path and a label.
+    Lines without a header have a path, or a path and a label. If the paths may be folders of frames, they begin in
+    `frames_root`.
     """
     if path.suffix == ".parquet":
         return read_parquet_columns(path)
-    text = decode_file(path)
+    text = blank_comments(path, decode_file(path))
     # Not `splitlines`, which also splits at characters that a path may have.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -174,7 +178,7 @@ def read_list(path: Path) -> Columns:
     header, delimiter = find_header(lines[0][1])
     try:
         if header is None:
-            return split_lines(path, lines, find_delimiter(lines))
+            return split_lines(path, lines, find_delimiter(lines), frames_root)
         if delimiter == WHITESPACE:
             return read_columns(path, header, ((number, split_words(line, header)) for number, line in lines[1:]))
         # The whole text, because quoted values may hold line ends. The line number is that of a row's end.
@@ -202,6 +206,26 @@ def decode_file(path: Path) -> str:
     if "\0" in text:
         raise InputError(f"{path}: is no video, image or Parquet file, and no list of them: it holds binary data.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def blank_comments(path: Path, text: str) -> str:
+    """
+    Empties the lines that begin with # and are no items: a space follows, or no video or image is named. The numbers
+    of the others stay. A line counts them.
+    """
+    if "#" not in text:
+        return text
+    lines = text.split("\n")
+    places = [
+        place
+        for place, line in enumerate(lines)
+        if re.match(r"\s*#", line) and (re.match(r"\s*#+(\s|$)", line) or not MEDIA_NAME.search(line))
+    ]
+    for place in places:
+        lines[place] = ""
+    if places:
+        logger.warning("%s: %d lines that begin with # were passed over.", path, len(places))
+    return "\n".join(lines)
 
 
 def read_parquet_columns(path: Path) -> Columns:
@@ -285,7 +309,7 @@ def find_delimiter(lines: list[tuple[int, str]]) -> str | None:
     return next((delimiter for delimiter in DELIMITERS if delimiter in sample[0]), None)
 
 
-def split_lines(path: Path, lines: list[tuple[int, str]], delimiter: str | None) -> Columns:
+def split_lines(path: Path, lines: list[tuple[int, str]], delimiter: str | None, frames_root: Path | None) -> Columns:
     """Divides lines without a header into the columns `path` and, if there are labels, `label`."""
     numbers = [number for number, _ in lines]
     if delimiter is None:
@@ -300,6 +324,10 @@ def split_lines(path: Path, lines: list[tuple[int, str]], delimiter: str | None)
             raise InputError(f"{path}, line {number}: expected `path label`, got {line.strip()[:80]!r}.")
         paths.append(media)
         labels.append(label)
+    if frames_root is not None:
+        paths, labels = take_frame_counts(path, frames_root, numbers, paths, labels)
+        if not any(labels):
+            return {"path": paths, LINE: numbers}
     check_several(path, numbers, labels)
     return {"path": paths, "label": labels, LINE: numbers}
 
@@ -342,74 +370,6 @@ def split_path(line: str, delimiter: str) -> tuple[str, str]:
 
 
 # From columns to items
-
-
-def find_files(
-    path: Path, root: Path, numbers: list[int], written: list[Any], frame_folders: bool = False
-) -> list[str]:
-    """
-    Finds the files of a list, with `frame_folders` also folders. Raises an InputError that counts those that are
-    missing, or are no videos or images.
-    """
-    folders = Folders()
-    found, missing, others = [], [], []
-    for number, entry in zip(numbers, written, strict=True):
-        if not isinstance(entry, str) or not entry:
-            raise InputError(f"{path}, line {number}: expected a path, got {entry!r}.")
-        file = folders.find(os.path.join(root, entry))
-        if file is None:
-            missing.append(f"{entry} (line {number})")
-        elif not (
-            os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-            or (frame_folders and os.path.isdir(file))
-        ):
-            others.append(f"{entry} (line {number})")
-        found.append(file)
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing):,} of {len(written):,} files are missing, the first: {missing[0]}. Their paths "
-            f"begin in {root}; name another folder with --data_root."
-        )
-    if others:
-        raise InputError(
-            f"{path}: {len(others):,} of {len(written):,} files are no videos or images, the first: {others[0]}."
-        )
-    return found
-
-
-class Folders:
-    """
-    The names in folders, each listed once: a list has a million files, and to ask a network drive for each takes
-    minutes. Names match in both forms that Unicode has for letters with marks.
-    """
-
-    def __init__(self):
-        # A folder -> its path as the disk has it, and its names in the composed form -> as they are.
-        self.listings: dict[str, tuple[str, dict[str, str]]] = {}
-
-    def find(self, path: str) -> str | None:
-        """Returns the path of a file or folder as the disk has it; None if there is none."""
-        folder, name = os.path.split(path)
-        if folder not in self.listings:
-            self.listings[folder] = self.list(folder)
-        actual, names = self.listings[folder]
-        found = names.get(unicodedata.normalize("NFC", name))
-        if found is not None and found != name and not os.path.exists(path):  # both forms may be there, as two files
-            return os.path.join(actual, found)
-        # Some file systems know a name by others, for example in small letters.
-        return path if found is not None or os.path.exists(path) else None
-
-    def list(self, folder: str) -> tuple[str, dict[str, str]]:
-        actual = folder or "."
-        if not os.path.isdir(actual):  # its parents may have it in the other form
-            actual = self.find(folder) if os.path.dirname(folder) != folder else None
-        if actual is None or not os.path.isdir(actual):
-            return folder, {}
-        try:
-            names = os.listdir(actual)
-        except OSError:  # a folder that may be entered but not listed
-            names = []
-        return actual, {unicodedata.normalize("NFC", name): name for name in names}
 
 
 def is_indices(label: str) -> bool:
