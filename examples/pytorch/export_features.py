@@ -14,8 +14,7 @@ from accelerate import Accelerator
 
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.sources.labelled import open_labelled, read_class_names
-from vicmae_hf.data.sources.sources import open_source
+from vicmae_hf.data.sources.labelled import open_with_labels, read_class_names
 from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.evaluation.features import (
     build_feature_views,
@@ -26,7 +25,7 @@ from vicmae_hf.evaluation.features import (
     write_features,
 )
 from vicmae_hf.files import check_writable
-from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
+from vicmae_hf.settings import REQUIRED, setting
 from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import run_script
 
@@ -35,8 +34,8 @@ from vicmae_hf.training.session import run_script
 class ExportArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store, with or without labels")
-    labelled: bool = setting(False, "the data is a folder ROOT/CLASS_NAME/FILE or a list; write the classes too")
-    label_names: str | None = setting(None, "with labelled: file of the class names in index order, one a line")
+    labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
+    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
     output: str = setting(REQUIRED, "FILE.parquet or FILE.safetensors")
     pooling: Literal["frame", "clip"] = setting(
         "frame", "mean of the embeddings of single frames, or the embedding of one clip"
@@ -47,8 +46,6 @@ class ExportArguments(InferenceArguments):
     def __post_init__(self):
         super().__post_init__()
         check_feature_file(self.output)
-        if self.label_names is not None and not self.labelled:
-            raise ArgumentsError("--label_names orders the classes of --labelled, which is not given.")
 
 
 def main() -> None:
@@ -67,11 +64,9 @@ def main() -> None:
         arguments.frames_per_second = processor.fps
     if arguments.image_range is None:
         arguments.image_range = processor.image_range
-    if arguments.labelled:
-        names = None if arguments.label_names is None else read_class_names(arguments.label_names)
-        source = open_labelled(arguments.data, names, f"--label_names {arguments.label_names}", arguments)
-    else:
-        source = open_source(arguments.data, arguments)
+    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    owner = f"--label_names {arguments.label_names}"
+    source = open_with_labels(arguments.data, arguments.labelled, names, owner, arguments)
     dataset = build_feature_views(
         source,
         processor,

@@ -5,7 +5,8 @@ from local_hub import hub_of_this_process, run_local_hub
 from packed_stores import pack
 from PIL import Image
 
-from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, read_class_names
+from vicmae_hf.data.preparing.packing import PackingInput
+from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, open_with_labels, read_class_names
 from vicmae_hf.data.sources.sources import SourceSettings, open_source
 from vicmae_hf.errors import InputError
 
@@ -286,3 +287,41 @@ def test_a_table_whose_items_have_several_labels(tmp_path):
     table.save_to_disk(tmp_path / "flags")
     with pytest.raises(InputError, match=r"column 'label': expected each class once .*, got \[0, 1, 1\]"):
         open_source(tmp_path / "flags")
+
+
+def test_labels_that_are_kept_where_none_are_needed(tmp_path, caplog):
+    make_files(tmp_path, "x.mp4", "deep/y.png", "deep/unlisted.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\nx.mp4,2\ndeep/y.png,0\n")
+    names = ["deep/unlisted.png", "deep/y.png", "x.mp4"]
+
+    def labels(*arguments):
+        source = open_with_labels(tmp_path, *arguments)
+        return dict(zip(source.list_names(), source.labels.tolist(), strict=True)), source.class_names
+
+    assert labels(False) == (dict(zip(names, [-1, 0, 2], strict=True)), None)
+    known = ["a", "b", "c", "d"]
+    assert labels(False, known) == (dict(zip(names, [-1, 0, 2], strict=True)), known)
+    assert labels(True) == ({"deep/y.png": 0, "x.mp4": 2}, ["0", "1", "2"])
+    with pytest.raises(InputError, match="has the class index 2, but the class names has 2 classes"):
+        labels(False, ["a", "b"])
+    # What cannot be understood is left out, and told.
+    (tmp_path / "metadata.csv").write_text("file_name,label\nx.mp4,2\nx.mp4,0\n")
+    assert open_with_labels(tmp_path, False).labels is None
+    assert "labels of metadata files are left out" in caplog.text and "a file twice" in caplog.text
+
+
+def test_folders_that_may_be_classes_are_told(tmp_path, caplog):
+    make_files(tmp_path, "wash/1.mp4", "iron/2.mp4")
+    assert open_with_labels(tmp_path, False).labels is None
+    assert "has no labels without --labelled, which takes its folders for classes" in caplog.text
+    assert open_with_labels(tmp_path, True).labels.tolist() == [0, 1]
+    with pytest.raises(InputError, match=r"has no labels for names\.txt to name; expected ROOT/CLASS_NAME/FILE"):
+        open_with_labels(tmp_path, False, ["a", "b"], "names.txt")
+
+
+def test_a_store_without_names_gets_them(tmp_path):
+    (tmp_path / "train.txt").write_text("a.png 1\nb.png 0\n")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    packed = PackingInput.open(tmp_path / "train.txt", class_names=["wash", "iron", "dry"])
+    assert (packed.labels.tolist(), packed.class_names) == ([1, 0], ["wash", "iron", "dry"])

@@ -21,8 +21,8 @@ from ..media.images import DEFAULT_OPTIONS
 from ..media.other_decoders import check_backend
 from ..media.reading import DecodingArguments, MediaItem
 from ..samples.frame_choice import choose_stored_frames
-from ..sources.labelled import number_classes, open_labelled
-from ..sources.sources import SourceSettings, open_source
+from ..sources.labelled import number_classes, open_with_labels
+from ..sources.sources import SourceSettings
 
 
 # The paper stores every 4th frame of videos that mostly have 30 frames/s.
@@ -94,15 +94,15 @@ class PackingInput:
         settings: SourceSettings | None = None,
     ) -> "PackingInput":
         """
-        Opens a source. If `labelled`, it is a folder ROOT/CLASS_NAME/FILE or a list, whose classes have the order of
-        `class_names` (see `open_labelled`). A list or dataset with a column of labels keeps them in any case.
+        Opens a source. If `labelled`, it needs labels, and ROOT/CLASS_NAME/FILE has them. Lists, metadata files and
+        datasets with a column of labels keep them in any case. Classes have the order of `class_names` (see
+        `open_labelled`).
         """
         name = os.fspath(name)
+        source = open_with_labels(name, labelled, class_names, "--label_names", settings)
         if labelled:
-            source = open_labelled(name, class_names, "the class names", settings)
             items = source.items
             return cls(name, items, items.list_names(), items.list_sizes(), source.labels, source.class_names)
-        source = open_source(name, settings)
         names = source.class_names
         if names is None and source.labels is not None:
             names = number_classes(source.labels)

@@ -151,6 +151,64 @@ def open_labelled(
     return labelled
 
 
+def open_with_labels(
+    name: str | os.PathLike,
+    labelled: bool,
+    class_names: Sequence[str] | None = None,
+    known_from: str = "the class names",
+    settings: SourceSettings | None = None,
+) -> LabelledSource | MediaSource | FrameStoreSource:
+    """
+    Opens data with the labels that it has, for those who keep them and need none: `open_labelled` if `labelled`, else
+    all items of `open_source`, where -1 stands for no label. Metadata files beside media give labels; names of folders
+    do not, and a line says so.
+
+    Raises:
+        InputError: as these do; if there are `class_names` and no labels.
+    """
+    if labelled:
+        return open_labelled(name, class_names, known_from, settings)
+    settings = SourceSettings() if settings is None else settings
+    whole = copy.copy(settings)  # segments get their labels when all items have theirs
+    whole.segment_seconds = None
+    source = open_source(name, whole)
+    folder = Path(source.name).expanduser()
+    if source.labels is None and folder.is_dir() and not is_saved_dataset(folder) and "path" in source.table.features:
+        source = add_metadata(source, folder, settings)
+    if class_names is not None:
+        if source.labels is None:
+            raise InputError(
+                f"{source.name}: has no labels for {known_from} to name; expected {describe_labels(source)}."
+            )
+        name_classes(source, class_names, known_from)
+    return finish_source(source, settings)
+
+
+def add_metadata(source: MediaSource, folder: Path, settings: SourceSettings) -> MediaSource:
+    """Returns the media of a folder with the labels of metadata files, if there are any."""
+    media = source.table["path"][:]
+    if metadata := find_metadata(folder, media):
+        from .lists import open_metadata  # imported here, because few have such files
+
+        try:
+            return open_metadata(source.name, metadata, media, settings, keep_all=True) or source
+        except InputError as error:
+            logger.warning("%s: labels of metadata files are left out (%s)", source.name, error)
+    elif all(len(path.removeprefix(str(folder) + os.sep).split(os.sep)) == 2 for path in media):
+        logger.warning("%s: has no labels without --labelled, which takes its folders for classes.", source.name)
+    return source
+
+
+def name_classes(source: MediaSource | FrameStoreSource, class_names: Sequence[str], known_from: str) -> None:
+    """Turns the labels of a source into indices into `class_names` (see `with_class_names`). Some may be missing."""
+    names = number_classes(source.labels) if source.class_names is None else source.class_names
+    rows = np.flatnonzero(~has_no_label(source.labels))
+    labels = LabelledSource(source.name, source, source.labels[rows], names, rows, source.class_names is not None)
+    named = with_class_names(labels, class_names, known_from)
+    source.labels = np.full((len(source), *named.all_labels.shape[1:]), -1, dtype=named.all_labels.dtype)
+    source.labels[rows], source.class_names = named.all_labels, named.class_names
+
+
 def describe_labels(source: MediaSource | FrameStoreSource) -> str:
     """Says where labels could come from, for a source without."""
     if isinstance(source, FrameStoreSource):

@@ -105,11 +105,12 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
 
 
 def open_metadata(
-    name: str, files: Sequence[Path], media: Sequence[str], settings: SourceSettings
+    name: str, files: Sequence[Path], media: Sequence[str], settings: SourceSettings, keep_all: bool = False
 ) -> MediaSource | None:
     """
     Opens media with the labels that metadata files beside them have: columns `file_name` (a path below the file's
-    folder) and `label`, or the one of `--label_column`. Returns None if no file has these columns.
+    folder) and `label`, or the one of `--label_column`. Returns None if no file has these columns. Media that no file
+    names are left out, or with `keep_all` have no label.
 
     Raises:
         InputError: if a metadata file names too many files that are missing (see `find_files`).
@@ -132,12 +133,12 @@ def open_metadata(
     if not labels:
         return None
     media = list(map(os.path.normpath, media))
-    listed = [path for path in media if path in labels]
+    listed = [path for path in media if keep_all or path in labels]
     if len(listed) < len(media):
         first = next(path for path in media if path not in labels)
         left_out = len(media) - len(listed)
         logger.warning("%s: left out %d files that no metadata file has, the first: %s", name, left_out, first)
-    values = [labels[path] for path in listed]
+    values = [labels.get(path) for path in listed]
     indices, class_names = read_label_values(files[0], range(1, len(values) + 1), values)
     return MediaSource(name, table_of_paths(name, listed), "path", None, indices, class_names)
 
