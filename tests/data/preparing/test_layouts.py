@@ -455,3 +455,44 @@ def test_lists_folders_and_splits_that_are_not_there(tmp_path, clips):
         prepare_dataset("kinetics400", tmp_path, tmp_path / "out", "val", media=tmp_path / "val.csv")
     with pytest.raises(InputError, match="Moments in Time has the splits train, val, got test"):
         prepare_dataset("moments", tmp_path, tmp_path / "out", "test")
+
+
+def test_a_list(tmp_path, clips):
+    media = tmp_path / "media"
+    for number, name in enumerate(["a b/1.mp4", "2.mp4", "3.mp4", "other.mp4"]):
+        write(media / name, clips[number, "mp4"])
+    (tmp_path / "train.csv").write_text(f"path,label\na b/1.mp4,wash\n./2.mp4,jump\n{media}/3.mp4,wash\n4.mp4,run\n")
+    report = prepare_dataset("list", media, tmp_path / "out", annotations=tmp_path / "train.csv")
+    assert rows(tmp_path / "out") == [("a b/1.mp4", 2), ("2.mp4", 0), ("3.mp4", 2)]
+    assert problems(tmp_path / "out") == {("missing", "4.mp4"), ("not listed", "other.mp4")}
+    assert report["list_sha256"] == hash_of(("a b/1.mp4", "wash"), ("2.mp4", "jump"), ("3.mp4", "wash"))
+    assert open_labelled(tmp_path / "out").class_names == ["jump", "run", "wash"]
+    given = {"annotations": tmp_path / "train.csv", "class_names": ["wash", "run", "sing", "jump"]}
+    prepare_dataset("list", media, tmp_path / "given", split="train", **given)
+    assert rows(tmp_path / "given") == [("a b/1.mp4", 0), ("2.mp4", 3), ("3.mp4", 0)]
+
+    (tmp_path / "numbers.txt").write_text("# indices\n2.mp4 1\n3.mp4 0\n")
+    prepare_dataset("list", media, tmp_path / "numbers", annotations=tmp_path / "numbers.txt")
+    assert rows(tmp_path / "numbers") == [("2.mp4", 1), ("3.mp4", 0)]
+    (tmp_path / "paths.txt").write_text("2.mp4\n3.mp4\n")
+    prepare_dataset("list", media, tmp_path / "paths", annotations=tmp_path / "paths.txt")
+    assert rows(tmp_path / "paths") == [("2.mp4", -1), ("3.mp4", -1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "expected the list as --annotations FILE"),
+        ("path,start\n1.mp4,2\n", "a list of parts of files"),
+        ("1.mp4 0,1\n2.mp4 1\n", "may have several labels each"),
+        ("1.mp4 0\n2.jpg 1\n", "names both videos and images"),
+        ("1.mp4 0\n2.mp4 2\n", "has the class index 2, but there are 2 class names"),
+        ("1.mp4 sing\n2.mp4 run\n", "unknown class 'sing'"),
+    ],
+)
+def test_lists_that_are_no_table_of_files(tmp_path, text, reason):
+    path = None if text is None else tmp_path / "train.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=reason):
+        prepare_dataset("list", tmp_path, tmp_path / "out", annotations=path, class_names=["jump", "run"])

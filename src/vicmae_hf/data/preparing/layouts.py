@@ -19,10 +19,22 @@ from pathlib import Path
 from typing import TextIO
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
 
 from ...errors import InputError
-from ..sources.labelled import find_classes, read_class_names
+from ..sources.labelled import find_classes, number_classes, read_class_names
+from ..sources.listed_files import Folders
+from ..sources.lists import (
+    LABEL_NAMES,
+    LINE,
+    PATH_COLUMNS,
+    TIME_COLUMNS,
+    Columns,
+    read_label_values,
+    read_list,
+    take_column,
+)
 from ..sources.selection import list_files
 from ..sources.sources import (
     IMAGE_EXTENSIONS,
@@ -312,6 +324,57 @@ def list_folder(request: Request) -> Listing:
     return list_class_folders(media, list(class_names), extensions, partial(relative_name, media))
 
 
+def list_listed(request: Request) -> Listing:
+    """
+    Lists what a list of the user's names, in any form that is read elsewhere (see `lists.py`). Its paths begin in the
+    root. Classes have the order of the sorted names; labels that are numbers are indices.
+    """
+    if request.annotations is None:
+        raise InputError("--dataset list: expected the list as --annotations FILE; --root is where its paths begin.")
+    path, media = Path(request.annotations), find_media(request, ["."])
+    columns = read_list(path)
+    written = take_column(path, columns, PATH_COLUMNS)
+    if written is None or any(name in columns for names in TIME_COLUMNS.values() for name in names):
+        raise InputError(
+            f"{path}: expected paths of whole files; a list of parts of files is given to the scripts as it is."
+        )
+    labels, class_names = label_rows(path, columns, len(written))
+    if request.class_names is not None:
+        indices = index_of(request.class_names)
+        if class_names is not None:
+            mapping = [look_up(class_name, indices, str(path)) for class_name in class_names]
+            labels = [NO_LABEL if label < 0 else mapping[label] for label in labels]
+        elif max(labels) >= len(indices):
+            raise InputError(f"{path}: has the class index {max(labels)}, but there are {len(indices)} class names.")
+        class_names = list(request.class_names)
+    suffixes = {os.path.splitext(name)[1].lower() for name in written}
+    if suffixes & VIDEO_EXTENSIONS and suffixes & IMAGE_EXTENSIONS:
+        raise InputError(f"{path}: names both videos and images; prepare them from lists of their own.")
+    extensions = VIDEO_EXTENSIONS if suffixes & VIDEO_EXTENSIONS else IMAGE_EXTENSIONS
+    files = index_files(media, extensions, partial(relative_name, media))
+    folders, rows = Folders(), []
+    for name, label in zip(written, labels, strict=True):
+        file = folders.find(os.path.join(media, name))
+        if file is not None:  # by one name, in whatever way the list writes it
+            file = os.path.normpath(file)
+            name = relative_name(media, file) if file.startswith(media + os.sep) else file
+            files[name] = [file]
+        rows.append((name, label))
+    names = class_names or number_classes(np.array(labels))
+    return Listing(str(path), media, extensions is VIDEO_EXTENSIONS, names, rows, files, written[0])
+
+
+def label_rows(path: Path, columns: Columns, num_rows: int) -> tuple[list[int], list[str] | None]:
+    """Reads the class index of each row of a list, `NO_LABEL` for none, and the names of classes that have some."""
+    values = take_column(path, columns, LABEL_NAMES)
+    if values is None:
+        return [NO_LABEL] * num_rows, None
+    labels, class_names = read_label_values(path, columns[LINE], values)
+    if labels.ndim == 2:
+        raise InputError(f"{path}: its items may have several labels each; give the list to the scripts as it is.")
+    return labels.tolist(), class_names
+
+
 def list_class_folders(
     media: str, class_names: list[str], extensions: frozenset[str], name_of: Callable[[str], str]
 ) -> Listing:
@@ -530,5 +593,6 @@ LAYOUTS = {
     "moments": Layout("Moments in Time", list_moments, ("train", "val")),
     "imagenet": Layout("ImageNet-1K", list_imagenet, ("train", "val")),
     "places365": Layout("Places365", list_places, ("train", "val")),
+    "list": Layout("List", list_listed, ("train", "val", "test", None)),
     "folder": Layout("Labelled folder", list_folder, ("train", "val", "test", None)),
 }
