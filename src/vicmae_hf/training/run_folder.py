@@ -104,6 +104,11 @@ class RunFolder:
             write_json(self.path / "arguments.json", self.settings)
             for processor in processors:
                 processor.save_pretrained(self.path)
+            if (rate := self.settings.get("source_frames_per_second")) is not None:
+                logger.warning(
+                    "The saved processors do not keep --source_frames_per_second %g; give it to other scripts, too.",
+                    rate,
+                )
 
     @contextmanager
     def logging(self, schedule: Schedule) -> Iterator[None]:

@@ -81,6 +81,7 @@ def run_script(main: Callable[[], None]) -> None:
     ends it with its traceback. A training that was asked to stop ends with `STOPPED_EXIT_STATUS`.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("vicmae_hf").setLevel(logging.INFO)  # what this package says, and not all that others do
     # Transformers would show a bar for every file that it writes or reads.
     disable_progress_bar()
     try:

@@ -234,3 +234,14 @@ def test_a_store_does_not_go_on_with_another_range_of_images(tmp_path):
     pack("0,4095")
     with pytest.raises(InputError, match="was begun with other files, names or labels"):
         pack("file")
+
+
+def test_the_range_of_a_store_is_told_where_another_is_used(tmp_path, caplog):
+    (tmp_path / "input").mkdir()
+    Image.fromarray(np.full((16, 16), 4000, dtype=np.uint16)).save(tmp_path / "input" / "a.png")
+    settings = SourceSettings(image_range="0,4095")
+    pack_frames(PackingInput.open(tmp_path / "input", settings=settings), tmp_path / "store", PackingSettings())
+    open_source(tmp_path / "store", settings)
+    assert "was packed with" not in caplog.text
+    open_source(tmp_path / "store")
+    assert "was packed with --image_range 0,4095, and images outside of it are read with type here" in caplog.text

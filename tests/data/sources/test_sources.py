@@ -8,7 +8,7 @@ from local_hub import unreachable_hub
 from PIL import Image
 from video_files import numbered_frames, write_video
 
-from vicmae_hf.data.sources.sources import DataSourceError, open_source
+from vicmae_hf.data.sources.sources import DataSourceError, SourceSettings, open_source
 from vicmae_hf.errors import InputError
 
 
@@ -244,3 +244,20 @@ def test_extensions_of_what_the_decoders_read(tmp_path):
         **dict.fromkeys(names, True),
         **dict.fromkeys(images, False),
     }
+
+
+def test_how_much_is_found_is_said_once(tmp_path, caplog):
+    caplog.set_level("INFO", logger="vicmae_hf")
+    for name in ("a/1.mp4", "a/2.MOV", "b/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("a/1.mp4\na/1.mp4\nb/3.png\n")
+    for _ in range(2):
+        open_source(tmp_path)
+        open_source(tmp_path / "list.txt")
+        open_source(tmp_path / "b", SourceSettings(frame_folders=True, source_frames_per_second=5))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "INFO"] == [
+        f"{tmp_path}: 2 videos, 1 images.",
+        f"{tmp_path}/list.txt: 2 videos, 1 images.",
+        f"{tmp_path}/b: 1 videos, 0 images.",
+    ]

@@ -163,7 +163,8 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
             raise InputError(f"{output}: expected a folder that can be written to ({error}).") from error
         if others and not path.exists():  # asked again: another run may have begun the same store just now
             raise InputError(f"{output}: is no frame store, but holds {others[0]}; expected an empty or new folder.")
-        write_json(path, wanted)
+        # For those who read it: images of the same kind have to be read in the same way later on.
+        write_json(path, wanted | {"image_range": packer.source.image_range})
     # Also after writing: of several runs that begin at once, one record stays, and all compare with it.
     found = read_json(path)
     if not wanted.keys() <= found.keys():

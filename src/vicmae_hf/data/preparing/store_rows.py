@@ -108,6 +108,11 @@ class PackingInput:
             names = number_classes(source.labels)
         return cls(name, source, source.list_names(), source.list_sizes(), source.labels, names)
 
+    @property
+    def image_range(self) -> str:
+        """The numbers that were made black and white in images of more than 8 bits."""
+        return getattr(self.items, "image_options", DEFAULT_OPTIONS).image_range
+
     def digest(self) -> str:
         """Computes the SHA-256 of names, sizes, labels and classes in their order, and of how images are read."""
         # Sizes and not contents: hashing terabytes would take as long as packing them.

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..media.frame_folders import group_frames, hint_at_frames
+from .frame_store import FrameStoreSource
 from .sources import (
     IMAGE_EXTENSIONS,
     STORE_FILE,
     VIDEO_EXTENSIONS,
     DataSourceError,
+    MediaSource,
     is_saved_dataset,
 )
 
@@ -21,7 +23,9 @@ logger = logging.getLogger(__name__)
 # Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
 SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
 
-_told = set()  # names of sources
+# Names of sources.
+_told = set()
+_counted = set()
 
 
 def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[list[str], list[str]]:
@@ -71,6 +75,22 @@ def select_media(name: str, files: list[str], frame_folders: bool = False) -> li
         return group_frames(media)
     hint_at_frames(name, media)
     return media
+
+
+def tell_found(source: MediaSource | FrameStoreSource) -> None:
+    """Says once for each source how many videos and images are in it; one process on each machine says it."""
+    if source.name in _counted or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    _counted.add(source.name)
+    if not isinstance(source, MediaSource):
+        logger.info("%s: %s stored videos and images.", source.name, f"{len(source):,}")
+        return
+    count = len(source)
+    if source.is_video is None:
+        images = sum(os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS for path in source.table[source.column][:])
+    else:
+        images = 0 if source.is_video else count
+    logger.info("%s: %s videos, %s images.", source.name, f"{count - images:,}", f"{images:,}")
 
 
 def list_files(folder: Path) -> list[str]:

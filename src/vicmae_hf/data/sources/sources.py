@@ -187,7 +187,10 @@ def finish_source(
     source: "MediaSource | FrameStoreSource", settings: SourceSettings
 ) -> "MediaSource | FrameStoreSource":
     """Applies the settings that are of the items. Raises a DataSourceError if the source has none to divide."""
+    from .selection import tell_found  # imported here, because it says only how much there is
+
     source.image_options = settings.image_options()  # (a frame store, whose images are all of one kind, ignores them)
+    tell_found(source)
     if settings.segment_seconds is None:
         return source
     from .segments import divide  # imported here, because few have long recordings

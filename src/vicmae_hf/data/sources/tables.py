@@ -1,5 +1,6 @@
 """Opens tables (Parquet files, datasets on the disk or the Hub, frame stores), and finds their labels."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from ...files import read_json
 from .frame_store import ROW_COLUMNS, FrameStoreSource
 from .sources import STORE_FILE, DataSourceError, MediaSource, SourceSettings, has_frames
 
+
+logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels")  # names of a column of labels that is no ClassLabel, first come first
 # Whole numbers, also as pandas writes them where some are missing.
@@ -47,6 +50,16 @@ def open_saved_dataset(name: str, path: Path, settings: SourceSettings) -> Media
         )
     with as_source_error(name, "the saved dataset could not be read"):
         dataset = datasets.load_from_disk(str(path))
+    if (path / STORE_FILE).is_file():
+        image_range = read_json(path / STORE_FILE).get("image_range", "type")  # stores of before do not say
+        if image_range != (settings.image_range or "type"):
+            logger.warning(
+                "%s: was packed with --image_range %s, and images outside of it are read with %s here and by the "
+                "saved processor. Give the same --image_range where they are of the same kind.",
+                name,
+                image_range,
+                settings.image_range or "type",
+            )
     return source_of(name, dataset, settings)
 
 
