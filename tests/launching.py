@@ -170,7 +170,8 @@ def run_here(script: str, *flags) -> subprocess.CompletedProcess:
 @contextlib.contextmanager
 def undone() -> Iterator[None]:
     """Restores what scripts change in their process: logging, progress bars, threads, random numbers, accelerate."""
-    root = logging.getLogger()
+    root, package = logging.getLogger(), logging.getLogger("vicmae_hf")
+    package_level = package.level
     handlers, level, bars, threads = root.handlers, root.level, is_progress_bar_enabled(), torch.get_num_threads()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     # A script configures logging only where nobody has.
@@ -181,6 +182,7 @@ def undone() -> Iterator[None]:
     finally:
         root.handlers = handlers
         root.setLevel(level)
+        package.setLevel(package_level)
         (enable_progress_bar if bars else disable_progress_bar)()
         torch.set_num_threads(threads)
         random.setstate(states[0])

@@ -1,6 +1,5 @@
 """Opens what a user names (folders, files, lists, datasets) as tables of videos and images."""
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from ..media.reading import EncodedItem
 
 if TYPE_CHECKING:  # only for annotations: it is loaded when there is a store
     from .frame_store import FrameStoreSource
-
-logger = logging.getLogger(__name__)
 
 STORE_FILE = "store.json"  # settings and list of items of a frame store
 VIDEO_EXTENSIONS = frozenset(
