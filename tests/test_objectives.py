@@ -55,7 +55,7 @@ def test_simsiam_learns_through_the_projected_side_of_both_directions_only():
     """The class tokens' gradient against finite differences of the equations with both targets held fixed."""
     model = shake(ViCMAEForPreTraining(tiny_config(contrastive_loss="simsiam")).double()).train()
     hidden_states = random_tensor(4, 2, 5, 16, dtype=torch.float64).requires_grad_()
-    model.contrastive_loss(model.project(hidden_states), hidden_states).backward()
+    model.contrast(model.pool_views(hidden_states))[1].backward()
     weights = numpy_vicmae.to_numpy(model.state_dict())
     tokens = hidden_states.detach()[:, :, 0].numpy()
 
@@ -134,10 +134,10 @@ def test_the_temperature_is_the_inverse_of_exp_tau_and_may_be_learned(name):
     assert fixed.logit_scale is None
     learned.load_state_dict({**fixed.state_dict(), "logit_scale": learned.logit_scale.detach()})
     hidden_states = random_tensor(4, 2, 5, 16)
-    losses = [model.contrastive_loss(model.project(hidden_states), hidden_states) for model in (fixed, learned)]
+    losses = [model.contrast(model.pool_views(hidden_states))[1] for model in (fixed, learned)]
     torch.testing.assert_close(losses[0], losses[1])
     losses[1].backward()
-    first, second = learned.project(hidden_states).detach().double().numpy().transpose(1, 0, 2)
+    first, second = learned.contrast(learned.pool_views(hidden_states))[0].detach().double().numpy().transpose(1, 0, 2)
     loss_at = {step: getattr(numpy_vicmae, name)(first, second, 0.2 * math.exp(-step)) for step in (-1e-4, 1e-4)}
     slope = (loss_at[1e-4] - loss_at[-1e-4]) / 2e-4
     assert learned.logit_scale.grad.item() == pytest.approx(slope, rel=1e-3)
@@ -147,14 +147,14 @@ def test_the_temperature_is_the_inverse_of_exp_tau_and_may_be_learned(name):
 def test_vicmae_pools_patch_tokens_and_the_baselines_read_the_class_token(name):
     model = shake(ViCMAEForPreTraining(tiny_config(contrastive_loss=name))).train()
     hidden_states = random_tensor(4, 2, 5, 16)
-    loss = model.contrastive_loss(model.project(hidden_states), hidden_states)
+    loss = model.contrast(model.pool_views(hidden_states))[1]
     read = slice(1, None) if name in ("info_nce", "nt_xent") else slice(0, 1)
     shuffled = hidden_states.clone()
     ignored = slice(0, 1) if read.start == 1 else slice(1, None)
     shuffled[:, :, ignored] = random_tensor(*shuffled[:, :, ignored].shape, seed=5)
-    torch.testing.assert_close(model.contrastive_loss(model.project(shuffled), shuffled), loss)
+    torch.testing.assert_close(model.contrast(model.pool_views(shuffled))[1], loss)
     shuffled[:, :, read] = random_tensor(*shuffled[:, :, read].shape, seed=6)
-    assert not torch.isclose(model.contrastive_loss(model.project(shuffled), shuffled), loss)
+    assert not torch.isclose(model.contrast(model.pool_views(shuffled))[1], loss)
 
 
 def test_plain_mae_has_no_projector_and_no_contrastive_loss():
@@ -186,7 +186,7 @@ def test_in_eval_mode_the_projector_uses_its_running_statistics():
         projected = (projected - layer.running_mean) / (layer.running_var + 1e-5).sqrt() * layer.weight + layer.bias
         projected = projected.relu()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    torch.testing.assert_close(model.project(hidden_states), model.projector[6](projected))
+    torch.testing.assert_close(model.contrast(model.pool_views(hidden_states))[0], model.projector[6](projected))
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
@@ -223,9 +223,9 @@ def test_the_contrastive_part_alone_can_be_learned(name):
     hidden_states = content + 0.5 * random_tensor(16, 2, 5, 16, seed=1)
     optimizer = torch.optim.Adam(model.projector.parameters(), lr=1e-2)
     for _ in range(30):
-        loss = model.contrastive_loss(model.project(hidden_states), hidden_states)
+        loss = model.contrast(model.pool_views(hidden_states))[1]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    first, second = F.normalize(model.project(hidden_states).detach(), dim=-1).unbind(1)
+    first, second = F.normalize(model.contrast(model.pool_views(hidden_states))[0].detach(), dim=-1).unbind(1)
     assert (first @ second.T).argmax(1).tolist() == list(range(16))

@@ -864,12 +864,17 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor | None = None, noise: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        contrast: Callable | None = None,
+        **kwargs,
     ) -> ViCMAEForPreTrainingOutput:
         """
         Args:
             pixel_values: two views of every sample, `(B, 2, C, H, W)`, normalised.
             noise: `(B, 2, L)`, ranks the patches of a view: the smallest are kept. Random by default.
+            contrast: takes the place of the method, for a loss that compares more than this batch.
 
         Raises:
             ValueError: if a shape does not fit.
@@ -879,10 +884,9 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         loss = reconstruction_loss = self.reconstruction_loss(pixel_values, logits, mask)
         features = self.vicmae.pool(hidden_states.flatten(0, 1)).unflatten(0, (-1, 2))  # (B, 2, D)
         projections = contrastive_loss = None
-        if self.projector is not None and self.can_contrast(len(pixel_values)):
-            projections = self.project(hidden_states)  # (B, 2, P)
+        if self.projector is not None and (contrast or self.can_contrast(len(pixel_values))):
             # Also while its weight is 0: DistributedDataParallel expects a gradient for every parameter.
-            contrastive_loss = self.contrastive_loss(projections, hidden_states)
+            projections, contrastive_loss = (contrast or self.contrast)(self.pool_views(hidden_states))
             loss = reconstruction_loss + self.contrastive_weight * contrastive_loss
         return ViCMAEForPreTrainingOutput(
             loss=loss,
@@ -969,35 +973,29 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         logger.warning_once("A batch of one sample trains the reconstruction alone: it has nothing to contrast with.")
         return False
 
-    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """
-        Pools the visible tokens `(B, 2, 1 + K, D)` and projects each view by itself, so that batch statistics are
-        taken per view -> `(B, 2, P)`. ViC-MAE pools the patch tokens; section B's baselines read the class token.
-        """
-        pooled = self.pool_views(hidden_states)  # (B, 2, D)
-        return torch.stack([self.projector(view) for view in pooled.unbind(1)], dim=1)
-
     def pool_views(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Visible tokens `(B, 2, 1 + K, D)` -> `(B, 2, D)`: ViC-MAE's mean of patches, section B's class token."""
         if self.config.contrastive_loss in ("simsiam", "vicreg"):
             return hidden_states[:, :, 0]
         # Patch tokens must also serve the reconstruction, which keeps them from collapsing to one point (Table 4).
         return hidden_states[:, :, 1:].mean(2)
 
-    def contrastive_loss(self, projections: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Computes the configured objective on projections `(B, 2, P)` of all processes, in float32."""
+    def contrast(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled views `(B, 2, D)` of each process -> projections `(B, 2, P)`, objective over all processes."""
+        # Each view by itself, so that batch statistics are taken per view.
+        projections = torch.stack([self.projector(view) for view in pooled.unbind(1)], dim=1)
         # Without autocast, which would multiply in half precision; similarities divided by 0.1 need more.
         with torch.autocast(projections.device.type, enabled=False):
             first, second = at_least_float32(projections).unbind(1)  # (B, P) each
             if self.config.contrastive_loss == "simsiam":
-                first_target, second_target = at_least_float32(self.pool_views(hidden_states)).unbind(1)
-                return simsiam_loss(first, second_target) + simsiam_loss(second, first_target)
+                first_target, second_target = at_least_float32(pooled).unbind(1)
+                return projections, simsiam_loss(first, second_target) + simsiam_loss(second, first_target)
             if self.config.contrastive_loss == "vicreg":
-                return vicreg_loss(first, second, self.config)
+                return projections, vicreg_loss(first, second, self.config)
             loss_function = {"info_nce": info_nce_loss, "nt_xent": nt_xent_loss}[self.config.contrastive_loss]
-            logit_scale = (
-                1 / self.config.temperature if self.logit_scale is None else at_least_float32(self.logit_scale).exp()
-            )
-            return loss_function(first, second, logit_scale)
+            is_fixed = self.logit_scale is None
+            logit_scale = 1 / self.config.temperature if is_fixed else at_least_float32(self.logit_scale).exp()
+            return projections, loss_function(first, second, logit_scale)
 
 
 class ViCMAEForImageClassification(ViCMAEPreTrainedModel):

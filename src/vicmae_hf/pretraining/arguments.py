@@ -15,6 +15,9 @@ class PretrainingArguments(TrainingArguments, PairSettings):
 
     train_data_weights: list[float] | None = setting(None, "relative share of each data source; default: its size")
     contrastive_start_epoch: float = setting(200.0, "the contrastive weight is 0 before (Table 1: 200)")
+    contrast_across_accumulation: bool = setting(
+        False, "compare the pairs of all steps of an update, by a second encoding; else accumulation adds no negatives"
+    )
     probe_data: str | None = setting(None, "labelled folder or dataset on which features are probed during training")
     probe_steps: int = setting(1000, "updates between probes; the last update is always probed", minimum=1)
 
@@ -27,7 +30,7 @@ def check_contrast(arguments: PretrainingArguments, config: ViCMAEConfig, schedu
     if config.contrastive_loss == "none":
         return
     samples = arguments.per_device_train_batch_size * schedule.num_processes
-    if samples < 2:
+    if samples < 2 and not (arguments.contrast_across_accumulation and schedule.total_batch_size > 1):
         raise ArgumentsError(
             "--per_device_train_batch_size 1 leaves the contrastive loss nothing to compare. Take at least 2, or "
             '--config_overrides "contrastive_loss=none" for plain MAE.'

@@ -57,6 +57,6 @@ class Objective:
         self.set_contrastive(epoch >= self.contrastive_start_epoch)
         # Pixels travel as bytes, a quarter of what floats would be, and become floats here on the device.
         pixel_values = normalize_pixels(batch["pixel_values"], self.mean, self.std)
-        self.output = self.prepared(pixel_values, batch["noise"])
+        self.output = self.prepared(pixel_values, batch["noise"], batch.get("contrast"))
         losses = {name: self.output.get(name) for name in ("loss", "reconstruction_loss", "contrastive_loss")}
         return {name: value for name, value in losses.items() if value is not None}

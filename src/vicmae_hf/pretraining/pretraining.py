@@ -70,12 +70,10 @@ def pretrain(
     measures: Sequence[Measure] = (),
 ) -> dict[str, Any] | None:
     """
-    Trains `model` on `dataset`, and leaves the model, its processors, metrics, settings and checkpoints in the folder
-    of `run`.
+    Trains `model` on `dataset`; leaves the model, its processors, metrics, settings and checkpoints in `run`'s folder.
 
     Args:
         dataset: from `build_frame_pairs`.
-        run: the output folder.
         processors: the model's. Pixels are normalised by the mean and standard deviation of the first.
         measures: figures for the log beside the losses.
 
@@ -104,7 +102,12 @@ def pretrain(
         figures = [each(step, step == schedule.num_steps, objective.output) for each in measures]
         return {name: value for part in figures for name, value in part.items()}
 
-    updates = Updates(accelerator, prepared, optimizer, batches, objective, schedule, arguments)
+    compute_losses = objective
+    if arguments.contrast_across_accumulation and model.projector is not None:
+        from .contrast import look_ahead  # here, because most runs do without it
+
+        compute_losses, batches = look_ahead(accelerator, objective, batches, schedule, arguments.seed)
+    updates = Updates(accelerator, prepared, optimizer, batches, compute_losses, schedule, arguments)
     with dataset.bad_files.errors_of_workers(), run.logging(schedule):
         results = train(updates, run, measure)
     objective.set_contrastive(True)  # for whoever uses the model from here on, as its config says
@@ -113,13 +116,9 @@ def pretrain(
         dataset.bad_files.finish()
         run.save_model(model)
     results["pairs_per_second"] = results.pop("samples_per_second")
-    return {
-        "num_steps": schedule.num_steps,
-        "epochs": schedule.num_steps / schedule.steps_per_epoch,
-        "num_train_files": dataset.num_files,
-        "num_failed": len(dataset.bad_files),
-        **results,
-    }
+    length = {"num_steps": schedule.num_steps, "epochs": schedule.num_steps / schedule.steps_per_epoch}
+    files = {"num_train_files": dataset.num_files, "num_failed": len(dataset.bad_files)}
+    return length | files | results
 
 
 def build_loader(
