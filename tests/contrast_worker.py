@@ -1,6 +1,6 @@
 """
-Two updates of the training loop with a contrastive loss across its batches, in float64: the first before
-the loss counts, the second with it. As a script, one of the CPU processes of `pretraining/test_contrast.py`.
+Two updates of the training loop with a contrastive loss across its batches: the first before the loss counts, the
+second with it. As a script, one of the CPU processes of `pretraining/test_contrast.py`.
 """
 
 import sys
@@ -41,7 +41,7 @@ def build(settings: dict, dtype: torch.dtype = torch.float64) -> ViCMAEForPreTra
     return shake(ViCMAEForPreTraining(config).to(dtype)).train()
 
 
-def make_batch(micro_step: int, rank: int) -> dict[str, torch.Tensor]:
+def make_batch(micro_step: int, rank: int = 0) -> dict[str, torch.Tensor]:
     """Batches that differ in mean and contrast, so that statistics of one alone would be seen to be wrong."""
     number = 10 * rank + micro_step
     generator = torch.Generator().manual_seed(number)
@@ -51,10 +51,10 @@ def make_batch(micro_step: int, rank: int) -> dict[str, torch.Tensor]:
 
 
 def train(
-    model: ViCMAEForPreTraining, accelerator: Accelerator, num_steps: int = 2, start_epoch: float = 1.0
+    model: ViCMAEForPreTraining, accelerator: Accelerator, start_epoch: float = 1.0
 ) -> tuple[dict, list[dict[str, float]]]:
-    """Makes updates that change no weight. Returns what the last one left, and the losses of each."""
-    rank = accelerator.process_index
+    """Makes two updates that change no weight. Returns what the second left, and the losses of each."""
+    num_steps, rank = 2, accelerator.process_index
     arguments = TrainingArguments(
         train_data=["none"],
         output_dir="none",
