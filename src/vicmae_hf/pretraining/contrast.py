@@ -1,10 +1,11 @@
 """
 The contrastive loss over all batches of an update, while the activations of one batch are in memory.
 
-The loss depends on a batch only through its pooled features (B, 2, D). A first pass without a graph collects those of
-all batches. Projector and objective run once on all of them, and leave the gradient of each feature. In the second
-pass each batch is encoded again with the same random numbers, and its features take the gradients that are known. This
-is GradCache (Gao et al. 2021), cut before the projector and not behind it, so that its batch norm sees all batches.
+The loss depends on a batch only through its pooled features (B, 2, D). A first pass collects those of all batches and
+drops everything else. Projector and objective run once on all of them, and leave the gradient of each feature. In the
+second pass each batch is encoded again with the same random numbers, and its features take the gradients that are
+known. This is GradCache (Gao et al. 2021), cut before the projector and not behind it, so that its batch norm sees all
+batches.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -107,15 +108,15 @@ class ContrastAcrossAccumulation:
             for own_projections, of_features in parts
         ]
 
-    @torch.no_grad()
     def encode(self, index: int, batch: Batch) -> torch.Tensor:
-        """Returns pooled features `(B, 2, D)` of a batch, drawn as they will be in the second pass."""
+        """Returns pooled features `(B, 2, D)` of a batch, as they will be in the second pass."""
         self.seed_batch(index)
         pixel_values = normalize_pixels(batch["pixel_values"], self.objective.mean, self.objective.std)
-        # By the model itself: DistributedDataParallel expects a backward pass after its forward pass.
+        # By the model itself: DistributedDataParallel expects a backward pass after its forward pass. With a graph,
+        # which is gone with this call: without one, compiled layers would be other programs and draw other numbers.
         with self.accelerator.autocast():
             hidden_states, _, _ = self.model.encode_views(pixel_values, batch["noise"])
-            return self.model.pool_views(hidden_states)
+            return self.model.pool_views(hidden_states).detach()
 
     def differentiate(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """

@@ -125,6 +125,7 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         settings["num_processes"] * settings["per_device_train_batch_size"] for settings in (now, before)
     )
     has_contrast = "contrastive_start_epoch" in now and now["model"]["contrastive_loss"] != "none"
+    has_contrast = has_contrast and not now["contrast_across_accumulation"]  # else it is the total batch, as before
     if has_contrast and compared != before_compared:
         lines.append(
             f"A contrastive loss compares {compared} samples with each other now, it was {before_compared}: its "
