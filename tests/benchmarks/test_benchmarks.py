@@ -128,3 +128,14 @@ def test_long_videos(videos):
     assert [(row[0], row[3]) for row in rows[1:]] == [
         (container, read) for container in ("mp4", "mkv", "ts") for read in ("in parts", "as a whole")
     ]
+
+
+@pytest.mark.slow  # four processes that import torch
+def test_contrastive_batch():
+    (table,) = run_benchmark("contrastive_batch.py", "--pairs", 8, "--micro_batch", 2, "--size", "tiny").values()
+    assert [row[:3] for row in table[1:]] == [
+        ["8", "one batch", "8"],
+        ["8", "accumulation, 4 x 2", "2"],
+        ["8", "across accumulation, 4 x 2", "8"],
+    ]
+    assert all(float(row[4].replace(",", "")) > 0 for row in table[1:])

@@ -26,6 +26,7 @@ from tiny_models import tiny_overrides
 from vicmae_hf import ViCMAEImageProcessor
 from vicmae_hf.data.samples.augmentation import normalize_pixels
 from vicmae_hf.training.loop import seed_batch
+from vicmae_hf.training.resuming import describe_changes
 
 
 @pytest.fixture
@@ -271,3 +272,20 @@ def test_a_resumed_run_ends_with_the_same_weights(images, tmp_path):
 def test_plain_mae_has_nothing_to_compare(images, tmp_path):
     lines = pretrain(run_here, images, tmp_path, 4, 2, "--contrast_across_accumulation", contrastive_loss="none")
     assert all(line["loss"] == line["reconstruction_loss"] for line in lines)
+
+
+def test_a_batch_divided_otherwise_compares_as_many_pairs():
+    before = {
+        "num_steps": 9,
+        "num_processes": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "total_batch_size": 8,
+        "contrastive_start_epoch": 0,
+        "model": {"contrastive_loss": "info_nce"},
+    }
+    now = before | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    for across, said in [(False, True), (True, False)]:
+        setting = {"contrast_across_accumulation": across}
+        lines = describe_changes(before | setting, now | setting)
+        assert any("A contrastive loss compares 2 samples" in line for line in lines) == said

@@ -77,6 +77,7 @@ def test_recipes_of_the_demo_are_for_its_data(path: Path):
 def test_recipes_hold_the_figures_of_table_1(size, width, layers, heads, suffix):
     arguments = recipe(f"pretrain_vit_{size}{suffix}")
     assert 8 * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 4096
+    assert arguments.contrast_across_accumulation == (suffix == "")
     assert arguments.base_learning_rate == 1.5e-4
     assert (arguments.num_train_epochs, arguments.warmup_epochs, arguments.weight_decay) == (800, 40, 0.05)
     config = ViCMAEConfig(**parse_config_overrides(ViCMAEConfig, arguments.config_overrides))
