@@ -193,6 +193,7 @@ class HeldViews(torch.utils.data.Dataset):
         self.source = dataset.source
         self.protocols = dataset.protocols
         self.max_views = dataset.max_views
+        self.normalize = dataset.normalize
         self.items: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:

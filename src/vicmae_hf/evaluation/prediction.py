@@ -325,7 +325,7 @@ def collect(
         failures += batch["failures"]
         if len(batch["indices"]) == 0:  # none of its items could be read
             continue
-        batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+        batch["pixel_values"] = dataset.normalize(batch["pixel_values"].to(accelerator.device, non_blocking=True))
         outputs = {name: values.cpu() for name, values in compute(batch).items()}  # outputs of a dataset fill a GPU
         parts.append({"indices": batch["indices"]} | outputs)
     gathered = gather_object([(parts, failures)])  # as objects, because the parts of processes differ in size

@@ -8,12 +8,14 @@ from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf import ViCMAEImageProcessor, ViCMAEVideoProcessor
 from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.samples.views import (
     SquaresBeforeProcessor,
     ViewDataset,
     ViewProtocol,
     build_test_views,
     choose_preprocessing,
+    normalize_views,
 )
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
@@ -56,8 +58,9 @@ def test_views_are_those_that_the_processor_makes_of_the_file(suffix, video_fps,
         num_crops=3,
         return_tensors="pt",
     ).pixel_values
+    assert sample["pixel_values"].dtype == torch.uint8
     # Three crops of a clip come together in both, the longer side first.
-    assert torch.equal(sample["pixel_values"], expected[0])
+    assert torch.equal(normalize_views(sample["pixel_values"], processor), expected[0])
     assert sample["index"] == 0
     torch.testing.assert_close(sample["weights"], torch.full((1, 9), 1 / 9))
 
@@ -69,7 +72,7 @@ def test_clips_of_a_variable_frame_rate_follow_its_times(tmp_path, frames_per_se
     write_video(tmp_path / "class" / "clip.mkv", numbered_frames(30, 32, 32), timestamps=times)
     processor = ViCMAEVideoProcessor(size={"shortest_edge": 32}, do_center_crop=False, do_normalize=False)
     sample = views_of(tmp_path, processor, [(1, 1)], frames_per_second=frames_per_second)[0]
-    numbers = read_numbers(sample["pixel_values"][0] * 255)
+    numbers = read_numbers(sample["pixel_values"][0])
     if frames_per_second is None:
         # The middles of four quarters; the container has the last frame last 1/30 s.
         middles = (times[-1] + 1 / 30) * np.array([1, 3, 5, 7]) / 8
@@ -128,6 +131,20 @@ def test_squares_along_the_longer_side_are_cut_before_another_processor(height, 
     assert set(preprocess.positions(1)).isdisjoint(preprocess.positions(3))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"do_normalize": False}, {"do_rescale": False, "do_normalize": False}, {"image_mean": 0.4, "image_std": 0.3}],
+)
+def test_frames_are_normalised_on_the_device_as_the_processor_does_it(settings, tmp_path):
+    write_clip(tmp_path / "a" / "clip.mp4", count=9)
+    processor = ViCMAEImageProcessor(**SIZES, **settings)
+    views = views_of(tmp_path, processor, [(3, 1)], task="image")
+    with open_video(str(tmp_path / "a" / "clip.mp4")) as video:
+        expected = processor(list(video.get_frames([1, 4, 7])), return_tensors="pt").pixel_values
+    assert views[0]["pixel_values"].dtype == torch.uint8
+    assert torch.equal(views.normalize(views[0]["pixel_values"]), expected)
+
+
 def test_images_and_frames_for_a_classifier_of_images(tmp_path):
     write_clip(tmp_path / "a" / "clip.mp4", count=9, height=32, width=32)
     (tmp_path / "b").mkdir()
@@ -135,8 +152,8 @@ def test_images_and_frames_for_a_classifier_of_images(tmp_path):
     Image.fromarray(picture).save(tmp_path / "b" / "picture.png")
     processor = ViCMAEImageProcessor(size={"shortest_edge": 32}, do_center_crop=False, do_normalize=False)
     views = views_of(tmp_path, processor, [(3, 1)], task="image")
-    assert read_numbers(views[0]["pixel_values"] * 255) == [1, 4, 7]
-    assert read_numbers(views[1]["pixel_values"] * 255) == [200]
+    assert read_numbers(views[0]["pixel_values"]) == [1, 4, 7]
+    assert read_numbers(views[1]["pixel_values"]) == [200]
     assert [views.labels[index] for index in range(2)] == [0, 1]
 
 
@@ -146,7 +163,7 @@ def test_an_image_for_a_classifier_of_videos_stands_still(tmp_path):
     processor = ViCMAEVideoProcessor(size={"shortest_edge": 32}, do_center_crop=False, do_normalize=False)
     sample = views_of(tmp_path, processor, [(2, 1)], frames_per_second=7.5)[0]
     assert sample["pixel_values"].shape == (1, 4, 3, 32, 32)
-    assert read_numbers(sample["pixel_values"][0] * 255) == [4] * 4
+    assert read_numbers(sample["pixel_values"][0]) == [4] * 4
 
 
 def test_what_cannot_be_read_says_so_and_is_not_replaced(tmp_path):

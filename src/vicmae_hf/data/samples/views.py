@@ -10,6 +10,7 @@ import torch
 from transformers import BaseVideoProcessor
 
 from ...errors import InputError, MediaDecodingError
+from ...image_processing_vicmae import ViCMAEImageProcessor
 from ...video_processing_vicmae import ViCMAEVideoProcessor, spatial_crop_offsets
 from ..media.reading import MediaLoader, MediaReader, TimeLimitError
 from ..sources.labelled import LabelledSource
@@ -52,7 +53,8 @@ class ViewDataset(torch.utils.data.Dataset):
 
     Item `i` is `{"index": i, "pixel_values", "weights"}`:
         label: class index, -1 if the source has none.
-        pixel_values: the V distinct views, float32 `(V, T, 3, H, W)` for `task="video"`, `(V, 3, H, W)` for "image".
+        pixel_values: the V distinct views, `(V, T, 3, H, W)` for `task="video"`, `(V, 3, H, W)` for "image". They are
+            still to be normalised (see `normalize_views`).
         weights: `(P, V)`, float32. Row p averages the views of protocol p; rows sum to 1.
 
     An item that cannot be read is `{"index": i, "error": str, "is_transient": whether it took too long}`.
@@ -111,6 +113,10 @@ class ViewDataset(torch.utils.data.Dataset):
         views, weights = self.make_views(frames, clips)
         return sample | {"pixel_values": views if self.task == "video" else views[:, 0], "weights": weights}
 
+    def normalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Views of any items -> float32, on the device that they are on."""
+        return normalize_views(pixel_values, self.preprocess.processor)
+
     @property
     def clip_counts(self) -> set[int]:
         return {protocol.num_clips for protocol in self.protocols}
@@ -157,6 +163,30 @@ def distinct_frames(clips: dict[int, np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate([indices.ravel() for indices in clips.values()]))
 
 
+# Views travel as bytes: a quarter of the memory and of the way to the device, where they are normalised.
+AS_BYTES = {"do_rescale": False, "do_normalize": False}
+
+
+def is_own(processor: Any) -> bool:
+    return isinstance(processor, ViCMAEImageProcessor | ViCMAEVideoProcessor)
+
+
+def normalize_views(pixel_values: torch.Tensor, processor: Any) -> torch.Tensor:
+    """
+    Does what a processor of this package does last, on the device that views are on: bytes become float32. The result
+    equals the processor's to the bit. Views of other processors are normalised already.
+    """
+    if not is_own(processor):
+        return pixel_values
+    # Not as lists, because Transformers keeps what it makes of them on the device, and a list is no key.
+    mean, std = (
+        tuple(values) if isinstance(values, list) else values for values in (processor.image_mean, processor.image_std)
+    )
+    return processor.rescale_and_normalize(
+        pixel_values, processor.do_rescale, processor.rescale_factor, processor.do_normalize, mean, std
+    )
+
+
 @dataclass(frozen=True)
 class CropsOfProcessor:
     """
@@ -171,9 +201,9 @@ class CropsOfProcessor:
         return evenly_spaced(num_crops)
 
     def __call__(self, frames: torch.Tensor, num_crops: int) -> torch.Tensor:
-        """Frames `(T, 3, H, W)`, uint8, -> `(num_crops, T, 3, h, w)`."""
+        """Frames `(T, 3, H, W)`, uint8, -> `(num_crops, T, 3, h, w)`, uint8."""
         pixel_values = self.processor(
-            frames, num_clips=1, num_crops=num_crops, do_sample_frames=False, return_tensors="pt"
+            frames, num_clips=1, num_crops=num_crops, do_sample_frames=False, return_tensors="pt", **AS_BYTES
         ).pixel_values
         return pixel_values.reshape(num_crops, *pixel_values.shape[-4:])
 
@@ -192,12 +222,13 @@ class SquaresBeforeProcessor:
         return ["whole frame"] if num_crops == 1 else evenly_spaced(num_crops)
 
     def __call__(self, frames: torch.Tensor, num_crops: int) -> torch.Tensor:
-        """Frames `(T, 3, H, W)`, uint8, -> `(num_crops, T, 3, h, w)`."""
+        """Frames `(T, 3, H, W)`, uint8, -> `(num_crops, T, 3, h, w)`; uint8 by the processor of this package."""
         crops = [frames] if num_crops == 1 else squares_along_longer_side(frames, num_crops)
         return torch.stack([self.process(crop) for crop in crops])
 
     def process(self, frames: torch.Tensor) -> torch.Tensor:
         options = {"do_sample_frames": False} if isinstance(self.processor, BaseVideoProcessor) else {}
+        options |= AS_BYTES if is_own(self.processor) else {}
         # All processors, of images and of videos, take a list of arrays (H, W, 3) for a video.
         arrays = list(frames.permute(0, 2, 3, 1).contiguous().numpy())
         outputs = self.processor(arrays, return_tensors="pt", input_data_format="channels_last", **options)
@@ -221,8 +252,8 @@ def squares_along_longer_side(frames: torch.Tensor, num_crops: int) -> list[torc
 
 def choose_preprocessing(processor: Any) -> CropsOfProcessor | SquaresBeforeProcessor:
     """Chooses how a model's image or video processor makes the crops of a view."""
-    is_own = isinstance(processor, ViCMAEVideoProcessor)
-    return CropsOfProcessor(processor) if is_own else SquaresBeforeProcessor(processor)
+    makes_crops = isinstance(processor, ViCMAEVideoProcessor)
+    return CropsOfProcessor(processor) if makes_crops else SquaresBeforeProcessor(processor)
 
 
 def build_test_views(
