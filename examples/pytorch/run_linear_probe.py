@@ -13,19 +13,20 @@ from accelerate import Accelerator
 
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.data.media.bad_files import write_failures
-from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
+from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
-from vicmae_hf.evaluation.features import HeldViews, build_feature_views, load_encoder
+from vicmae_hf.evaluation.features import build_feature_views, load_encoder
 from vicmae_hf.evaluation.probes import probe_beside_untrained
 from vicmae_hf.evaluation.results import check_output_dir
 from vicmae_hf.files import write_json
 from vicmae_hf.settings import REQUIRED, setting
+from vicmae_hf.training.arguments import ProcessArguments
 from vicmae_hf.training.engines import check_engine
 from vicmae_hf.training.session import refuse_data_folder, run_script
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(ReadingArguments, HeldOutSettings):
+class ProbeArguments(ProcessArguments, HeldOutSettings):
     model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
     train_data: str = setting(REQUIRED, "labelled folder or list that the classifier is trained on")
     eval_data: str = setting(REQUIRED, "labelled folder or list of held-out files")
@@ -41,7 +42,7 @@ def main() -> None:
     arguments = parse_arguments(ProbeArguments)
     check_output_dir(arguments.output_dir)
     refuse_data_folder(arguments.output_dir, [arguments.train_data, arguments.eval_data])
-    check_engine()
+    check_engine(arguments.mixed_precision)
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     if arguments.image_range is None:
@@ -53,10 +54,17 @@ def main() -> None:
     for source in (train_source, eval_source):
         refuse_several_labels(source, "the probe")
     train, evaluation = (
-        HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
+        build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames)
         for source in (train_source, eval_source)
     )
-    results = probe_beside_untrained(Accelerator(), model, train, evaluation, arguments.num_seeds)
+    results = probe_beside_untrained(
+        Accelerator(mixed_precision=arguments.mixed_precision),
+        model,
+        train,
+        evaluation,
+        arguments.num_seeds,
+        num_workers=arguments.dataloader_num_workers,
+    )
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))

@@ -3,7 +3,6 @@
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from study_results import POOLINGS
 from torch.nn import functional as F
 
 from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.samples.views import ViewDataset
 from vicmae_hf.data.sources.labelled import LabelledSource, open_labelled
 from vicmae_hf.errors import InputError
-from vicmae_hf.evaluation.features import HeldViews, build_feature_views, embed_views
-from vicmae_hf.evaluation.probes import LabelledFeatures, balanced_subset, probe_accuracy
+from vicmae_hf.evaluation.feature_table import LabelledFeatures
+from vicmae_hf.evaluation.features import build_feature_views, embed_views
+from vicmae_hf.evaluation.probes import balanced_subset, probe_accuracy
 from vicmae_hf.files import read_json, write_json
 from vicmae_hf.image_processing_vicmae import ViCMAEImageProcessor
 from vicmae_hf.modeling_vicmae import ViCMAEModel
@@ -28,6 +29,30 @@ NUM_FOLDS = 4
 BATCH_SIZE = 256
 # Frames as raw pixels are averaged to this many rows and columns: about as many numbers as an encoder's features.
 PIXEL_GRID = 16
+
+
+class HeldViews(torch.utils.data.Dataset):
+    """
+    Keeps the views of a small dataset in memory once they were read, because encoders that come one after the other
+    look at the same files. Load it in the process itself (`num_workers=0`): the memory of a worker is lost with the
+    worker.
+    """
+
+    def __init__(self, dataset: ViewDataset):
+        self.dataset = dataset
+        self.source = dataset.source
+        self.protocols = dataset.protocols
+        self.max_views = dataset.max_views
+        self.normalize = dataset.normalize
+        self.items: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self.items:  # unreadable items are kept as well: the decoder would fail again
+            self.items[index] = self.dataset[index]
+        return self.items[index]
 
 
 class StudyProbes:
@@ -89,8 +114,7 @@ class StudyProbes:
         """Features of an encoder, by pooling (see `pool_tokens`)."""
         model = model.to(self.accelerator.device).eval()
         found = self.embed(views, lambda frames: pool_tokens(model(frames).last_hidden_state.float()))
-        parts = found.features.chunk(len(POOLINGS), dim=-1)
-        return {name: replace(found, features=part) for name, part in zip(POOLINGS, parts, strict=True)}
+        return dict(zip(POOLINGS, found.chunk(len(POOLINGS)), strict=True))
 
     def cached(self, path: str | os.PathLike, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """
@@ -122,7 +146,7 @@ class StudyProbes:
             "num_classes": len(train.class_names),
             "num_train_samples": len(train.labels),
             "num_eval_samples": len(evaluation.labels),
-            "num_failed": len(train.failures) + len(evaluation.failures),
+            "num_failed": len(train.features.failures) + len(evaluation.features.failures),
             "num_labels_by_fraction": [
                 len(balanced_subset(train.labels, fraction, seed=0)) for fraction in self.label_fractions
             ],
@@ -157,9 +181,7 @@ class StudyProbes:
     def _accuracy(
         self, train: LabelledFeatures, evaluation: LabelledFeatures, fraction: float, seed: int
     ) -> dict[str, float]:
-        chosen = balanced_subset(train.labels, fraction, seed)
-        known = (train.features[chosen], train.labels[chosen])
-        return probe_accuracy(*known, evaluation.features, evaluation.labels, len(train.class_names), seed)
+        return probe_accuracy(train.select(balanced_subset(train.labels, fraction, seed)), evaluation, seed)
 
     def cross_validate(self, model: ViCMAEModel) -> dict[str, dict[str, float]]:
         """
@@ -175,22 +197,14 @@ class StudyProbes:
         }
 
     def _cross_validate(self, train: LabelledFeatures) -> float:
-        features, labels = train.features, train.labels
-        num_folds = min(NUM_FOLDS, int(labels.bincount().max()))
+        num_folds = min(NUM_FOLDS, int(train.labels.bincount().max()))
         if num_folds < 2:
             raise InputError(
                 f"{self.train_data}: tuning needs two files of a class. Add some, or give one value for each setting."
             )
-        folds = balanced_folds(labels, num_folds)
+        folds = balanced_folds(train.labels, num_folds)
         return statistics.fmean(
-            probe_accuracy(
-                features[folds != fold],
-                labels[folds != fold],
-                features[folds == fold],
-                labels[folds == fold],
-                len(train.class_names),
-                seed=fold,
-            )["top1"]
+            probe_accuracy(train.select(folds != fold), train.select(folds == fold), seed=fold)["top1"]
             for fold in range(num_folds)
         )
 

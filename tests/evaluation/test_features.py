@@ -1,6 +1,7 @@
-"""Embeddings of files, and nearest neighbours among them."""
+"""Embeddings of files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from safetensors import safe_open
+from tiny_features import table as features_of
 from tiny_models import shake, tiny_config
 from transformers import AutoImageProcessor, AutoVideoProcessor, VideoMAEConfig, VideoMAEModel
 from video_files import numbered_frames, write_video
@@ -20,12 +22,12 @@ from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import open_source
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.features import (
-    Features,
     build_feature_views,
     check_feature_file,
+    embed_views,
     extract_embeddings,
     load_encoder,
-    nearest_neighbour_scores,
+    pooled,
     write_features,
 )
 from vicmae_hf.processors import build_processors
@@ -97,10 +99,15 @@ def test_views_may_be_kept_one_by_one_and_repeat_where_a_video_has_too_few_frame
     views = build_feature_views(
         open_source(tmp_path / "media"), processor, MediaLoader(), pooling="frame", num_frames=4
     )
-    embeddings = extract_embeddings(
-        Accelerator(cpu=True), model, views, batch_size=5, num_workers=0, average=False
-    ).embeddings
-    assert embeddings.shape == (3, 4, 16)
+    accelerator = Accelerator(cpu=True)
+    with torch.no_grad():
+        features = embed_views(
+            accelerator, pooled(accelerator, [model.eval()]), views, batch_size=5, num_workers=0, average=False
+        )
+    # Four views of each file, of which only different ones are there.
+    assert features.embeddings.shape == (4 + 3 + 1, 16)
+    assert features.rows.tolist() == [[0, 1, 2, 3], [4, 5, 5, 6], [7] * 4]
+    embeddings = torch.cat(list(features.blocks()))
     middles = {"0.mp4": [2, 7, 12, 17], "1.mp4": [0, 1, 1, 2], "2.png": [0, 0, 0, 0]}
     for row, (name, indices) in zip(embeddings, middles.items(), strict=True):
         with open_source(tmp_path / "media")[list(middles).index(name)].open("pyav") as reader:
@@ -125,7 +132,8 @@ def test_clip_pooling_is_the_clip_encoder(media, tmp_path):
 def test_files_of_features_hold_names_and_classes(media, tmp_path):
     source = open_labelled(media)
     embeddings = torch.randn(3, 5)
-    features = Features(embeddings, torch.tensor([0, 2, 3]), [{"path": source[1].name, "error": "broken"}])
+    failures = [{"path": source[1].name, "error": "broken"}]
+    features = replace(features_of(embeddings), indices=torch.tensor([0, 2, 3]), failures=failures)
     files = [str(media / name) for name in ("a/0.mp4", "b/1.mp4", "b/2.png")]
 
     write_features(tmp_path / "new" / "features.parquet", source, features, {"pooling": "frame"})
@@ -145,7 +153,7 @@ def test_files_of_features_hold_names_and_classes(media, tmp_path):
     assert metadata == {"files": files, "class_names": ["a", "b"], "settings": {"pooling": "frame"}}
 
     unlabelled = open_source(media)
-    write_features(tmp_path / "new" / "features.parquet", unlabelled, Features(embeddings, features.indices, []), {})
+    write_features(tmp_path / "new" / "features.parquet", unlabelled, replace(features, failures=[]), {})
     assert pyarrow.parquet.read_table(tmp_path / "new" / "features.parquet").column_names == ["file", "embedding"]
     assert not record.exists()
     with pytest.raises(InputError, match=r"features\.npy: expected a name that ends in \.parquet or \.safetensors"):
@@ -163,26 +171,3 @@ def test_only_whole_encoders_of_this_package_are_loaded(tmp_path):
         load_encoder(str(tmp_path / "vicmae"), "frame")
     with pytest.raises(InputError, match="nothing: no encoder can be loaded"):
         load_encoder(str(tmp_path / "nothing"), "clip")
-
-
-@pytest.mark.parametrize("num_features", [50, 12])
-def test_nearest_neighbours_against_numpy(num_features):
-    features, queries = torch.randn(num_features, 6), torch.randn(1500, 6)
-    labels = torch.randint(0, 4, (num_features,))
-    scores = nearest_neighbour_scores(features, labels, queries, num_classes=4)
-    known, asked = features.double().numpy(), queries.double().numpy()
-    for index in [0, 1, 700, 1499]:
-        cosines = known @ asked[index] / (np.linalg.norm(known, axis=1) * np.linalg.norm(asked[index]))
-        expected = np.zeros(4)
-        for neighbour in np.argsort(-cosines)[:20]:
-            expected[labels[neighbour]] += np.exp(cosines[neighbour] / 0.07)
-        assert scores[index].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
-
-
-def test_a_near_neighbour_outvotes_many_far_ones():
-    features = torch.cat([torch.tensor([[1.0, 0.05]]), torch.tensor([[1.0, 1.0]]).expand(10, 2)])
-    labels = torch.tensor([0] + [1] * 10)
-    scores = nearest_neighbour_scores(features, labels, torch.tensor([[1.0, 0.0]]), num_classes=2, num_neighbours=11)
-    assert scores.argmax(1).item() == 0
-    flat = nearest_neighbour_scores(features, labels, torch.tensor([[1.0, 0.0]]), 2, 11, temperature=100)
-    assert flat.argmax(1).item() == 1

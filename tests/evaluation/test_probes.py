@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_features import labelled_table
 from tiny_models import tiny_config
 from transformers import set_seed
 from video_files import numbered_frames, write_video
@@ -10,10 +11,9 @@ from video_files import numbered_frames, write_video
 from vicmae_hf import ViCMAEModel
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
-from vicmae_hf.evaluation.features import HeldViews, build_feature_views
+from vicmae_hf.evaluation.features import build_feature_views
 from vicmae_hf.evaluation.prediction import accuracy
 from vicmae_hf.evaluation.probes import (
-    LabelledFeatures,
     balanced_subset,
     build_linear_optimizer,
     linear_probe,
@@ -33,7 +33,7 @@ def clusters(num_samples, num_classes, width, seed, distance=3.0):
 def test_a_linear_probe_finds_the_nearest_centre():
     features, labels = clusters(120, 4, 8, seed=0)
     held_out, held_out_labels = clusters(80, 4, 8, seed=1)
-    probe = train_linear_probe(features, labels, 4, seed=0)
+    probe = train_linear_probe(labelled_table(features, labels, 4), seed=0)
     centres = torch.stack([features[labels == label].mean(0) for label in range(4)])
     nearest = torch.cdist(held_out, centres).argmin(1)
     assert (probe(held_out).argmax(1) == nearest).float().mean() > 0.97
@@ -44,8 +44,8 @@ def test_the_probe_does_not_see_scale_and_offset_of_features():
     """Batch norm without affine parameters comes first (supplement, section A)."""
     features, labels = clusters(60, 3, 6, seed=0, distance=1.0)
     scale, offset = torch.logspace(0, 2, 6), torch.linspace(-5, 5, 6)
-    first = train_linear_probe(features, labels, 3, seed=1)
-    second = train_linear_probe(features * scale + offset, labels, 3, seed=1)
+    first = train_linear_probe(labelled_table(features, labels, 3), seed=1)
+    second = train_linear_probe(labelled_table(features * scale + offset, labels, 3), seed=1)
     torch.testing.assert_close(first(features), second(features * scale + offset), rtol=1e-3, atol=1e-3)
     assert [name for name, _ in first.named_parameters()] == ["1.weight", "1.bias"]
 
@@ -53,7 +53,7 @@ def test_the_probe_does_not_see_scale_and_offset_of_features():
 def test_labels_without_information_stay_at_chance():
     features, _ = clusters(400, 4, 8, seed=0)
     labels = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(5))
-    probe = train_linear_probe(features[:200], labels[:200], 4, seed=0)
+    probe = train_linear_probe(labelled_table(features[:200], labels[:200], 4), seed=0)
     # Three standard errors of 200 coin tosses at 25 %.
     assert abs(accuracy(probe(features[200:]), labels[200:])["top1"] - 25) < 3 * 100 * (0.25 * 0.75 / 200) ** 0.5
 
@@ -73,15 +73,14 @@ def test_a_probe_averages_the_probabilities_of_frames_and_tells_seeds_apart():
     labels = torch.arange(40) % 2
     # Classes differ by less than the noise of a frame, by more than that of the mean of four.
     features = 1.2 * (2 * labels - 1)[:, None, None] + torch.randn(40, 4, 3, generator=generator) * 2
-    train = LabelledFeatures(features[:20], labels[:20], ["red", "blue"], [])
-    evaluation = LabelledFeatures(features[20:], labels[20:], ["red", "blue"], [])
+    train = labelled_table(features[:20], labels[:20], 2)
+    evaluation = labelled_table(features[20:], labels[20:], 2)
     results = linear_probe(train, evaluation, seeds=[0, 1])
     assert len(results) == 2
     for seed, result in enumerate(results):
         chosen = balanced_subset(labels[:20], 0.8, seed)
-        probe = train_linear_probe(
-            features[:20][chosen].flatten(0, 1), labels[:20][chosen].repeat_interleave(4), 2, seed=seed
-        )
+        singles = labelled_table(features[chosen].flatten(0, 1), labels[chosen].repeat_interleave(4), 2)
+        probe = train_linear_probe(singles, seed=seed)
         single = probe(features[20:].flatten(0, 1)).softmax(-1)
         files = single.reshape(20, 4, 2).mean(1).argmax(-1)
         assert result["top1"] == pytest.approx(100 * (files == labels[20:]).double().mean().item())
@@ -99,7 +98,7 @@ def test_probes_beside_untrained_encoders(tmp_path):
     torch.manual_seed(5)
     model = ViCMAEModel(tiny_config(pooling="mean"))
     processor = build_processors(model.config)[0]
-    views = HeldViews(build_feature_views(source, processor, MediaLoader(), pooling="frame", num_frames=4))
+    views = build_feature_views(source, processor, MediaLoader(), pooling="frame", num_frames=4)
     results = probe_beside_untrained(Accelerator(cpu=True), model, views, views, num_seeds=2)
     assert [failure["path"] for failure in results["failures"]] == [str(tmp_path / "b" / "broken.mp4")] * 2
     assert (results["num_classes"], results["num_train_samples"], results["num_failed"]) == (2, 4, 2)
@@ -112,7 +111,7 @@ def test_probes_beside_untrained_encoders(tmp_path):
                 pixel_values = processor(list(video.get_frames(middles)), return_tensors="pt").pixel_values
             with torch.no_grad():
                 rows.append(encoder.eval()(pixel_values).pooler_output)
-        return LabelledFeatures(torch.stack(rows), torch.tensor([0, 0, 1, 1]), source.class_names, [])
+        return labelled_table(torch.stack(rows), torch.tensor([0, 0, 1, 1]), 2)
 
     expected = linear_probe(features_of(model), features_of(model), range(2))
     assert results["runs"]["pretrained"] == expected

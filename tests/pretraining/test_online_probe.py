@@ -93,7 +93,7 @@ def test_a_probe_learns_from_four_fifths_of_every_class(tmp_path):
     encoder = ViCMAEModel(tiny_config(), video=False)
     probes = [build_probe(tmp_path, encoder, seed=seed) for seed in (0, 0, 1)]
     for probe in probes:
-        assert torch.bincount(probe.labels[probe.is_training]).tolist() == [8, 8]
+        assert torch.as_tensor(probe.views.source.labels)[probe.is_training].bincount().tolist() == [8, 8]
     assert torch.equal(probes[0].is_training, probes[1].is_training)
     assert not torch.equal(probes[0].is_training, probes[2].is_training)
     write_pictures(tmp_path / "few", 2, is_meaningful=True)

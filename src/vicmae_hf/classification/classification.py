@@ -21,6 +21,7 @@ from ..data.samples.clips import ClipDataset
 from ..data.samples.frame_choice import ClipSampling
 from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
+from ..evaluation.feature_table import LabelledFeatures
 from ..evaluation.features import extract_embeddings, warn_if_blind_to_order
 from ..evaluation.prediction import FIGURES, Predictions, predict, shown_figures
 from ..evaluation.probes import build_linear_optimizer
@@ -41,7 +42,7 @@ from ..training.reporting import (
 from ..training.run_folder import RunFolder
 from .arguments import ClassificationArguments
 from .best_model import BestModel
-from .linear import FeatureSamples, LinearClassifier, predict_features
+from .linear import LinearClassifier, predict_features
 from .setup import build_classifier_processors
 
 
@@ -311,9 +312,9 @@ def open_samples(
         encoder = model.model.vicmae
         features = extract_embeddings(accelerator, encoder, train_views, **loading)
         record_failures(accelerator, bad_files, features.failures)
-        samples = FeatureSamples(features, train_views.labels)
-        held_out = FeatureSamples(extract_embeddings(accelerator, encoder, eval_views, **loading), eval_views.labels)
-        return Samples(samples, 0, lambda: predict_features(model, held_out))  # 0 workers: all is in memory
+        samples = LabelledFeatures.of(features, train_source)
+        held_out = LabelledFeatures.of(extract_embeddings(accelerator, encoder, eval_views, **loading), eval_source)
+        return Samples(samples, 0, lambda: predict_features(model, held_out))  # 0 workers: nothing is read but rows
     clips = ClipDataset(
         train_source,
         ClipSampling(config.num_frames, arguments.frames_per_second) if arguments.task == "video" else None,

@@ -1,7 +1,6 @@
 """Linear evaluation (Table 3): a frozen encoder, batch norm without affine parameters, a linear classifier."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..configuration_vicmae import ViCMAEConfig
-from ..data.loading.loader import SampleKey
-from ..evaluation.features import Features
+from ..evaluation.feature_table import LabelledFeatures, predict_blocks
 from ..evaluation.prediction import Predictions, evaluating, to_probabilities
 from ..evaluation.probes import start_linear_head
 from ..modeling_vicmae import ViCMAEForImageClassification, gather_batch, world_size
@@ -117,33 +115,14 @@ class LinearClassifier(TrainedModule):
             )
 
 
-class FeatureSamples(torch.utils.data.Dataset):
-    """
-    Embeddings of labelled items: a dataset of `{"features": (D,), "labels": class index}`, addressed by `SampleKey`s.
-
-    Args:
-        features: features of the items that could be read.
-        labels: of all items of the source, `(N,)` or targets `(N, C)`.
-    """
-
-    def __init__(self, features: Features, labels: Sequence[int]):
-        self.features = features
-        self.labels = torch.as_tensor(labels)[features.indices]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
-        _, _, index = key
-        return {"features": self.features.embeddings[index], "labels": self.labels[index]}
-
-
-def predict_features(module: LinearClassifier, samples: FeatureSamples) -> Predictions:
+def predict_features(module: LinearClassifier, samples: LabelledFeatures) -> Predictions:
     """Predicts from features, by the running statistics."""
     device = module.model.classifier.weight.device
-    features = samples.features
+
+    def classify(embeddings: torch.Tensor) -> torch.Tensor:
+        return to_probabilities(module(features=embeddings.to(device)).logits.cpu(), module.config)
+
     with evaluating(module):
-        # In parts, because the embeddings of a large dataset do not fit onto the device.
-        logits = [module(features=part.to(device)).logits.cpu() for part in features.embeddings.split(4096)]
-    probabilities = to_probabilities(torch.cat(logits), module.config)
-    return Predictions(probabilities, samples.labels, features.indices, features.failures)
+        # In blocks, because the embeddings of a large dataset do not fit onto the device.
+        blocks = list(predict_blocks(classify, samples.features))
+    return Predictions(torch.cat(blocks), samples.labels, samples.features.indices, samples.features.failures)

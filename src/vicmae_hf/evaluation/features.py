@@ -1,9 +1,8 @@
-"""Extracts features of a frozen encoder, one embedding of every video or image, and finds nearest neighbours."""
+"""Extracts features of frozen encoders, of every video or image, and writes them to files."""
 
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors.torch import save_file
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 
 from ..data.media.bad_files import write_failures
@@ -26,26 +24,11 @@ from ..errors import InputError
 from ..files import partial_file, writing
 from ..modeling_vicmae import ViCMAEModel
 from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
-from .prediction import average_views, collect, evaluating, split_items
+from .feature_table import EmbeddingFile, Features
+from .prediction import average_views, collect_rounds, evaluating, split_items
 
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Features:
-    """
-    Embeddings of the items that could be read, in the order of the source.
-
-    Args:
-        embeddings: `(N, D)`, float32; `(N, V, D)` if the embeddings of the views were not averaged.
-        indices: `(N,)`, which items of the source they are.
-        failures: `{"path", "error"}` of each item that could not be read.
-    """
-
-    embeddings: torch.Tensor
-    indices: torch.Tensor
-    failures: list[dict[str, str]]
 
 
 def load_encoder(name: str, pooling: Literal["frame", "clip"]) -> tuple[ViCMAEModel, Any]:
@@ -120,89 +103,83 @@ def warn_if_blind_to_order(encoder: ViCMAEModel, num_frames: int) -> None:
 def extract_embeddings(
     accelerator: Accelerator,
     model: ViCMAEModel,
-    dataset: "ViewDataset | HeldViews",
+    dataset: ViewDataset,
     *,
     batch_size: int,
     num_workers: int,
-    average: bool = True,
 ) -> Features:
-    """Computes the encoder's `pooler_output` of every item (see `embed_views`). Its training mode stays as it was."""
+    """
+    Computes the encoder's `pooler_output` of every item, averaged over its views (see `embed_views`). The encoder's
+    training mode stays as it was.
+    """
+    with evaluating(model):
+        return embed_views(
+            accelerator, pooled(accelerator, [model]), dataset, batch_size=batch_size, num_workers=num_workers
+        )
+
+
+def pooled(accelerator: Accelerator, models: Sequence[ViCMAEModel]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns a function: views `(V, ...)` -> the `pooler_output`s of several encoders, side by side."""
 
     def embed(views: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
-            return model(views.to(model.dtype)).pooler_output
+            return torch.cat([model(views.to(model.dtype)).pooler_output.float() for model in models], dim=-1)
 
-    with evaluating(model):
-        return embed_views(
-            accelerator, embed, dataset, batch_size=batch_size, num_workers=num_workers, average=average
-        )
+    return embed
 
 
 def embed_views(
     accelerator: Accelerator,
     embed: Callable[[torch.Tensor], torch.Tensor],
-    dataset: "ViewDataset | HeldViews",
+    dataset: ViewDataset,
     *,
     batch_size: int,
     num_workers: int,
     average: bool = True,
 ) -> Features:
     """
-    Embeds the views of every item once. The processes share the work, and all get the whole result.
+    Embeds the views of every item once. The processes share the work, and all get the whole result, in a file of their
+    own (see `EmbeddingFile`): memory holds a few batches.
 
     Args:
         embed: views `(V, ...)` -> embeddings `(V, D)`.
         batch_size: views that are embedded together.
-        average: whether the embeddings of an item's views are averaged, or kept one by one, `(N, V, D)`. Then a view
-            that stands for several is repeated, such as a frame of a very short video.
+        average: whether the embeddings of an item's views are averaged, or kept one by one.
 
     Raises:
-        InputError: if no item can be read.
+        InputError: if no item can be read, or there is no room for the file.
     """
+    num_views = 1 if average else dataset.protocols[0].num_views
 
-    def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def compute(batch: dict[str, Any]) -> dict[str, Sequence[torch.Tensor]]:
         # An item may have more views than fit into memory at once.
         values = torch.cat([embed(part) for part in batch["pixel_values"].split(batch_size)]).float()
         if average:
-            return {"embeddings": average_views(values, batch["weights"])[:, 0]}  # (B, D), of the only protocol
-        return {"embeddings": repeat_views(values, batch["weights"], dataset.protocols[0].num_views)}
+            values = average_views(values, batch["weights"])  # (B, 1, D), of the only protocol
+            return {"embeddings": values.cpu(), "rows": torch.zeros(len(values), 1, dtype=torch.int64)}
+        rows = torch.stack([view_rows(weights, num_views) for weights in batch["weights"]])  # (B, num_views)
+        return {"embeddings": split_items(values.cpu(), batch["weights"]), "rows": rows}
 
-    collected = collect(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers)
-    return Features(collected.outputs["embeddings"], collected.indices, collected.failures)
+    file, parts, failures = EmbeddingFile(), [], []
+    for collected in collect_rounds(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers):
+        failures += collected.failures
+        if len(collected.indices) == 0:
+            continue
+        embeddings = collected.outputs["embeddings"]
+        starts = torch.tensor([file.shape[0], *(len(views) for views in embeddings)][:-1]).cumsum(0)
+        file.append(torch.cat(list(embeddings)))
+        parts.append((starts[:, None] + torch.stack(list(collected.outputs["rows"])), collected.indices))
+    rows, indices = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Features(file.read(), rows, indices, failures)
 
 
-def repeat_views(values: torch.Tensor, weights: Sequence[torch.Tensor], num_views: int) -> torch.Tensor:
+def view_rows(weights: torch.Tensor, num_views: int) -> torch.Tensor:
     """
-    Values of distinct views `(V1 + V2 + ..., D)` -> `(B, num_views, D)`, each repeated as its weight in the first
-    protocol says. So every item has the same number, although equal views were embedded once.
+    Which of an item's distinct views each of the `num_views` views of the first protocol is, `(num_views,)`, from
+    their weights `(P, V)`: a view that stands for several, such as a frame of a very short video, is named as often.
     """
-    parts = zip(split_items(values, weights), weights, strict=True)
-    return torch.stack(
-        [part.repeat_interleave((rows[0] * num_views).round().long().to(part.device), dim=0) for part, rows in parts]
-    )
-
-
-class HeldViews(torch.utils.data.Dataset):
-    """
-    Keeps the views of a small dataset in memory once they were read, because several encoders look at the same files.
-    Load it in the process itself (`num_workers=0`): the memory of a worker is lost with the worker.
-    """
-
-    def __init__(self, dataset: ViewDataset):
-        self.dataset = dataset
-        self.source = dataset.source
-        self.protocols = dataset.protocols
-        self.max_views = dataset.max_views
-        self.normalize = dataset.normalize
-        self.items: dict[int, dict[str, Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if index not in self.items:  # unreadable items are kept as well: the decoder would fail again
-            self.items[index] = self.dataset[index]
-        return self.items[index]
+    counts = (weights[0] * num_views).round().long()
+    return torch.arange(len(counts)).repeat_interleave(counts)
 
 
 def matrix_column(matrix: torch.Tensor) -> pa.FixedSizeListArray:
@@ -259,32 +236,3 @@ def check_feature_file(path: str | os.PathLike) -> Path:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file.")
     return path
-
-
-def nearest_neighbour_scores(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    queries: torch.Tensor,
-    num_classes: int,
-    num_neighbours: int = 20,
-    temperature: float = 0.07,
-) -> torch.Tensor:
-    """
-    Counts votes of the nearest labelled features, weighted by exp(cosine similarity / temperature):
-    `(Q, num_classes)`.
-
-    This is the classifier of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"
-    (2018), section 3.4, with their temperature, and the 20 neighbours of DINO (Caron et al., 2021).
-
-    Args:
-        features: `(N, D)`; labels: `(N,)`.
-        queries: `(Q, D)`.
-        num_neighbours: all features vote where there are fewer.
-    """
-    features, queries = F.normalize(features, dim=-1), F.normalize(queries, dim=-1)
-    scores = []
-    for chunk in queries.split(1024):  # similarities of all queries at once may not fit into memory
-        similarities, neighbours = (chunk @ features.T).topk(min(num_neighbours, len(features)))
-        votes = torch.zeros(len(chunk), num_classes, device=features.device)
-        scores.append(votes.scatter_add(1, labels[neighbours], (similarities / temperature).exp()))
-    return torch.cat(scores)

@@ -1,5 +1,6 @@
 """Evaluates classifiers: every item once in any number of processes, probabilities averaged over views."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ from .multi_label import mean_average_precision
 
 
 TOP_K = 5
+# After so many batches the processes exchange what they computed.
+BATCHES_OF_A_ROUND = 8
 # What an evaluation is summed up by: the first two where an item has one label, the last where it may have several.
 FIGURES = {
     "eval_top1": "top-1 accuracy",
@@ -272,12 +275,12 @@ class Collected:
     """
     Args:
         indices: `(N,)` of the items that could be read, ascending.
-        outputs: tensors `(N, ...)` by name, on the CPU.
+        outputs: by name, what was computed of each item on the CPU: a tensor `(N, ...)`, or a list.
         failures: `{"path", "error"}` of the items that could not be read.
     """
 
     indices: torch.Tensor
-    outputs: dict[str, torch.Tensor]
+    outputs: dict[str, Any]
     failures: list[dict[str, str]]
 
 
@@ -289,11 +292,34 @@ def collect(
     batch_size: int,
     num_workers: int,
 ) -> Collected:
+    """Applies `compute` to every item once, and joins the tensors that it returns (see `collect_rounds`)."""
+
+    def compute_on_cpu(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {name: values.cpu() for name, values in compute(batch).items()}  # outputs of a dataset fill a GPU
+
+    rounds = list(collect_rounds(accelerator, dataset, compute_on_cpu, batch_size=batch_size, num_workers=num_workers))
+    read = [found for found in rounds if len(found.indices)]
+    return Collected(
+        torch.cat([found.indices for found in read]),
+        {name: torch.stack([value for found in read for value in found.outputs[name]]) for name in read[0].outputs},
+        [failure for found in rounds for failure in found.failures],
+    )
+
+
+def collect_rounds(
+    accelerator: Accelerator,
+    dataset: ViewDataset,
+    compute: Callable[[dict[str, Any]], dict[str, Sequence[torch.Tensor]]],
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[Collected]:
     """
-    Applies `compute` to every item once. The processes share the work, and all get the whole result.
+    Applies `compute` to every item once, and yields what came of the next items, in their order. The processes share
+    the work, and all get the whole result.
 
     Args:
-        compute: a batch (see `collate_views`) -> tensors `(B, ...)` by name.
+        compute: a batch (see `collate_views`) -> by name, values on the CPU, one for each of its B items.
         batch_size: views that a batch should hold; it has at least one item.
         num_workers: processes that load, for each process that computes.
 
@@ -304,6 +330,34 @@ def collect(
     # counted twice.
     share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     items_per_batch = max(batch_size // dataset.max_views, 1)
+    batches = load_items(accelerator, dataset, share, items_per_batch, num_workers)
+    # The first process has the most batches. All take part in as many rounds, the others perhaps without a batch.
+    num_batches = math.ceil(len(range(0, len(dataset), accelerator.num_processes)) / items_per_batch)
+    is_silent = not accelerator.is_main_process or None  # None: without a terminal, where a bar would fill the log
+    num_read, first_error = 0, None
+    with tqdm(desc="evaluating", total=len(share), unit="file", disable=is_silent, leave=False) as progress:
+        for _ in range(0, num_batches, BATCHES_OF_A_ROUND):
+            parts, failures = [], []
+            for batch in itertools.islice(batches, BATCHES_OF_A_ROUND):
+                failures += batch["failures"]
+                progress.update(len(batch["indices"]) + len(batch["failures"]))
+                if len(batch["indices"]) == 0:  # none of its items could be read
+                    continue
+                pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+                parts.append((batch["indices"], compute(batch | {"pixel_values": dataset.normalize(pixel_values)})))
+            gathered = gather_object([(parts, failures)])  # as objects, because the parts of processes differ in size
+            found = join_round(dataset, gathered)
+            num_read += len(found.indices)
+            first_error = first_error or next((failure["error"] for failure in found.failures), None)
+            yield found
+    if num_read == 0:
+        raise InputError(f"{dataset.source.name}: none of {len(dataset)} files could be read; {first_error}")
+
+
+def load_items(
+    accelerator: Accelerator, dataset: ViewDataset, share: Sequence[int], items_per_batch: int, num_workers: int
+) -> Iterator[dict[str, Any]]:
+    """Loads a process's share of the items in batches (see `collate_views`)."""
     deaths = BadFiles(None, len(dataset), max_share=1.0)
 
     def open_loader(num_batches: int) -> torch.utils.data.DataLoader:
@@ -318,27 +372,24 @@ def collect(
             generator=torch.Generator().manual_seed(0),
         )
 
-    batches = SteadyBatches(open_loader, deaths, num_workers)
-    parts, failures, total = [], [], math.ceil(len(share) / items_per_batch)
-    is_silent = not accelerator.is_main_process or None  # None: without a terminal, where a bar would fill the log
-    for batch in tqdm(batches, desc="evaluating", total=total, disable=is_silent, leave=False):
-        failures += batch["failures"]
-        if len(batch["indices"]) == 0:  # none of its items could be read
-            continue
-        batch["pixel_values"] = dataset.normalize(batch["pixel_values"].to(accelerator.device, non_blocking=True))
-        outputs = {name: values.cpu() for name, values in compute(batch).items()}  # outputs of a dataset fill a GPU
-        parts.append({"indices": batch["indices"]} | outputs)
-    gathered = gather_object([(parts, failures)])  # as objects, because the parts of processes differ in size
+    return iter(SteadyBatches(open_loader, deaths, num_workers))
+
+
+def join_round(
+    dataset: ViewDataset, gathered: Sequence[tuple[list[tuple[torch.Tensor, dict[str, Any]]], list[tuple]]]
+) -> Collected:
+    """Joins the parts of all processes, each (indices, outputs) of some batches and failures, in the items' order."""
     parts = [part for parts, _ in gathered for part in parts]
+    order = torch.cat([torch.zeros(0, dtype=torch.int64), *(indices for indices, _ in parts)]).argsort().tolist()
+    names = parts[0][1] if parts else ()
+    columns = {"indices": [index for indices, _ in parts for index in indices]}
+    columns |= {name: [value for _, outputs in parts for value in outputs[name]] for name in names}
+    columns = {name: [values[place] for place in order] for name, values in columns.items()}
     failures = sorted(failure for _, failures in gathered for failure in failures)
-    if not parts:
-        raise InputError(f"{dataset.source.name}: none of {len(dataset)} files could be read; {failures[0][1]}")
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = joined["indices"].argsort()  # results are the same for any number of processes
     return Collected(
-        indices=joined.pop("indices")[order],
-        outputs={name: values[order] for name, values in joined.items()},
-        failures=[make_entry(dataset.source[index].name, *rest) for index, *rest in failures],
+        torch.tensor(columns.pop("indices"), dtype=torch.int64),
+        columns,
+        [make_entry(dataset.source[index].name, *rest) for index, *rest in failures],
     )
 
 

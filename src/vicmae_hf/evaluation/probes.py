@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import set_seed
 
+from ..data.samples.views import ViewDataset
 from ..data.sources.label_fraction import take_share
-from ..data.sources.labelled import LabelledSource
 from ..modeling_vicmae import ViCMAEModel
 from ..training.optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
-from .features import Features, HeldViews, extract_embeddings, nearest_neighbour_scores
-from .prediction import accuracy
+from .feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks
+from .features import embed_views, pooled
+from .prediction import accuracy, likeliest_classes, top_k_accuracies
 
 
 # The recipe of Table 3, here and in linear evaluation with random views (`classification`).
@@ -25,30 +25,6 @@ LINEAR_EPOCHS = 90
 LINEAR_WARMUP_EPOCHS = 10.0
 LINEAR_BASE_LEARNING_RATE = 0.1
 LINEAR_MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """
-    Features of labelled files.
-
-    Args:
-        features: `(N, V, D)`, V views of each file.
-        labels: `(N,)`.
-        class_names: of the labels.
-        failures: `{"path", "error"}` of each file that could not be read; it is left out.
-    """
-
-    features: torch.Tensor
-    labels: torch.Tensor
-    class_names: list[str]
-    failures: list[dict[str, str]]
-
-    @classmethod
-    def of(cls, features: Features, source: LabelledSource) -> "LabelledFeatures":
-        """Adds labels to features that `embed_views` made of a source without averaging them."""
-        labels = torch.as_tensor(source.labels)[features.indices]
-        return cls(features.embeddings, labels, source.class_names, features.failures)
 
 
 def start_linear_head(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.BatchNorm1d:
@@ -74,9 +50,7 @@ def build_linear_optimizer(parameters: Iterable[nn.Parameter] | Iterable[dict[st
 
 
 def train_linear_probe(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
+    samples: LabelledFeatures,
     *,
     seed: int,
     num_epochs: int = LINEAR_EPOCHS,
@@ -85,27 +59,28 @@ def train_linear_probe(
     batch_size: int = 256,
 ) -> nn.Module:
     """
-    Trains a linear classifier on features `(N, D)` that are held in memory, by SGD with momentum, cosine decay and no
-    weight decay (Table 3, at a smaller batch). Linear evaluation with random views is in `classification`.
+    Trains a linear classifier on the views of labelled items, by SGD with momentum, cosine decay and no weight decay
+    (Table 3, at a smaller batch). Every view is a sample of its own. Linear evaluation with random views is in
+    `classification`.
     """
     # All random numbers of a probe come from its seed, so that encoders are compared with equal luck.
     generator = torch.Generator().manual_seed(seed)
-    linear = nn.Linear(features.shape[1], num_classes)
+    linear = nn.Linear(samples.features.embeddings.shape[1], len(samples.class_names))
     probe = nn.Sequential(start_linear_head(linear, generator), linear)
-    batch_size = min(batch_size, len(features))  # full batches only, because batch norm needs them
+    batch_size = min(batch_size, len(samples))  # full batches only, because batch norm needs them
     peak = scaled_learning_rate(base_learning_rate, batch_size)
     optimizer = build_linear_optimizer(probe.parameters())
-    steps_per_epoch = len(features) // batch_size
+    steps_per_epoch = len(samples) // batch_size
     num_steps = num_epochs * steps_per_epoch
     probe.train()
     for step in range(num_steps):
         if step % steps_per_epoch == 0:  # a new epoch, another order
-            order = torch.randperm(len(features), generator=generator)
+            order = torch.randperm(len(samples), generator=generator)
         start = step % steps_per_epoch * batch_size
-        batch = order[start : start + batch_size]
+        features, labels = samples.take(order[start : start + batch_size])
         set_learning_rate(optimizer, peak, learning_rate_factor(step, warmup_epochs * steps_per_epoch, num_steps))
         optimizer.zero_grad()
-        F.cross_entropy(probe(features[batch]), labels[batch]).backward()
+        F.cross_entropy(probe(features), labels).backward()
         optimizer.step()
     return probe.eval()
 
@@ -123,26 +98,16 @@ def balanced_subset(labels: torch.Tensor, fraction: float, seed: int) -> torch.T
     return torch.from_numpy(take_share(labels.numpy(), fraction, shuffle))
 
 
-def probe_accuracy(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    eval_features: torch.Tensor,
-    eval_labels: torch.Tensor,
-    num_classes: int,
-    seed: int,
-) -> dict[str, float]:
+def probe_accuracy(train: LabelledFeatures, evaluation: LabelledFeatures, seed: int) -> dict[str, float]:
     """
-    Trains a probe and returns `top1` and `top5` in percent on held-out files, from features `(N, V, D)` of V views of
-    each file. The classifier learns from single views; the probabilities of a file's views are averaged.
+    Trains a probe and returns `top1` and `top5` in percent on held-out files. The classifier learns from single views;
+    the probabilities of a file's views are averaged.
     """
-    # Every view is a sample of its own, (N * V, D): more samples, and nothing has to be averaged in training.
-    probe = train_linear_probe(
-        train_features.flatten(0, 1), train_labels.repeat_interleave(train_features.shape[1]), num_classes, seed=seed
-    )
-    # Probabilities and not logits: every view has the same say, however large its logits are.
-    with torch.no_grad():  # (N * V, D) -> (N * V, C) -> (N, C)
-        probabilities = probe(eval_features.flatten(0, 1)).softmax(-1).unflatten(0, eval_features.shape[:2]).mean(1)
-    return accuracy(probabilities, eval_labels)
+    probe = train_linear_probe(train, seed=seed)
+    with torch.no_grad():
+        blocks = predict_blocks(lambda views: probe(views).softmax(-1), evaluation.features)
+        classes = [likeliest_classes(block) for block in blocks]  # (n, 5) each
+    return top_k_accuracies(torch.cat(classes), evaluation.labels)
 
 
 def linear_probe(
@@ -155,36 +120,40 @@ def linear_probe(
     """
     results = []
     for seed in seeds:
-        chosen = balanced_subset(train.labels, 0.8, seed)
-        features, labels, num_classes = train.features[chosen], train.labels[chosen], len(train.class_names)
-        accuracies = probe_accuracy(features, labels, evaluation.features, evaluation.labels, num_classes, seed)
-        votes = nearest_neighbour_scores(features.mean(1), labels, evaluation.features.mean(1), num_classes)
-        results.append(accuracies | {"knn_top1": accuracy(votes, evaluation.labels)["top1"]})
+        known = train.select(balanced_subset(train.labels, 0.8, seed))
+        votes = nearest_neighbour_scores(known, evaluation.features)
+        top1 = accuracy(votes, evaluation.labels)["top1"]
+        results.append(probe_accuracy(known, evaluation, seed) | {"knn_top1": top1})
     return results
 
 
 def embed_labelled(
-    accelerator: Accelerator, encoder: ViCMAEModel, views: HeldViews, batch_size: int
-) -> LabelledFeatures:
-    """Computes features of every view by itself, with the labels of their files."""
-    features = extract_embeddings(
-        accelerator,
-        encoder.to(accelerator.device),
-        views,
-        batch_size=batch_size,
-        num_workers=0,  # what workers read would be lost with them: see `HeldViews`
-        average=False,
-    )
-    return LabelledFeatures.of(features, views.source)
+    accelerator: Accelerator,
+    encoders: Sequence[ViCMAEModel],
+    views: ViewDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> list[LabelledFeatures]:
+    """
+    Computes features of every view by itself, with the labels of their files, by each of several encoders in eval
+    mode. Every file is read once for all of them.
+    """
+    loading = {"batch_size": batch_size, "num_workers": num_workers}
+    with torch.no_grad():
+        features = embed_views(accelerator, pooled(accelerator, encoders), views, average=False, **loading)
+    return LabelledFeatures.of(features, views.source).chunk(len(encoders))
 
 
 def probe_beside_untrained(
     accelerator: Accelerator,
     model: ViCMAEModel,
-    train_views: HeldViews,
-    eval_views: HeldViews,
+    train_views: ViewDataset,
+    eval_views: ViewDataset,
     num_seeds: int,
+    *,
     batch_size: int = 256,
+    num_workers: int = 0,
 ) -> dict[str, Any]:
     """
     Runs `linear_probe` on an encoder with the seeds 0, 1, ..., and on as many encoders of its kind with random
@@ -193,26 +162,34 @@ def probe_beside_untrained(
     Args:
         train_views, eval_views: single frames of labelled files.
         batch_size: frames in a forward pass.
+        num_workers: processes that read files.
 
     Returns:
         `eval_top1`, `eval_top5`, `eval_knn_top1`, means in percent, and `eval_top1_spread`, their standard deviation;
         the same for random weights, with `untrained_` before the names; numbers of classes and files; each probe under
         `runs`; `failures`, the files that could not be read.
     """
-    train, evaluation = (embed_labelled(accelerator, model, views, batch_size) for views in (train_views, eval_views))
-    runs = {"pretrained": linear_probe(train, evaluation, range(num_seeds)), "untrained": []}
+    encoders = [model]
     for seed in range(num_seeds):
         set_seed(seed)  # of the random weights
-        encoder = ViCMAEModel(model.config)
-        features = (embed_labelled(accelerator, encoder, views, batch_size) for views in (train_views, eval_views))
-        runs["untrained"] += linear_probe(*features, [seed])
+        encoders.append(ViCMAEModel(model.config))
+    encoders = [encoder.to(accelerator.device).eval() for encoder in encoders]
+    loading = {"batch_size": batch_size, "num_workers": num_workers}
+    (train, *untrained_train), (evaluation, *untrained_evaluation) = (
+        embed_labelled(accelerator, encoders, views, **loading) for views in (train_views, eval_views)
+    )
+    untrained = enumerate(zip(untrained_train, untrained_evaluation, strict=True))
+    runs = {
+        "pretrained": linear_probe(train, evaluation, range(num_seeds)),
+        "untrained": [run for seed, features in untrained for run in linear_probe(*features, [seed])],
+    }
     results = {}
     for prefix, probes in zip(("", "untrained_"), runs.values(), strict=True):
         for name in ("top1", "top5", "knn_top1"):
             results[f"{prefix}eval_{name}"] = statistics.fmean(probe[name] for probe in probes)
         top1 = [probe["top1"] for probe in probes]
         results[f"{prefix}eval_top1_spread"] = statistics.stdev(top1) if num_seeds > 1 else 0.0  # undefined for one
-    failures = train.failures + evaluation.failures
+    failures = train.features.failures + evaluation.features.failures
     return results | {
         "num_classes": len(train.class_names),
         "num_train_samples": len(train.labels),

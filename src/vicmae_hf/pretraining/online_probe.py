@@ -1,6 +1,5 @@
 """Probes the encoder's features during pretraining."""
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -8,7 +7,8 @@ from accelerate.logging import get_logger
 from ..data.media.reading import MediaLoader
 from ..data.sources.labelled import LabelledSource
 from ..errors import InputError
-from ..evaluation.features import build_feature_views, extract_embeddings, nearest_neighbour_scores
+from ..evaluation.feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks
+from ..evaluation.features import build_feature_views, extract_embeddings
 from ..evaluation.prediction import accuracy
 from ..evaluation.probes import balanced_subset, train_linear_probe
 from ..image_processing_vicmae import ViCMAEImageProcessor
@@ -60,11 +60,10 @@ class OnlineProbe:
         self.accelerator = accelerator
         self.encoder = encoder
         self.views = build_feature_views(source, processor, loader, pooling="frame", num_frames=NUM_FRAMES)
-        self.labels = torch.from_numpy(np.asarray(source.labels))
-        self.num_classes = len(source.class_names)
+        labels = torch.as_tensor(source.labels)
         # Drawn once: figures of different steps must be of the same files.
         self.is_training = torch.zeros(len(source), dtype=torch.bool)
-        self.is_training[balanced_subset(self.labels, TRAIN_SHARE, seed)] = True
+        self.is_training[balanced_subset(labels, TRAIN_SHARE, seed)] = True
         if self.is_training.all():
             raise InputError(f"{source.name}: expected a class with at least 3 files, one of them to test a probe on.")
         self.probe_steps = probe_steps
@@ -80,8 +79,8 @@ class OnlineProbe:
             self.accelerator, self.encoder, self.views, batch_size=self.batch_size, num_workers=self.num_workers
         )
         # Features are only of files that could be read.
-        labels, is_training = self.labels[features.indices], self.is_training[features.indices]
-        known, queries = features.embeddings[is_training], features.embeddings[~is_training]
+        samples, is_training = LabelledFeatures.of(features, self.views.source), self.is_training[features.indices]
+        known, queries = samples.select(is_training), samples.select(~is_training)
         if features.failures:
             first = features.failures[0]["error"]
             logger.warning("Left out of the probe: %d unreadable files, the first: %s", len(features.failures), first)
@@ -89,17 +88,11 @@ class OnlineProbe:
             logger.warning("No probe after %d updates: too few of its files could be read.", step)
             return {}
         with torch.random.fork_rng(devices=[]):  # masks of the next update must not depend on probes
-            probe = train_linear_probe(
-                known,
-                labels[is_training],
-                self.num_classes,
-                seed=self.seed,
-                num_epochs=NUM_EPOCHS,
-                warmup_epochs=WARMUP_EPOCHS,
-            )
+            probe = train_linear_probe(known, seed=self.seed, num_epochs=NUM_EPOCHS, warmup_epochs=WARMUP_EPOCHS)
         with torch.no_grad():
+            blocks = predict_blocks(lambda views: probe(views).softmax(-1), queries.features)
             scores = {
-                "probe_knn_top1": nearest_neighbour_scores(known, labels[is_training], queries, self.num_classes),
-                "probe_linear_top1": probe(queries),
+                "probe_knn_top1": nearest_neighbour_scores(known, queries.features),
+                "probe_linear_top1": torch.cat(list(blocks)),
             }
-        return {name: accuracy(score, labels[~is_training])["top1"] for name, score in scores.items()}
+        return {name: accuracy(score, queries.labels)["top1"] for name, score in scores.items()}

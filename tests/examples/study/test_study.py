@@ -12,6 +12,7 @@ from study_probes import StudyProbes, balanced_folds, pool_tokens
 from study_report import BEGIN, END, check_report, orderings_section, write_report
 from study_results import PAPER_FRACTIONS, PAPER_GAPS, PAPER_METHODS, TITLES
 from study_runs import check_budgets, run_study, seconds_of, train_and_probe, tune, untrained
+from tiny_features import labelled_table
 from tiny_models import random_tensor, tiny_config
 from transformers import set_seed
 
@@ -20,7 +21,7 @@ from vicmae_hf.command_line import parse_config_overrides
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError, NonFiniteError
-from vicmae_hf.evaluation.probes import LabelledFeatures, balanced_subset, probe_accuracy
+from vicmae_hf.evaluation.probes import balanced_subset, probe_accuracy
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.reporting import read_metrics
@@ -254,10 +255,10 @@ def test_settings_are_rated_by_parts_of_the_training_files(study, results):
     top1 = []
     for fold in range(3):
         known, asked = folds != fold, folds == fold
-        parts = (features[known], labels[known], features[asked], labels[asked])
-        top1.append(probe_accuracy(*parts, 8, seed=fold)["top1"])
+        parts = (labelled_table(features[places], labels[places], 8) for places in (known, asked))
+        top1.append(probe_accuracy(*parts, seed=fold)["top1"])
     assert found["cls"]["top1"] == pytest.approx(sum(top1) / 3)
-    one_each = LabelledFeatures(features, torch.arange(24), [str(label) for label in range(24)], [])
+    one_each = labelled_table(features, torch.arange(24), 24)
     with pytest.raises(InputError, match="tuning needs two files of a class"):
         probes._cross_validate(one_each)
 
