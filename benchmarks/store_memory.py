@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from vicmae_hf.data import load_frame_pairs
+from vicmae_hf.data.preparing import shards
 from vicmae_hf.data.preparing.packing import claim_folder, finish_store
 from vicmae_hf.data.preparing.shards import Packer, ShardRecord, ShardWriter
 from vicmae_hf.data.preparing.store_rows import PackingInput, PackingSettings
@@ -42,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], help="of each store")
     parser.add_argument("--reads", type=int, default=20_000, help="random pairs read, and as many by the workers")
     parser.add_argument("--num_workers", type=int, default=4, help="reading processes of the second part")
+    parser.add_argument("--rows_per_batch", type=int, default=shards.BATCH_ROWS, help="of the Arrow files")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -131,6 +133,7 @@ def main() -> None:
     if arguments.measure is not None:
         print(json.dumps(measure(arguments.measure, arguments.reads, arguments.num_workers)))
         return
+    shards.BATCH_ROWS = arguments.rows_per_batch
     print("RssAnon + RssFile in MiB\n")
     print(
         f"| rows | on disk | before | opened | {arguments.reads:,} pairs read | "

@@ -25,8 +25,9 @@ from ..media.reading import MediaItem, call_within
 from .store_rows import PackingInput, PackingSettings, pack_item, stored_label
 
 
-# Limits of a record batch, the unit of reading in a stream: small enough for memory, large enough to be few.
-BATCH_BYTES, BATCH_ROWS = 8 * 2**20, 4096
+# Limits of a record batch. Every process that opens a store keeps a few KiB for each of its batches, so they are few;
+# a process that packs holds one (docs/performance.md).
+BATCH_BYTES, BATCH_ROWS = 128 * 2**20, 4096
 
 
 @dataclass(frozen=True)
