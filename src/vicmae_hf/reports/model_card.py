@@ -218,7 +218,10 @@ def _write_card(
         license=inherited_license(base_model),
         # Paths of this machine mean nothing on the Hub, which knows models and datasets by their names there.
         base_model=None if base_model is None or Path(base_model).exists() else base_model,
-        datasets=[entry for entry in arguments["train_data"] if not Path(entry).expanduser().exists()] or None,
+        datasets=[
+            entry for entry in arguments["train_data"] if "://" not in entry and not Path(entry).expanduser().exists()
+        ]
+        or None,
         pipeline_tag=pipeline_tag,
         tags=["vicmae", *tags],
         model_name=name,

@@ -42,17 +42,21 @@ class RowStream:
         name: as the user gave it.
         rows: the dataset.
         counted: the same rows with as few columns as possible, because counting needs no frames.
+        sizes: number of rows of each shard, where it is known.
     """
 
     name: str
     rows: datasets.IterableDataset
     counted: datasets.IterableDataset
+    sizes: Sequence[int] | None = None
 
     @property
     def num_shards(self) -> int:
         return self.rows.num_shards
 
     def count_rows(self, shard: int) -> int:
+        if self.sizes is not None:
+            return self.sizes[shard]
         return sum(table.num_rows for table in self._tables(self.counted, shard))
 
     def count_all_rows(self) -> int:
@@ -73,13 +77,14 @@ class RowStream:
             first += table.num_rows
 
     def _tables(self, dataset: datasets.IterableDataset, shard: int) -> Iterator:
-        # `iter`, because a plain loop would divide the shard once more among the workers of a PyTorch loader.
-        return dataset.shard(self.num_shards, shard).with_format("arrow").iter(READ_ROWS)
+        with as_source_error(self.name, f"shard {shard} could not be read"):
+            # `iter`, because a plain loop would divide the shard once more among the workers of a PyTorch loader.
+            yield from dataset.shard(self.num_shards, shard).with_format("arrow").iter(READ_ROWS)
 
 
 def open_stream(name: str | os.PathLike, settings: SourceSettings | None = None) -> RowStream:
     """
-    Opens a frame store, a Parquet file or a folder of them, or a dataset on the Hub as a stream.
+    Opens a frame store, a Parquet file or a folder of them (also by a URL), or a dataset on the Hub as a stream.
     Parquet is read where it is, without the copy that `open_source` makes.
 
     Raises:
@@ -91,7 +96,15 @@ def open_stream(name: str | os.PathLike, settings: SourceSettings | None = None)
     parquet = [str(path)] if path.suffix == ".parquet" else []
     if path.is_dir() and not is_saved_dataset(path):
         _, parquet = list_media(name, path)
-    if not path.exists():
+    sizes = None
+    if "://" in name:
+        from ..sources.object_storage import find_files  # imported here, because few have their data there
+
+        found = find_files(name)
+        rows = found.load(streaming=True)
+        counted = rows if found.format == "arrow" else found.load(streaming=True, columns=["duration"])
+        sizes = found.num_rows
+    elif not path.exists():
         # Only Parquet can give one column without the others. `duration` is the smallest one that every store has.
         load = partial(load_hub_dataset, name, streaming=True, **hub_options(settings))
         rows = load()
@@ -114,7 +127,7 @@ def open_stream(name: str | os.PathLike, settings: SourceSettings | None = None)
             f"{name}: only frame stores are streamed, with the columns {', '.join(ROW_COLUMNS)}. Make one with "
             "pack_frames.py, or leave out --streaming."
         )
-    return RowStream(name, rows, counted)
+    return RowStream(name, rows, counted, sizes)
 
 
 @dataclass(frozen=True)

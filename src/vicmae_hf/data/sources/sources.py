@@ -168,8 +168,8 @@ def file_size(path: str | None) -> int:
 def open_source(name: str | os.PathLike, settings: SourceSettings | None = None) -> "MediaSource | FrameStoreSource":
     """
     Opens a folder of videos and images (any nesting), one video or image, a list of them, a frame store, a Parquet
-    file or a folder of them, a folder written by `Dataset.save_to_disk`, or a dataset by its name on the Hub. Names of
-    folders are no labels here; `open_labelled` reads them.
+    file or a folder of them, a folder written by `Dataset.save_to_disk`, or a dataset by its name on the Hub; stores
+    and Parquet also by a URL (s3://, gs://, hf://). Names of folders are no labels here; `open_labelled` reads them.
 
     Raises:
         DataSourceError: if it does not exist, holds no videos or images, or is a frame store that is not finished.
@@ -198,6 +198,10 @@ def finish_source(
 
 
 def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSource":
+    if "://" in name:
+        from .object_storage import open_remote  # imported here, because few have their data there
+
+        return open_remote(name, settings)
     # Imported here: a folder of videos needs none of it. You may leave it out when you read how pretraining works.
     from .selection import list_media
     from .tables import open_hub_dataset, open_parquet, open_saved_dataset
