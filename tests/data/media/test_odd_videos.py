@@ -17,8 +17,9 @@ from vicmae_hf.data import load_frame_pairs
 from vicmae_hf.data.media import odd_videos
 from vicmae_hf.data.media import video as video_module
 from vicmae_hf.data.media.odd_videos import KeptIndexes
-from vicmae_hf.data.media.reading import TimeLimitError, call_within
+from vicmae_hf.data.media.reading import EncodedItem, TimeLimitError, call_within
 from vicmae_hf.data.media.video import VideoDecodingError, open_video
+from vicmae_hf.errors import MediaDecodingError
 
 
 def copy_packets(source, target, times=1, first_keyframe=0, length=None):
@@ -67,26 +68,33 @@ def test_a_part_has_the_frames_and_times_of_the_whole(kind, is_long, monkeypatch
         timestamps, duration = whole.timestamps, whole.duration
     monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0 if is_long else 100.0)
     for start, end in PARTS:
-        with open_video(kind) as part:
-            assert part.duration == pytest.approx(duration, abs=1e-9)
-            part.narrow(start, end)
+        with open_video(kind) as video:
+            assert video.duration == pytest.approx(duration, abs=1e-9)
+        with EncodedItem(str(kind), "video", True, start, end).open("pyav") as part:
             first = np.searchsorted(timestamps, start, side="right") - 1
             numbers = list(range(first, np.searchsorted(timestamps, end)))
             np.testing.assert_array_equal(part.timestamps, np.maximum(timestamps[numbers] - start, 0))
             assert part.duration == pytest.approx(min(end, duration) - start)
             assert read_numbers(part.get_frames(range(part.num_frames))) == [number % 256 for number in numbers]
             assert read_numbers(part.get_frames([part.num_frames - 1])) == numbers[-1:]
-    with open_video(kind) as part, pytest.raises(VideoDecodingError, match=r"no frame at 4\.5 s: it is 4 s long"):
-        part.narrow(4.5, 5)
+    with pytest.raises(MediaDecodingError, match=r"video: has no frames, the file ends at 4\.000 s"):
+        EncodedItem(str(kind), "video", True, 4.5, 5.0).open("pyav")
 
 
-def test_a_part_of_a_part(kind, monkeypatch):
+def test_a_part_keeps_the_times_of_the_whole_and_gives_way_to_it(kind, monkeypatch):
+    with open_video(kind) as whole:
+        timestamps, duration = whole.timestamps, whole.duration
     monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0)
-    with open_video(kind) as part:
-        part.narrow(1.0, 3.0)
-        part.narrow(0.5, 1.0)
-        assert read_numbers(part.get_frames([0, part.num_frames - 1])) == [45, 59]
-        assert part.duration == pytest.approx(0.5)
+    with open_video(kind) as video:
+        if video.is_long:
+            video.read_part(2.0, 2.5)
+            listed = video.timestamps
+            np.testing.assert_array_equal(listed[(listed > 1.99) & (listed < 2.49)], timestamps[60:75])
+            assert video.duration == duration
+            assert read_numbers(video.get_frames([int(listed.searchsorted(1.99))])) == [60]
+        video.read_whole()
+        np.testing.assert_array_equal(video.timestamps, timestamps)
+        assert read_numbers(video.get_frames([0, 119])) == [0, 119]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -272,8 +280,6 @@ def test_a_video_of_one_keyframe_is_not_read_whole_for_each_part(tmp_path, monke
     write_video(tmp_path / "one.mp4", numbered_frames(120), options={"g": "9999", "sc_threshold": "0"})
     with open_video(str(tmp_path / "one.mp4")) as video:
         assert not video.is_long and video.num_frames == 120
-        video.narrow(2.0, 3.0)
-        assert read_numbers(video.get_frames([0, 29])) == [60, 89]
 
 
 @pytest.mark.parametrize(("keyint", "suffix"), [(40, "mp4"), (12, "mkv"), (40, "ts")])
@@ -310,5 +316,5 @@ def test_a_part_in_which_a_picture_stands_still(tmp_path, monkeypatch):
     for start, end, expected in ((40, 41, [59]), (50, 100.25, [59, 60, 61, 62])):
         with open_video(str(tmp_path / "pause.mp4")) as video:
             assert video.is_long
-            video.narrow(start, end)
-            assert read_numbers(video.get_frames(range(video.num_frames))) == expected
+        with EncodedItem(str(tmp_path / "pause.mp4"), "video", True, start, end).open("pyav") as part:
+            assert read_numbers(part.get_frames(range(part.num_frames))) == expected

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ...errors import MediaDecodingError
-from .video import ROUNDING_SECONDS
 
+
+ROUNDING_SECONDS = 1e-6  # of times that a user or a table gives
 
 if TYPE_CHECKING:  # it imports this module where a part is asked for
     from .reading import MediaReader
@@ -23,7 +24,8 @@ def name_excerpt(start: float | None, end: float | None) -> str:
 class Excerpt:
     """
     The frames that an open video shows between two times, with the interface of `MediaReader`. Its first frame is the
-    one on the screen at `start`, which is its time 0. It ends at `end`, or with the video if that is earlier.
+    one on the screen at `start`, which is its time 0. It ends at `end`, or with the video if that is earlier. Of a
+    long video only this part is read.
 
     Args:
         reader: the video, which the excerpt closes.
@@ -31,7 +33,7 @@ class Excerpt:
         name: for messages.
 
     Raises:
-        MediaDecodingError: if the video is over before `start`.
+        MediaDecodingError: if the video is over before `start`, or cannot be read.
     """
 
     is_long = False
@@ -40,14 +42,26 @@ class Excerpt:
         self.reader = reader
         start = 0.0 if start is None else start
         end = reader.duration if end is None else min(end, reader.duration)
-        self.first = max(int(reader.timestamps.searchsorted(start + ROUNDING_SECONDS, "right")) - 1, 0)
-        last = int(reader.timestamps.searchsorted(end - ROUNDING_SECONDS, "left"))  # not shown any more
-        if start >= reader.duration > 0 or last <= self.first:
+        try:
+            self._find_frames(start, end, name)
+        except BaseException:
             reader.close()
-            raise MediaDecodingError(f"{name}: has no frames, the file ends at {reader.duration:.3f} s")
-        self.timestamps = np.maximum(reader.timestamps[self.first : last] - start, 0.0)
+            raise
         self.duration = end - start
         self.num_frames = len(self.timestamps)
+
+    def _find_frames(self, start: float, end: float, name: str) -> None:
+        reader = self.reader
+        if start >= reader.duration > 0:
+            raise MediaDecodingError(f"{name}: has no frames, the file ends at {reader.duration:.3f} s")
+        if reader.is_long:
+            reader.read_part(start, end)
+        # The frame that is shown at `start` began before.
+        self.first = max(int(reader.timestamps.searchsorted(start + ROUNDING_SECONDS, "right")) - 1, 0)
+        last = int(reader.timestamps.searchsorted(end - ROUNDING_SECONDS, "left"))  # not shown any more
+        if last <= self.first:
+            raise MediaDecodingError(f"{name}: has no frames, the file ends at {reader.duration:.3f} s")
+        self.timestamps = np.maximum(reader.timestamps[self.first : last] - start, 0.0)
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
         """Returns frames of the excerpt, as `MediaReader` does. Raises a ValueError for one that is not in it."""

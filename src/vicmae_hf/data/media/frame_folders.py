@@ -1,7 +1,6 @@
 """Folders of numbered frames (VIDEO/000001.jpg, VIDEO/img_00001.png) as videos."""
 
 import itertools
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -11,9 +10,8 @@ import torch
 
 from ...errors import InputError
 from .images import IMAGE_EXTENSIONS, ImageDecodingError, ImageOptions, read_image
+from .video import warn_once
 
-
-logger = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # what comes before the number, and the number
 
@@ -86,12 +84,9 @@ def group_frames(media: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(os.path.dirname(path) if is_image(path) else path for path in media))
 
 
-_hinted = set()  # names of sources
-
-
 def hint_at_frames(name: str, media: Sequence[str]) -> None:
     """Warns once for a source if the first folder of images in it looks as if it held the frames of a video."""
-    if name in _hinted or not media:
+    if not media:
         return
     folder = os.path.dirname(media[0])
     # Files of a folder follow each other. (To look at all of a million would take seconds.)
@@ -99,11 +94,10 @@ def hint_at_frames(name: str, media: Sequence[str]) -> None:
     names = [os.path.basename(path) for path in together if is_image(path)]
     numbers = [int(match[2]) for match in map(NUMBERED.fullmatch, names) if match]
     if len(names) >= 8 and len(numbers) == len(names) == max(numbers) - min(numbers) + 1:
-        _hinted.add(name)
-        logger.warning(
+        warn_once(
+            f"frames in {name}",
             "%s: each image counts by itself. If folders like %s hold the frames of a video, say --frame_folders.",
-            name,
-            folder,
+            *(name, folder),
         )
 
 

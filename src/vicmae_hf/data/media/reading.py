@@ -1,6 +1,5 @@
 """Videos and images behind one interface: frames, and the times at which they are shown."""
 
-import math
 import os
 import queue
 import threading
@@ -36,7 +35,7 @@ class MediaReader(Protocol):
         timestamps: float64 array (T,), seconds: when each frame is shown, ascending from 0.
         duration: seconds, to the end of the last frame.
         num_frames: T.
-        is_long: whether `timestamps` and `num_frames` are still to be read, which takes long, and `narrow` saves it.
+        is_long: whether `timestamps` and `num_frames` are still to be read, which takes long; `read_part` saves it.
     """
 
     timestamps: np.ndarray
@@ -44,11 +43,14 @@ class MediaReader(Protocol):
     num_frames: int
     is_long: bool
 
-    def narrow(self, start: float, end: float) -> None:
-        """Leaves only the frames that are shown between two times, in seconds; only called where `is_long`."""
+    def read_part(self, start: float, end: float) -> None:
+        """
+        Reads only the frames that are shown between two times in seconds; only called where `is_long`. `timestamps`
+        are those of the whole, as is `duration`; some before and after may be listed, and others left out.
+        """
 
-    def widen(self) -> None:
-        """Takes `narrow` back."""
+    def read_whole(self) -> None:
+        """Takes `read_part` back."""
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
         """Frames (len(indices), 3, H, W), uint8, upright, in any order and with repetitions."""
@@ -83,9 +85,6 @@ class EncodedItem:
     def open(self, video_backend: str) -> MediaReader:
         reader = self._open(video_backend)
         if self.start is None and self.end is None:
-            return reader
-        if reader.is_long:
-            reader.narrow(self.start or 0.0, math.inf if self.end is None else self.end)
             return reader
         from .excerpts import Excerpt  # imported here, because only lists ask for parts of files
 
@@ -142,9 +141,15 @@ class MediaLoader:
         if not self.seconds_per_file >= 0:
             raise InputError(f"seconds_per_file must not be negative, got {self.seconds_per_file}.")
 
-    def read_frames(self, item: MediaItem, choose_frames: Callable[[MediaReader], Sequence[int]]) -> torch.Tensor:
+    def read_frames(
+        self,
+        item: MediaItem,
+        choose_frames: Callable[[MediaReader], Sequence[int]],
+        choose_part: Callable[[MediaReader], MediaReader] = lambda reader: reader,
+    ) -> torch.Tensor:
         """
-        Opens an item, decodes the frames whose indices `choose_frames` returns, and closes it.
+        Opens an item, decodes the frames whose indices `choose_frames` returns, of the part that `choose_part`
+        returns, and closes it.
 
         Returns:
             uint8 `(T, 3, H, W)`.
@@ -155,7 +160,8 @@ class MediaLoader:
         """
 
         def read() -> torch.Tensor:
-            with item.open(self.video_backend) as reader:
+            with item.open(self.video_backend) as whole:
+                reader = choose_part(whole)
                 indices = choose_frames(reader)
                 try:
                     return reader.get_frames(indices)
@@ -170,16 +176,21 @@ class MediaLoader:
         return call_within(self.seconds_per_file, read, item.name)
 
 
-def narrow_at_random(reader: MediaReader, seconds: float | None, generator: np.random.Generator) -> None:
+def part_at_random(reader: MediaReader, seconds: float | None, generator: np.random.Generator) -> MediaReader:
     """
-    Leaves of a long video a random part, in which a sample that needs so many seconds lies anywhere; None needs all.
+    Returns a random part of a long video, in which a sample that needs so many seconds lies anywhere. None needs all.
     """
-    if reader.is_long and seconds is not None:
-        length = max(2 * seconds, MIN_PART_SECONDS)
-        start = generator.uniform(0.0, max(reader.duration - length, 0.0))
-        reader.narrow(start, start + length)
-        if reader.num_frames < 2:  # one picture stands still there; somewhere else there are others
-            reader.widen()
+    if not reader.is_long or seconds is None:
+        return reader
+    from .excerpts import Excerpt, name_excerpt  # imported here, because few have long videos
+
+    length = max(2 * seconds, MIN_PART_SECONDS)
+    start = generator.uniform(0.0, max(reader.duration - length, 0.0))
+    part = Excerpt(reader, start, start + length, name_excerpt(round(start, 3), round(start + length, 3)))
+    if part.num_frames > 1:
+        return part
+    reader.read_whole()  # one picture stands still there; somewhere else there are others
+    return reader
 
 
 class ReadingThread:

@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 LONG_SECONDS = 120.0
 LONG_INDEX = 5_000  # packets, from which on a worker keeps an index
 LEAP_SECONDS = 600.0  # in a transport stream, more than any pause: another clock begins
-ROUNDING_SECONDS = 1e-6  # of times that a user or a table gives
 # Containers with an index of their own, by which one can seek to a time: MP4 and MOV, Matroska and WebM.
 SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
@@ -85,8 +84,8 @@ class PyAVDecoder:
         timestamps: float64 array (T,), seconds.
         duration: seconds.
         has_times: whether the file says when frames are shown. If not, frames can only be counted from the start.
-        is_long: whether the index is still to be read: by `read_index`, or for a part of the video by `narrow`. Until
-            then only `duration` is known.
+        is_long: whether the index is still to be read: by `read_index`, or for a part of the video by `read_part`.
+            Until then only `duration` is known.
         keyframes_are_entries: whether every frame from a keyframe on is complete when decoding starts there.
         groups_are_closed: whether one can seek to a keyframe and count frames from there to the right one.
     """
@@ -110,7 +109,6 @@ class PyAVDecoder:
             self._reformatter = VideoReformatter()
             self._origin = 0  # ticks of the stream, at which the first frame is shown
             self._has_frames = False  # whether one was decoded
-            self._first_index = 0  # of the part of the video that is wanted
             with raised_as_backend_error(av.FFmpegError):
                 # Few frames are quickly read, however long they are shown.
                 self.is_long = (self.container.duration or 0) > LONG_SECONDS * av.time_base and self._find_ends()
@@ -179,7 +177,6 @@ class PyAVDecoder:
         """Reads the index of the whole video, or takes the one that was kept. May raise `BackendError`."""
         from .odd_videos import kept_indexes
 
-        self._first_index = 0
         if (state := kept_indexes.find(self._source)) is not None:
             self.is_long = False
             self.__dict__.update(state)
@@ -204,36 +201,24 @@ class PyAVDecoder:
         if len(self._times) > LONG_INDEX or not self.has_times:
             kept_indexes.keep(self._source, {name: getattr(self, name) for name in self.INDEX}, len(self._times))
 
-    def narrow(self, start: float, end: float) -> None:
+    def read_part(self, start: float, end: float) -> None:
         """
-        Leaves only the frames that are shown between two times in seconds; from then on, times are counted from
-        `start`. Of a long video only this part is read. May raise `BackendError`.
+        Reads the index of a part of a long video: of at least the frames that are shown between two times in seconds,
+        from a keyframe on. Where that cannot be done, reads the whole index. May raise `BackendError`.
         """
-        if start >= self.duration:
-            raise BackendError(f"it has no frame at {start:g} s: it is {self.duration:g} s long")
-        duration = min(end, self.duration) - start
-        if self.is_long:
-            from .odd_videos import packets_between
+        from .odd_videos import packets_between
 
-            with raised_as_backend_error(av.FFmpegError):
-                times = (start, min(end, self.duration + 1))
-                ticks = [self._origin + int(time / self.stream.time_base) for time in times]
-                self._read_packets(packets_between(self.container, self.stream, self._packets, *ticks))
-                if self.has_times and self.keyframes_are_entries and self._begins_with_entry:
-                    self._order_by_time()
-                    self.is_long = False
-                else:
-                    self.read_index()
-        # The frame that is shown at `start` began before.
-        first = max(np.searchsorted(self.timestamps, start + ROUNDING_SECONDS, side="right") - 1, 0)
-        last = np.searchsorted(self.timestamps, end - ROUNDING_SECONDS, side="left")
-        self._first_index += int(first)
-        if last <= first:
-            raise BackendError(f"it shows no frame from {start:g} to {end:g} s")
-        self._order = self._order[first:last]
-        self.timestamps = np.maximum(self.timestamps[first:last] - start, 0.0)
-        self.duration = duration
-        self.groups_are_closed = False  # counted from the beginning, frames are others
+        duration = self.duration
+        with raised_as_backend_error(av.FFmpegError):
+            ticks = [self._origin + int(time / self.stream.time_base) for time in (start, end)]
+            self._read_packets(packets_between(self.container, self.stream, self._packets, *ticks))
+            if self.has_times and self.keyframes_are_entries and self._begins_with_entry:
+                self._order_by_time()
+                self.duration = duration
+                self.groups_are_closed = False  # counted from the beginning, frames are others
+                self.is_long = False
+            else:
+                self.read_index()
 
     def _read_packets(self, packets: Iterable[av.Packet]) -> None:
         """Reads times, keyframes and durations of packets, and which of them are frames to be shown."""
@@ -356,7 +341,7 @@ class PyAVDecoder:
                 yield frame
 
     def _decode_by_count(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        rows = {self._first_index + index: row for row, index in enumerate(indices)}
+        rows = {index: row for row, index in enumerate(indices)}
         for index, frame in enumerate(self._decode_packets(self._packets_from(0))):
             if index in rows:
                 yield rows[index], self._to_array(frame)
@@ -431,7 +416,7 @@ class VideoReader:
 
     @property
     def is_long(self) -> bool:
-        """Whether reading `timestamps` or `num_frames` takes long, and `narrow` is to be called before."""
+        """Whether reading `timestamps` or `num_frames` takes long, and `read_part` saves it."""
         return self._index.is_long
 
     @property
@@ -449,19 +434,14 @@ class VideoReader:
     def num_frames(self) -> int:
         return len(self.timestamps)
 
-    def narrow(self, start: float, end: float) -> None:
-        """
-        Leaves only the frames that are shown between two times, in seconds. `timestamps` are counted from `start`.
-
-        Raises:
-            VideoDecodingError: if there is no frame, or the index cannot be read.
-        """
+    def read_part(self, start: float, end: float) -> None:
+        """Reads only what is shown between two times (see `MediaReader`). Raises a VideoDecodingError if it cannot."""
         with self._raised_as_decoding_error():
-            self._index.narrow(start, end)
+            self._index.read_part(start, end)
         self._decoder = self._index  # the others count frames from the beginning
 
-    def widen(self) -> None:
-        """Takes `narrow` back, and reads the index of the whole video."""
+    def read_whole(self) -> None:
+        """Reads the index of the whole video, also after `read_part`."""
         with self._raised_as_decoding_error():
             self._index.read_index()
 

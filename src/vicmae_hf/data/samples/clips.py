@@ -7,7 +7,7 @@ import torch
 
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles
-from ..media.reading import MediaLoader, MediaReader, narrow_at_random
+from ..media.reading import MediaLoader, MediaReader, part_at_random
 from ..sources.labelled import LabelledSource
 from .clip_augmentation import RandomClip
 from .frame_choice import ClipSampling, warn_of_repetitions
@@ -65,11 +65,14 @@ class ClipDataset(torch.utils.data.Dataset):
         def choose_frames(reader: MediaReader) -> list[int]:
             if self.clip_sampling is None:
                 return [0]
-            narrow_at_random(reader, self.clip_sampling.span, generator)
             warn_of_repetitions(self.source[index].name, reader.timestamps, self.clip_sampling.frames_per_second)
             return self.clip_sampling.sample(reader.timestamps, reader.duration, generator).tolist()
 
-        frames = self.loader.read_frames(self.source[index], choose_frames)  # (T, 3, H, W); T = 1 for an image
+        def choose_part(reader: MediaReader) -> MediaReader:
+            span = None if self.clip_sampling is None else self.clip_sampling.span
+            return part_at_random(reader, span, generator)
+
+        frames = self.loader.read_frames(self.source[index], choose_frames, choose_part)  # (T, 3, H, W); an image: T=1
         # The view is seeded by the sample's generator, so it follows from the sample's key too.
         views = self.view(frames, seed=int(generator.integers(2**63)))
         label = int(self.labels[index]) if self.labels.ndim == 1 else torch.from_numpy(self.labels[index])

@@ -16,7 +16,7 @@ from ...errors import InputError
 from ...settings import MAX_SEED, part_of, setting
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles, BadFilesArguments
-from ..media.reading import MediaItem, MediaLoader, MediaReader, ReadingArguments, narrow_at_random
+from ..media.reading import MediaItem, MediaLoader, ReadingArguments, part_at_random
 from ..sources.sources import DataSourceError, MediaSource, SourceSettings, open_source
 from .augmentation import RandomView
 from .frame_sampling import FrameSampling
@@ -98,11 +98,11 @@ class FramePairDataset(torch.utils.data.Dataset):
     def read_pair(self, item: MediaItem, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Makes two views of a file: `{"pixel_values": uint8 (2, 3, H, W)}`."""
 
-        def choose_frames(reader: MediaReader) -> tuple[int, int]:
-            narrow_at_random(reader, self.frame_sampling.span, generator)
-            return self.frame_sampling.sample(reader.timestamps, reader.duration, generator)
-
-        frames = self.loader.read_frames(item, choose_frames)  # (2, 3, H, W); an image twice
+        frames = self.loader.read_frames(  # (2, 3, H, W); an image twice
+            item,
+            lambda reader: self.frame_sampling.sample(reader.timestamps, reader.duration, generator),
+            lambda reader: part_at_random(reader, self.frame_sampling.span, generator),
+        )
         return make_sample(item.name, frames, self.view, self.num_patches, generator)
 
     def list_names(self) -> Iterator[str]:

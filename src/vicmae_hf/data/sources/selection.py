@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..media.frame_folders import group_frames, hint_at_frames
+from ..media.video import warn_once
 from .frame_store import FrameStoreSource
 from .sources import (
     IMAGE_EXTENSIONS,
@@ -23,9 +24,7 @@ logger = logging.getLogger(__name__)
 # Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
 SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
 
-# Names of sources.
-_told = set()
-_counted = set()
+_counted = set()  # names of sources
 
 
 def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[list[str], list[str]]:
@@ -67,10 +66,9 @@ def select_media(name: str, files: list[str], frame_folders: bool = False) -> li
             media.append(file)
         elif not os.path.basename(file).startswith("metadata."):  # such a file describes the media beside it
             others[suffix] += 1
-    if media and others and name not in _told:
-        _told.add(name)
+    if media and others:
         listed = ", ".join(f"{suffix or 'without extension'} {count:,}" for suffix, count in others.most_common())
-        logger.warning("%s: %s files were not read: %s", name, f"{others.total():,}", listed)
+        warn_once(f"left out of {name}", "%s: %s files were not read: %s", name, f"{others.total():,}", listed)
     if frame_folders:
         return group_frames(media)
     hint_at_frames(name, media)
