@@ -23,6 +23,7 @@ from ..data.media.bad_files import BadFiles, make_entry
 from ..data.samples.views import ViewDataset
 from ..errors import InputError
 from ..training.checkpointing import unwrap
+from ..training.resuming import check_same_in_all_processes, fingerprint
 from .multi_label import mean_average_precision
 
 
@@ -324,8 +325,9 @@ def collect_rounds(
         num_workers: processes that load, for each process that computes.
 
     Raises:
-        InputError: if no item can be read.
+        InputError: if no item can be read, or the processes have found different ones.
     """
+    check_same_in_all_processes({dataset.source.name: fingerprint(dataset.source.list_names())})
     # Divided here and not by Accelerate, which repeats items until all processes have equally many: they would be
     # counted twice.
     share = range(accelerator.process_index, len(dataset), accelerator.num_processes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from accelerate.utils import load
+from accelerate.utils import gather_object, load
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
@@ -67,6 +67,24 @@ def fingerprint(names: Iterable[str]) -> str:
         digest.update(name.encode(errors="surrogateescape") + b"\0")
         num_names += 1
     return f"{num_names} names, SHA-256 {digest.hexdigest()}"
+
+
+def check_same_in_all_processes(data: dict[str, str]) -> None:
+    """
+    Compares the fingerprints of data between processes, which divide it by places in its list. All call it.
+
+    Raises:
+        InputError: in all of them, if one has found other items: it may have been unable to open a file for a moment,
+            or have another copy of the data.
+    """
+    found = gather_object([data])
+    for process, other in enumerate(found):
+        if other != found[0]:
+            name = next(name for name in data if other[name] != found[0][name])
+            raise InputError(
+                f"{name}: process {process} has found other items ({other[name]}) than process 0 ({found[0][name]}). "
+                "Run again; if it comes again, see to it that all machines read the same files."
+            )
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

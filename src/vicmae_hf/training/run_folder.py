@@ -18,7 +18,7 @@ from .arguments import TrainingArguments
 from .checkpointing import CheckpointPart, Checkpoints, save_finite, sync_to_disk
 from .optimization import Schedule
 from .reporting import RESULTS_FILE, MetricsLog, finish_trackers, read_metrics, settings_of_run
-from .resuming import CheckpointError, fingerprint
+from .resuming import CheckpointError, check_same_in_all_processes, fingerprint
 
 
 logger = get_logger(__name__)
@@ -72,12 +72,14 @@ class RunFolder:
         Raises:
             CheckpointError: if the checkpoint to go on from is damaged, or of another run, or the disk has no room for
                 one.
+            InputError: if the processes have found different data.
         """
         arguments, is_resumed = self.arguments, bool(self.arguments.resume_from_checkpoint)
         if not is_resumed:  # before an older run is deleted
             self._check_space(model)
         self.settings = settings_of_run(arguments, model.config, schedule)
         self.settings["data"] = {name: fingerprint(names) for name, names in data.items()}
+        check_same_in_all_processes(self.settings["data"])
         self.checkpoints = Checkpoints(
             self.accelerator, self.path, arguments.save_total_limit, self.settings, self.parts
         )

@@ -13,11 +13,11 @@ import pytest
 from dataset_trees import hash_of, picture, problems, read_csv, rows, write
 from video_files import read_numbers
 
-from vicmae_hf.data.media.reading import MediaLoader
+from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
 from vicmae_hf.data.preparing.layouts import read_official_class_names
 from vicmae_hf.data.preparing.preparation import prepare_dataset, summarize
 from vicmae_hf.data.sources.labelled import open_labelled
-from vicmae_hf.data.sources.sources import open_source
+from vicmae_hf.data.sources.sources import SourceSettings, open_source
 from vicmae_hf.errors import InputError
 
 
@@ -135,6 +135,24 @@ def test_the_table_is_read_by_the_package(tmp_path, clips, monkeypatch):
     # Of the two files named alike, the first in the order of the folders' listing.
     assert [read_numbers(each) for each in frames] == [[0], [10], [20], [20], [50]]
     assert len(open_source(tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize("check", ["header", "decode"])
+def test_segments_of_a_table_are_made_without_opening_a_file(tmp_path, clips, monkeypatch, check):
+    write_kinetics(tmp_path / "k400", clips)
+    prepare_dataset("kinetics400", tmp_path / "k400", tmp_path / "table", "val", check=check)
+    prepare_dataset("kinetics400", tmp_path / "k400", tmp_path / "unchecked", "val", check="none")
+    durations = []
+    for path in datasets.load_from_disk(str(tmp_path / "table"))["video"]:
+        with av.open(path["path"]) as container:
+            durations.append(float(container.streams.video[0].duration * container.streams.video[0].time_base))
+    assert open_source(tmp_path / "table").durations == pytest.approx(durations)
+    settings = SourceSettings(segment_seconds=durations[0] / 2)
+    expected = open_source(tmp_path / "unchecked", settings)
+    assert len(expected) == 2 * 5 + 3  # three cannot be opened
+    monkeypatch.setattr(EncodedItem, "open", None)
+    names = open_source(tmp_path / "table", settings).list_names()
+    assert len(names) == 2 * 5 and set(names) < set(expected.list_names())
 
 
 def test_missing_files_never_shift_labels(tmp_path, clips):

@@ -1,6 +1,7 @@
 """Long recordings as many items."""
 
 import json
+import threading
 
 import datasets
 import numpy as np
@@ -12,6 +13,8 @@ from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf.data import load_frame_pairs
 from vicmae_hf.data.media import video as video_module
+from vicmae_hf.data.media.reading import EncodedItem
+from vicmae_hf.data.samples.pairs import PairSettings
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import SourceSettings, open_source
 
@@ -56,6 +59,14 @@ def test_segments_of_parts_that_a_list_names(recordings, tmp_path):
     names = ["day/long.mp4 [1.0-3.0 s]", "day/long.mp4 [3.0-5.0 s]"]
     assert source.list_names() == names and len(source) == 2
     assert [source[index].name for index in range(2)] == [str(recordings / name) for name in names]
+
+
+def test_a_file_that_takes_too_long_stays_whole(recordings, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(EncodedItem, "open", lambda item, backend: ended.wait(30))
+    source = open_source(recordings, PairSettings(segment_seconds=1.0, seconds_per_file=0.05))
+    ended.set()
+    assert source.list_names() == ["day/long.mp4", "night/short.mkv", "night/still.png"]
 
 
 def test_pairs_of_an_epoch_come_from_all_segments(recordings):

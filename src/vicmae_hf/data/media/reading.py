@@ -193,6 +193,16 @@ def part_at_random(reader: MediaReader, seconds: float | None, generator: np.ran
     return reader
 
 
+def read_duration(item: MediaItem, video_backend: str, seconds_per_file: float) -> float:
+    """Opens an item and closes it. Raises a `MediaDecodingError` if that fails or takes too long."""
+
+    def read() -> float:
+        with item.open(video_backend) as reader:
+            return reader.duration
+
+    return call_within(seconds_per_file, read, item.name)
+
+
 class ReadingThread:
     """
     Makes calls in a thread, one after the other, until nobody holds this object any more.

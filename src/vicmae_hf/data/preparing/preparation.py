@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ...errors import InputError, MediaDecodingError
 from ...files import check_writable, write_csv, write_json, write_whole, writing
-from ..media.reading import EncodedItem, MediaLoader, MediaReader, call_within
+from ..media.reading import EncodedItem, MediaLoader, MediaReader, read_duration
 from ..sources.labelled import format_list
 from ..sources.sources import MediaSource
 from .layouts import LAYOUTS, NO_LABEL, Listing, Request, is_imagenet_table, open_imagenet_table
@@ -51,10 +51,14 @@ class Problem(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of checking a file: why it cannot be read (None: it can), its size and a hash of its beginning."""
+    """
+    The result of checking a file: why it cannot be read (None: it can), its size and a hash of its beginning, and of a
+    video its duration in seconds.
+    """
 
     error: str | None
     content: tuple[int, bytes] | None
+    duration: float | None = None
 
 
 def prepare_dataset(
@@ -71,8 +75,9 @@ def prepare_dataset(
 ) -> dict[str, Any]:
     """
     Writes the folder `output`: a table for `datasets.load_from_disk` with the columns `video` or `image` (absolute
-    paths, not decoded), `label` (ClassLabel in the official order; -1 where a test list has none) and `name` (the id
-    in the list); beside it report.json, classes.csv, problems.csv and list.tsv. The folder appears when it is whole.
+    paths, not decoded), `label` (ClassLabel in the official order; -1 where a test list has none), `name` (the id in
+    the list) and, of videos that were opened, `duration_seconds`; beside it report.json, classes.csv, problems.csv and
+    list.tsv. The folder appears when it is whole.
 
     Args:
         dataset: a key of `LAYOUTS`.
@@ -204,31 +209,23 @@ class CheckedFiles(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Outcome:
-        item = self.source[index]
+        item, durations = self.source[index], []
+
+        def first_and_last_frame(reader: MediaReader) -> list[int]:
+            durations.append(reader.duration)
+            return [0, reader.num_frames - 1]
+
         try:
             if self.check == "decode":
                 self.loader.read_frames(item, first_and_last_frame)
             else:
-                read_header(item, self.loader)
+                durations.append(read_duration(item, self.loader.video_backend, self.loader.seconds_per_file))
         except MediaDecodingError as error:
             return Outcome(str(error), None)
         # Size and beginning are cheap here, where the file was just read; `find_same_content` compares by them first.
         head = read_bytes(item, HEAD_BYTES)
         size = os.path.getsize(item.media) if isinstance(item.media, str) else len(item.media)
-        return Outcome(None, (size, hashlib.sha256(head).digest()))
-
-
-def first_and_last_frame(reader: MediaReader) -> list[int]:
-    return [0, reader.num_frames - 1]
-
-
-def read_header(item: EncodedItem, loader: MediaLoader) -> None:
-    """Opens an item and closes it. Raises a `MediaDecodingError` if that fails or takes too long."""
-
-    def read() -> None:
-        item.open(loader.video_backend).close()
-
-    call_within(loader.seconds_per_file, read, item.name)
+        return Outcome(None, (size, hashlib.sha256(head).digest()), durations[0])
 
 
 def read_bytes(item: EncodedItem, limit: int = -1) -> bytes:
@@ -266,6 +263,9 @@ def keep_readable(
     for first, *others in find_same_content(source, outcomes):
         detail = f"as {names[first]} ({class_names[first]})"
         problems += [problem("same content", row, detail) for row in others]
+    if column == "video":
+        durations = [outcome.duration for outcome in outcomes]
+        table = table.add_column("duration_seconds", durations, feature=datasets.Value("float64"))
     return table.select([row for row, outcome in enumerate(outcomes) if not outcome.error]), problems
 
 

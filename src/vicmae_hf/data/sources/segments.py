@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import MediaDecodingError
 from ..media.excerpts import name_excerpt
-from ..media.reading import EncodedItem
+from ..media.reading import EncodedItem, read_duration
 from .sources import MediaSource
 
 
@@ -65,13 +65,19 @@ class SegmentedSource:
         return [sizes[place] for place in self.places]
 
 
-def divide(source: MediaSource, seconds: float) -> SegmentedSource:
+def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) -> SegmentedSource:
     """
     Divides each video of a source into equal segments of about `seconds`; what is shorter than one and a half of them
-    stays whole, as do images, and files that cannot be opened: these are told of when they are read.
+    stays whole, as do images, and files that cannot be opened within `seconds_per_file`: these are told of when they
+    are read. Where the source's table has durations, no file is opened.
     """
+
+    def span(index: int) -> tuple[float, float]:
+        duration = None if source.durations is None else source.durations[index]
+        return find_span(source[index], seconds_per_file) if duration is None else (0.0, duration)
+
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        spans = list(pool.map(lambda index: find_span(source[index]), range(len(source))))
+        spans = list(pool.map(span, range(len(source))))
     places, times = [], []
     for place, (start, duration) in enumerate(spans):
         count = max(int(duration / seconds + 0.5), 1)
@@ -90,12 +96,11 @@ def name_segment(name: str, item: EncodedItem, times: tuple[float, float]) -> st
     )
 
 
-def find_span(item: EncodedItem) -> tuple[float, float]:
+def find_span(item: EncodedItem, seconds_per_file: float) -> tuple[float, float]:
     """Finds when a video, or a part of one, begins, and how long it is; 0 s for images and what cannot be opened."""
     if item.is_video:
         try:
-            with item.open("pyav") as reader:
-                return item.start or 0.0, reader.duration
+            return item.start or 0.0, read_duration(item, "pyav", seconds_per_file)
         except MediaDecodingError:
             pass  # it is told of when it is read
     return 0.0, 0.0

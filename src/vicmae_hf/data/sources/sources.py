@@ -101,6 +101,8 @@ class MediaSource:
         self.name = name
         self.table = table.select_columns([column])  # reading a row leaves the others alone
         self.official_names = table["name"] if table.features.get("name") == datasets.Value("string") else None
+        has_durations = table.features.get("duration_seconds") == datasets.Value("float64")
+        self.durations = table["duration_seconds"][:] if has_durations else None
         self.column = column
         self.is_video = is_video
         self.labels = labels
@@ -194,7 +196,7 @@ def finish_source(
 
     if not isinstance(source, MediaSource):
         raise DataSourceError(f"{source.name}: a frame store cannot be divided; pack it with --segment_seconds.")
-    return divide(source, settings.segment_seconds)
+    return divide(source, settings.segment_seconds, getattr(settings, "seconds_per_file", 60.0))
 
 
 def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSource":
