@@ -1,4 +1,4 @@
-"""A part of a video, from one time to another, as if it were a file of its own."""
+"""Other views of an open video: a part of it, as if it were a file of its own, and frames by number, not by time."""
 
 import operator
 from collections.abc import Sequence
@@ -19,6 +19,42 @@ if TYPE_CHECKING:  # it imports this module where a part is asked for
 def name_excerpt(start: float | None, end: float | None) -> str:
     """Names a part of a recording for messages: "[12.5-17.0 s]"."""
     return f"[{0.0 if start is None else start}-{'end' if end is None else end} s]"
+
+
+def view_video(
+    reader: "MediaReader", start: float | None, end: float | None, name: str, frames_per_second: float | None
+) -> "Excerpt | EvenFrames":
+    """Returns a part of a video (see `Excerpt`), with `frames_per_second` by number of frames (see `EvenFrames`)."""
+    if start is not None or end is not None:
+        reader = Excerpt(reader, start, end, name)
+    return reader if frames_per_second is None else EvenFrames(reader, frames_per_second)
+
+
+class EvenFrames:
+    """
+    The frames of an open video as if they followed each other at `frames_per_second`, with the interface of
+    `MediaReader`. It takes the number of frames, so the whole index of a long video is read.
+    """
+
+    is_long = False
+
+    def __init__(self, reader: "MediaReader", frames_per_second: float):
+        self.reader = reader
+        self.num_frames = reader.num_frames
+        self.timestamps = np.arange(self.num_frames) / frames_per_second
+        self.duration = self.num_frames / frames_per_second
+
+    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+        return self.reader.get_frames(indices)
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
 
 
 class Excerpt:

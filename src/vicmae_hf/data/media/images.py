@@ -46,11 +46,13 @@ class ImageOptions:
         image_range: of numbers of more than 8 bits (see `media_reading_vicmae.py`).
         frame_folders: whether folders of numbered frames are videos.
         frames_per_second: of these, and of animations and stacks of images in place of their own times.
+        video_frames_per_second: of all videos in place of their own times.
     """
 
     image_range: str = "type"
     frame_folders: bool = False
     frames_per_second: float | None = None
+    video_frames_per_second: float | None = None
 
 
 DEFAULT_OPTIONS = ImageOptions()

@@ -83,12 +83,12 @@ class EncodedItem:
     image_options: ImageOptions = DEFAULT_OPTIONS
 
     def open(self, video_backend: str) -> MediaReader:
-        reader = self._open(video_backend)
-        if self.start is None and self.end is None:
+        reader, rate = self._open(video_backend), self.image_options.video_frames_per_second
+        if self.start is None and self.end is None and rate is None:
             return reader
-        from .excerpts import Excerpt  # imported here, because only lists ask for parts of files
+        from .excerpts import view_video  # imported here, because only lists ask for parts of files
 
-        return Excerpt(reader, self.start, self.end, self.name)
+        return view_video(reader, self.start, self.end, self.name, rate if self.is_video else None)
 
     def _open(self, video_backend: str) -> MediaReader:
         if not self.is_video:
@@ -191,16 +191,6 @@ def part_at_random(reader: MediaReader, seconds: float | None, generator: np.ran
         return part
     reader.read_whole()  # one picture stands still there; somewhere else there are others
     return reader
-
-
-def read_duration(item: MediaItem, video_backend: str, seconds_per_file: float) -> float:
-    """Opens an item and closes it. Raises a `MediaDecodingError` if that fails or takes too long."""
-
-    def read() -> float:
-        with item.open(video_backend) as reader:
-            return reader.duration
-
-    return call_within(seconds_per_file, read, item.name)
 
 
 class ReadingThread:

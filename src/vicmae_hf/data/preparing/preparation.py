@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 from ...errors import InputError, MediaDecodingError
 from ...files import check_writable, write_csv, write_json, write_whole, writing
-from ..media.reading import EncodedItem, MediaLoader, MediaReader, read_duration
+from ..media.reading import EncodedItem, MediaLoader, MediaReader
 from ..sources.labelled import format_list
+from ..sources.segments import read_duration
 from ..sources.sources import MediaSource
 from .layouts import LAYOUTS, NO_LABEL, Listing, Request, is_imagenet_table, open_imagenet_table
 

@@ -120,7 +120,8 @@ class PackingInput:
         content = [self.item_names, self.item_sizes, labels, self.class_names]
         options = getattr(self.items, "image_options", DEFAULT_OPTIONS)
         if options != DEFAULT_OPTIONS:  # else stores begun before there were any could not go on
-            content.append(astuple(options))
+            values = astuple(options)
+            content.append(values[:3] if values[3:] == (None,) else values)  # the last came later
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def features(self) -> datasets.Features:

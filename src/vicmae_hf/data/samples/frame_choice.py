@@ -69,7 +69,8 @@ def warn_of_repetitions(name: str, timestamps: np.ndarray, frames_per_second: fl
         warn_once(
             "repetitions",
             "%s has a frame every %.3g s, so a clip of %g frames per second shows each of them many times. Choose "
-            "fewer frames per second, or spread a clip over the whole video. Not said again for further files.",
+            "fewer frames per second, spread a clip over the whole video, or count frames in place of seconds "
+            "(--nominal_frames_per_second). Not said again for further files.",
             *(name, seconds, frames_per_second),
         )
 

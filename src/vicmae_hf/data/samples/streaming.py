@@ -18,6 +18,7 @@ from ..media.bad_files import BadFiles, BadFilesError
 from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem
 from ..sources.selection import list_media
 from ..sources.sources import (
+    STORED_TIMES,
     DataSourceError,
     SourceSettings,
     has_frames,
@@ -92,6 +93,8 @@ def open_stream(name: str | os.PathLike, settings: SourceSettings | None = None)
     """
     name = os.fspath(name)
     settings = SourceSettings() if settings is None else settings
+    if settings.nominal_frames_per_second is not None:
+        raise DataSourceError(f"{name}: {STORED_TIMES}")
     path = Path(name).expanduser()
     parquet = [str(path)] if path.suffix == ".parquet" else []
     if path.is_dir() and not is_saved_dataset(path):

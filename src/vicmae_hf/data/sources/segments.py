@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import MediaDecodingError
 from ..media.excerpts import name_excerpt
-from ..media.reading import EncodedItem, read_duration
+from ..media.reading import EncodedItem, call_within
 from .sources import MediaSource
 
 
@@ -96,9 +96,21 @@ def name_segment(name: str, item: EncodedItem, times: tuple[float, float]) -> st
     )
 
 
+def read_duration(item: EncodedItem, video_backend: str, seconds_per_file: float) -> float:
+    """Opens an item and closes it. Raises a `MediaDecodingError` if that fails or takes too long."""
+
+    def read() -> float:
+        with item.open(video_backend) as reader:
+            return reader.duration
+
+    return call_within(seconds_per_file, read, item.name)
+
+
 def find_span(item: EncodedItem, seconds_per_file: float) -> tuple[float, float]:
     """Finds when a video, or a part of one, begins, and how long it is; 0 s for images and what cannot be opened."""
     if item.is_video:
+        # Segments are of the recording's own seconds.
+        item = replace(item, image_options=replace(item.image_options, video_frames_per_second=None))
         try:
             return item.start or 0.0, read_duration(item, "pyav", seconds_per_file)
         except MediaDecodingError:

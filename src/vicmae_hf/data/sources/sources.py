@@ -18,6 +18,7 @@ from ..media.reading import EncodedItem
 if TYPE_CHECKING:  # only for annotations: it is loaded when there is a store
     from .frame_store import FrameStoreSource
 
+STORED_TIMES = "a frame store has its times from packing; pack it with --nominal_frames_per_second."
 STORE_FILE = "store.json"  # settings and list of items of a frame store
 VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf", ".flv"}
@@ -56,6 +57,13 @@ class SourceSettings(Settings):
         above=0,
     )
 
+    nominal_frames_per_second: float | None = setting(
+        None,
+        "take the frames of every video as if they followed each other at this rate: sampling by frames and not by "
+        "time, for slow cameras and time lapses",
+        above=0,
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if self.frame_folders and self.source_frames_per_second is None:
@@ -73,7 +81,8 @@ class SourceSettings(Settings):
                 raise ArgumentsError(f"--{error}") from error
 
     def image_options(self) -> ImageOptions:
-        return ImageOptions(self.image_range or "type", self.frame_folders, self.source_frames_per_second)
+        rates = self.source_frames_per_second, self.nominal_frames_per_second
+        return ImageOptions(self.image_range or "type", self.frame_folders, *rates)
 
 
 class MediaSource:
@@ -89,6 +98,8 @@ class MediaSource:
         class_names: of the labels; None where the labels are indices without names.
     """
 
+    durations: list[float | None] | None = None  # of the videos in seconds, where the table has them
+
     def __init__(
         self,
         name: str,
@@ -101,8 +112,6 @@ class MediaSource:
         self.name = name
         self.table = table.select_columns([column])  # reading a row leaves the others alone
         self.official_names = table["name"] if table.features.get("name") == datasets.Value("string") else None
-        has_durations = table.features.get("duration_seconds") == datasets.Value("float64")
-        self.durations = table["duration_seconds"][:] if has_durations else None
         self.column = column
         self.is_video = is_video
         self.labels = labels
@@ -190,6 +199,8 @@ def finish_source(
 
     source.image_options = settings.image_options()  # (a frame store, whose images are all of one kind, ignores them)
     tell_found(source)
+    if settings.nominal_frames_per_second is not None and not isinstance(source, MediaSource):
+        raise DataSourceError(f"{source.name}: {STORED_TIMES}")
     if settings.segment_seconds is None:
         return source
     from .segments import divide  # imported here, because few have long recordings

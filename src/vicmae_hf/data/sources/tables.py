@@ -108,7 +108,10 @@ def source_of(name: str, dataset: datasets.Dataset, settings: SourceSettings) ->
         for column, feature in dataset.features.items():
             if isinstance(feature, kind):
                 table = dataset.cast_column(column, kind(decode=False))
-                return MediaSource(name, table, column, is_video, *labels)
+                source = MediaSource(name, table, column, is_video, *labels)
+                if dataset.features.get("duration_seconds") == datasets.Value("float64"):
+                    source.durations = dataset["duration_seconds"][:]
+                return source
     raise DataSourceError(
         f"{name}: expected a column of type Video or Image, or `frames` of type List(Image), got "
         f"{', '.join(map(str, dataset.features.values()))} in columns {', '.join(dataset.column_names)}."
