@@ -100,6 +100,35 @@ def test_types_that_pillow_hides(tmp_path):
         assert (gray == RAMP * 20 // 256).all(), reader
 
 
+@pytest.mark.parametrize("maximum", [1000, 3071, 4095, 65535])
+def test_ranges_count_the_numbers_that_a_pgm_file_has(tmp_path, maximum, caplog):
+    """Pillow scales them to 65535 when it loads the file."""
+    numbers = RAMP * maximum // 3071
+    plain = "\n".join([f"P2 64 48 {maximum}", *(" ".join(map(str, row)) for row in numbers)]).encode()
+    for content in (as_16_bits(numbers, maximum), plain):
+        (tmp_path / "a.pgm").write_bytes(content)
+        for image_range, low, high in [("0,4095", 0, 4095), ("100,900", 100, 900), ("file", 0, maximum)]:
+            for reader, gray in everywhere(str(tmp_path / "a.pgm"), image_range).items():
+                assert np.abs(gray - linear(numbers, low, high)).max() <= 0.51, (reader, image_range)
+    assert not caplog.messages
+    media_reading_vicmae.logger.warning_once.cache_clear()
+    image = Image.open(tmp_path / "a.pgm")
+    image.load()
+    to_rgb(image, "0,4095")
+    assert "Give an image that is only opened, or its path." in caplog.text
+
+
+def test_an_image_in_memory_that_may_have_16_or_32_bits():
+    numbers = RAMP * 21
+    image = Image.open(io.BytesIO(as_16_bits(numbers, 65535)))
+    for part in (image.copy(), image.crop((0, 0, 64, 48))):
+        with pytest.raises(ValueError, match=r"LOW,HIGH'\. If they are of 16 bits, give an image of mode I;16\."):
+            to_rgb(part)
+        assert (to_rgb(part.convert("I;16"))[..., 0] == numbers // 256).all()
+        assert np.abs(to_rgb(part, "0,65535")[..., 0] - linear(numbers, 0, 65535)).max() <= 0.5
+    assert (to_rgb(image)[..., 0] == numbers // 256).all()
+
+
 def tiff_of(numbers, width=None, bits=None):
     """A TIFF file of one strip of gray integers, by hand: Pillow writes no such types."""
     height, width = numbers.shape[0], width or numbers.shape[1]

@@ -94,12 +94,38 @@ def to_rgb(image: Image.Image, image_range: str = "type") -> np.ndarray:
     Raises:
         ValueError: if there is no such range, or the type's range holds none of the numbers.
     """
-    number_type = find_number_type(image)  # first, because a copy knows its file no more
+    # First, because a copy knows its file no more.
+    number_type, largest = find_number_type(image), find_pgm_maximum(image, image_range)
     upright = ImageOps.exif_transpose(image)
     if number_type is None:
         return np.asarray(upright.convert("RGB"))
-    gray = scale_numbers(np.asarray(upright).astype(number_type[0]), image_range, number_type[1])
+    numbers = np.asarray(upright).astype(number_type[0])
+    if largest is not None:
+        numbers = np.rint(numbers * (largest / 65535)).astype(number_type[0])
+    try:
+        gray = scale_numbers(numbers, image_range, number_type[1])
+    except ValueError as error:
+        if image.mode == "I" and image.format is None:
+            raise ValueError(f"{error} If they are of 16 bits, give an image of mode I;16.") from error
+        raise
     return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def find_pgm_maximum(image: Image.Image, image_range: str) -> int | None:
+    """
+    Finds the largest number that a PGM file may have, from which Pillow scales all to 65535; "LOW,HIGH" are numbers of
+    the file. None where Pillow leaves the numbers as they are, or the range is none of such numbers.
+    """
+    if image.format != "PPM" or image.mode != "I" or image_range in ("type", "file"):
+        return None
+    if not image.tile:  # it says how the file is to be read, as long as it was not
+        logger.warning_once(
+            "image_range='LOW,HIGH': Pillow scales the numbers of a PGM to 65535 when it loads the file, and a loaded "
+            "image does not tell from where. Give an image that is only opened, or its path."
+        )
+        return None
+    arguments = image.tile[0][3]
+    return arguments[1] if isinstance(arguments, tuple) else None
 
 
 def find_number_type(image: Image.Image) -> tuple[str, int] | None:

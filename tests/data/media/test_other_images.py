@@ -85,12 +85,16 @@ def test_a_stack_of_16_bits(tmp_path, caplog, monkeypatch):
     assert "10 frames a second; --source_frames_per_second says" in message
 
 
-def test_pages_that_are_no_frames(pictures, tmp_path):
+def test_pages_that_are_no_frames(pictures, tmp_path, monkeypatch, caplog):
     small = Image.fromarray(pictures[0][::2, ::2])
     Image.fromarray(pictures[0]).save(tmp_path / "sizes.tif", save_all=True, append_images=[small])
-    with open_image(str(tmp_path / "sizes.tif")) as reader:
-        assert isinstance(reader, ImageReader)
-        assert (frames_of(reader, [0]) == pictures[0]).all()
+    monkeypatch.setattr(video, "said", set())
+    for source in (str(tmp_path / "sizes.tif"), (tmp_path / "sizes.tif").read_bytes()):
+        with open_image(source) as reader:
+            assert isinstance(reader, ImageReader)
+            assert (frames_of(reader, [0]) == pictures[0]).all()
+    message = f"{tmp_path}/sizes.tif: its 2 pages have several sizes; only the first is read."
+    assert caplog.messages == [f"{message} Not said again for further files."]
     # A thumbnail between pages: a smaller copy of another picture by its own word.
     pages = [Image.fromarray(picture) for picture in (pictures[0], pictures[0][::2, ::2], pictures[1])]
     pages[1].encoderinfo = {"tiffinfo": {254: 1}}

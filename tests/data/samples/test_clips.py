@@ -182,6 +182,21 @@ def test_images_are_samples_of_one_frame(tmp_path):
         assert sample["labels"] == index
 
 
+def test_an_image_model_on_animations_says_once_that_it_sees_their_first_frames(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(video_module, "said", set())
+    pictures = [Image.new("RGB", (16, 16), (value, value, value)) for value in (40, 120, 200)]
+    for name in ("a/one.gif", "b/two.gif"):
+        (tmp_path / name).parent.mkdir()
+        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], duration=100)
+    pictures[1].save(tmp_path / "a" / "still.png")
+    dataset = build(tmp_path, WholeFrames(), sampling=None)
+    assert [int(dataset[0, index, index]["pixel_values"].max()) for index in range(3)] == [40, 120, 40]
+    [message] = caplog.messages
+    assert message.startswith(
+        f"{tmp_path}/a/one.gif has 3 frames, and an image model is trained on the first. --task v"
+    )
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """Twelve images of three classes, file i of one grey, 20 i, except for the sixth."""

@@ -30,7 +30,7 @@ def open_with_pillow(
     with as_image_error(name):
         # A path stays one, because Pillow reads only the wanted pictures of a stack.
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
-        frames = list_frames(image)
+        frames = list_frames(image, name)
         if len(frames) > 1:
             return AnimationReader(image, frames, name, options)
         with image:
@@ -42,10 +42,10 @@ def to_tensor(image: Image.Image, options: ImageOptions) -> torch.Tensor:
     return torch.from_numpy(np.require(to_rgb(image, options.image_range), requirements="W")).permute(2, 0, 1)
 
 
-def list_frames(image: Image.Image) -> list[int]:
+def list_frames(image: Image.Image, name: str) -> list[int]:
     """
     Lists which pictures of a file are the frames of a video; one, if it is a still image. Pages of several sizes are
-    no video: then the first one is the image.
+    no video: then the first one is the image, and a warning names the file.
     """
     if image.format not in ANIMATED_FORMATS or not getattr(image, "is_animated", False):
         return [0]
@@ -61,7 +61,7 @@ def list_frames(image: Image.Image) -> list[int]:
         image.seek(0)
         if len(set(sizes.values())) > 1:
             message = "%s: its %d pages have several sizes; only the first is read. Not said again for further files."
-            warn_once("pages", message, getattr(image, "filename", "") or "a TIFF", len(sizes))
+            warn_once("pages", message, name, len(sizes))
             return [0]
         frames = list(sizes)
     return frames

@@ -8,6 +8,7 @@ import torch
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles
 from ..media.reading import MediaLoader, MediaReader, part_at_random
+from ..media.video import warn_once
 from ..sources.labelled import LabelledSource
 from .clip_augmentation import RandomClip
 from .frame_choice import ClipSampling, warn_of_repetitions
@@ -64,6 +65,12 @@ class ClipDataset(torch.utils.data.Dataset):
 
         def choose_frames(reader: MediaReader) -> list[int]:
             if self.clip_sampling is None:
+                if reader.duration > 0 and reader.num_frames > 1:
+                    message = (
+                        "%s has %d frames, and an image model is trained on the first. --task video takes clips. "
+                    )
+                    message += "Not said again for further files."
+                    warn_once("first frame", message, self.source[index].name, reader.num_frames)
                 return [0]
             warn_of_repetitions(self.source[index].name, reader.timestamps, self.clip_sampling.frames_per_second)
             return self.clip_sampling.sample(reader.timestamps, reader.duration, generator).tolist()
