@@ -66,11 +66,12 @@ class ClipDataset(torch.utils.data.Dataset):
         def choose_frames(reader: MediaReader) -> list[int]:
             if self.clip_sampling is None:
                 if reader.duration > 0 and reader.num_frames > 1:
-                    message = (
-                        "%s has %d frames, and an image model is trained on the first. --task video takes clips. "
+                    warn_once(
+                        "first frame",
+                        "%s has %d frames, and an image model is trained on the first. --task video takes clips. Not "
+                        "said again for further files.",
+                        *(self.source[index].name, reader.num_frames),
                     )
-                    message += "Not said again for further files."
-                    warn_once("first frame", message, self.source[index].name, reader.num_frames)
                 return [0]
             warn_of_repetitions(self.source[index].name, reader.timestamps, self.clip_sampling.frames_per_second)
             return self.clip_sampling.sample(reader.timestamps, reader.duration, generator).tolist()
