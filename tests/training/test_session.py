@@ -12,6 +12,7 @@ from local_hub import READ_TOKEN, hub_of_this_process, run_local_hub, unreachabl
 from safetensors.torch import save_file
 
 from vicmae_hf import ViCMAEForPreTraining
+from vicmae_hf.errors import InputError
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
 from vicmae_hf.training.session import (
@@ -178,6 +179,8 @@ class Unreadable(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
+        if not self.path.parent.exists():
+            raise InputError(f"{self.path.parent}: no such folder; expected: one.")
         return self.path.read_text()
 
 
@@ -185,7 +188,10 @@ def test_an_error_of_a_worker_is_one_line_too(tmp_path, capsys):
     (tmp_path / "file").touch()
     loader = torch.utils.data.DataLoader(Unreadable(tmp_path / "file" / "sample"), num_workers=1)
     line = end_of(lambda: list(loader), capsys)
-    assert line.endswith(f"[Errno 20] Not a directory: '{tmp_path}/file/sample'")
+    assert line == f"error: a file cannot be opened or written: [Errno 20] Not a directory: '{tmp_path}/file/sample'"
+    loader = torch.utils.data.DataLoader(Unreadable(tmp_path / "folder" / "sample"), num_workers=1)
+    line = end_of(lambda: list(loader), capsys)
+    assert line == f"error: {tmp_path}/folder: no such folder; expected: one."
 
 
 @pytest.mark.parametrize(

@@ -90,17 +90,22 @@ def run_script(main: Callable[[], None]) -> None:
         # All processes find these, or the main one alone.
         end_script(f"error: {error}" if is_main_process() else "", 1)
     except InputError as error:
-        end_script(f"error: {error}", 1)
+        end_script(f"error: {without_traceback(error)}", 1)
     except (OSError, SafetensorError) as error:
         if find_errno(error) not in MENDABLE:
             raise
-        # An error of a worker begins with the worker's traceback.
-        end_script(f"error: a file cannot be opened or written: {str(error).strip().splitlines()[-1]}", 1)
+        end_script(f"error: a file cannot be opened or written: {without_traceback(error)}", 1)
     except RunStopped as stopped:
         # All processes stop together.
         end_script(f"{stopped}. Go on with: {command_to_go_on()}" if is_main_process() else "", STOPPED_EXIT_STATUS)
     except KeyboardInterrupt:  # outside of the training: there is nothing to keep
         end_script("Interrupted.", 128 + signal.SIGINT)
+
+
+def without_traceback(error: Exception) -> str:
+    """Returns the message of an error. Of one in a loader's worker, PyTorch puts the worker's traceback before it."""
+    message = str(error).strip()
+    return message.splitlines()[-1].partition(": ")[2] if message.startswith("Caught ") else message
 
 
 def is_main_process() -> bool:
