@@ -10,6 +10,7 @@ import torch
 from ...errors import MediaDecodingError
 
 
+MIN_PART_SECONDS = 10.0  # of a long video: at least some frames, whatever the frame rate
 ROUNDING_SECONDS = 1e-6  # of times that a user or a table gives
 
 if TYPE_CHECKING:  # it imports this module where a part is asked for
@@ -19,6 +20,17 @@ if TYPE_CHECKING:  # it imports this module where a part is asked for
 def name_excerpt(start: float | None, end: float | None) -> str:
     """Names a part of a recording for messages: "[12.5-17.0 s]"."""
     return f"[{0.0 if start is None else start}-{'end' if end is None else end} s]"
+
+
+def draw_part(reader: "MediaReader", seconds: float, generator: np.random.Generator) -> "MediaReader":
+    """Returns a random part of a long video, in which a sample that needs so many seconds lies anywhere."""
+    length = max(2 * seconds, MIN_PART_SECONDS)
+    start = generator.uniform(0.0, max(reader.duration - length, 0.0))
+    part = Excerpt(reader, start, start + length, name_excerpt(round(start, 3), round(start + length, 3)))
+    if part.num_frames > 1:
+        return part
+    reader.read_whole()  # one picture stands still there; somewhere else there are others
+    return reader
 
 
 def view_video(

@@ -16,9 +16,6 @@ from .images import DEFAULT_OPTIONS, ImageOptions, open_image
 from .video import open_video
 
 
-MIN_PART_SECONDS = 10.0  # of a long video: at least some frames, whatever the frame rate
-
-
 class TimeLimitError(MediaDecodingError):
     """Reading a file took longer than the limit."""
 
@@ -177,20 +174,12 @@ class MediaLoader:
 
 
 def part_at_random(reader: MediaReader, seconds: float | None, generator: np.random.Generator) -> MediaReader:
-    """
-    Returns a random part of a long video, in which a sample that needs so many seconds lies anywhere. None needs all.
-    """
+    """Returns a random part of a long video, for a sample that needs so many seconds. None needs all."""
     if not reader.is_long or seconds is None:
         return reader
-    from .excerpts import Excerpt, name_excerpt  # imported here, because few have long videos
+    from .excerpts import draw_part  # imported here, because few have long videos
 
-    length = max(2 * seconds, MIN_PART_SECONDS)
-    start = generator.uniform(0.0, max(reader.duration - length, 0.0))
-    part = Excerpt(reader, start, start + length, name_excerpt(round(start, 3), round(start + length, 3)))
-    if part.num_frames > 1:
-        return part
-    reader.read_whole()  # one picture stands still there; somewhere else there are others
-    return reader
+    return draw_part(reader, seconds, generator)
 
 
 class ReadingThread:

@@ -59,8 +59,7 @@ class SourceSettings(Settings):
 
     nominal_frames_per_second: float | None = setting(
         None,
-        "take the frames of every video as if they followed each other at this rate: sampling by frames and not by "
-        "time, for slow cameras and time lapses",
+        "frames of all videos follow each other at this rate: sampling by frames, not by the file's times",
         above=0,
     )
 
