@@ -56,11 +56,8 @@ class SourceSettings(Settings):
         "of frame folders (default: --frames_per_second); of animations and image stacks, in place of their own times",
         above=0,
     )
-
     nominal_frames_per_second: float | None = setting(
-        None,
-        "frames of all videos follow each other at this rate: sampling by frames, not by the file's times",
-        above=0,
+        None, "take all videos to have this rate: sampling by frames, not by the times of their files", above=0
     )
 
     def __post_init__(self):
