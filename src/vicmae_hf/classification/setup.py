@@ -8,8 +8,8 @@ from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.media.reading import MediaItem
+from ..data.samples.label_fraction import select_label_fraction
 from ..data.sources.frame_store import StoredItem
-from ..data.sources.label_fraction import select_label_fraction
 from ..data.sources.labelled import LabelledSource, match_labels, open_labelled, read_class_names, with_class_names
 from ..errors import InputError, MediaDecodingError
 from ..evaluation.prediction import is_multi_label

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import set_seed
 
+from ..data.samples.label_fraction import take_share
 from ..data.samples.views import ViewDataset
-from ..data.sources.label_fraction import take_share
 from ..modeling_vicmae import ViCMAEModel
 from ..training.optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
 from .feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks

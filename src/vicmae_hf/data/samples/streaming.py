@@ -15,13 +15,12 @@ import torch
 from ...errors import InputError
 from ..loading.loader import loader_settings
 from ..media.bad_files import BadFiles, BadFilesError
-from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem
+from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem, has_frames
 from ..sources.selection import list_media
 from ..sources.sources import (
     STORED_TIMES,
     DataSourceError,
     SourceSettings,
-    has_frames,
     is_saved_dataset,
     open_source,
 )

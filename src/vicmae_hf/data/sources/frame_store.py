@@ -18,6 +18,12 @@ from ..media.images import decode_jpegs, read_image
 ROW_COLUMNS = ("frames", "timestamps", "duration")
 
 
+def has_frames(features: datasets.Features) -> bool:
+    """Whether a table's column `frames` is of type `List(Image)`, as in frame stores."""
+    feature = features.get("frames")
+    return isinstance(feature, (datasets.List, datasets.LargeList)) and isinstance(feature.feature, datasets.Image)
+
+
 class FrameStoreSource:
     """
     Rows of stored frames, with the interface of `MediaSource`.

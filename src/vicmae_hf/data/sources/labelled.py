@@ -15,14 +15,12 @@ from ...settings import setting
 from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
 from .label_lists import has_no_label, renumber, to_targets, used_classes
-from .selection import list_files, select_media
+from .selection import finish_source, list_files, select_media, table_of_paths
 from .sources import (
     MediaSource,
     SourceSettings,
-    finish_source,
     is_saved_dataset,
     open_source,
-    table_of_paths,
 )
 
 

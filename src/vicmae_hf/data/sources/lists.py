@@ -22,7 +22,8 @@ from ..media.excerpts import name_excerpt
 from ..media.reading import EncodedItem
 from .label_lists import index_label_lists
 from .listed_files import find_files, take_frame_counts
-from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, SourceSettings, table_of_paths
+from .selection import table_of_paths
+from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, MediaSource, SourceSettings
 from .tables import LABEL_COLUMNS, as_source_error, index_labels
 
 

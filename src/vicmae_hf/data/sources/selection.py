@@ -1,4 +1,4 @@
-"""Selects what is read among the files of a folder, and says what is left out."""
+"""Selects what is read among the files of a folder, says what is left out, and how much there is."""
 
 import logging
 import os
@@ -6,15 +6,19 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import datasets
+
 from ..media.frame_folders import group_frames, hint_at_frames
 from ..media.video import warn_once
 from .frame_store import FrameStoreSource
 from .sources import (
     IMAGE_EXTENSIONS,
     STORE_FILE,
+    STORED_TIMES,
     VIDEO_EXTENSIONS,
     DataSourceError,
     MediaSource,
+    SourceSettings,
     is_saved_dataset,
 )
 
@@ -89,6 +93,31 @@ def tell_found(source: MediaSource | FrameStoreSource) -> None:
     else:
         images = 0 if source.is_video else count
     logger.info("%s: %s videos, %s images.", source.name, f"{count - images:,}", f"{images:,}")
+
+
+def finish_source(source: MediaSource | FrameStoreSource, settings: SourceSettings) -> MediaSource | FrameStoreSource:
+    """Applies the settings that are of the items. Raises a DataSourceError if the source has none to divide."""
+    source.image_options = settings.image_options()  # (a frame store, whose images are all of one kind, ignores them)
+    tell_found(source)
+    if settings.nominal_frames_per_second is not None and not isinstance(source, MediaSource):
+        raise DataSourceError(f"{source.name}: {STORED_TIMES}")
+    if settings.segment_seconds is None:
+        return source
+    from .segments import divide  # imported here, because few have long recordings
+
+    if not isinstance(source, MediaSource):
+        raise DataSourceError(f"{source.name}: a frame store cannot be divided; pack it with --segment_seconds.")
+    return divide(source, settings.segment_seconds, getattr(settings, "seconds_per_file", 60.0))
+
+
+def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:
+    """Makes a table with the column `path`. Raises a DataSourceError if a path is no valid UTF-8."""
+    try:
+        return datasets.Dataset.from_dict(
+            {"path": paths}, features=datasets.Features({"path": datasets.Value("string")})
+        )
+    except UnicodeEncodeError as error:
+        raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
 
 
 def list_files(folder: Path) -> list[str]:

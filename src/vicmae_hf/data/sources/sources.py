@@ -182,28 +182,10 @@ def open_source(name: str | os.PathLike, settings: SourceSettings | None = None)
         DataSourceError: if it does not exist, holds no videos or images, or is a frame store that is not finished.
         InputError: if a list is malformed, or some of its files are missing.
     """
+    from .selection import finish_source  # imported here, because it does something for few
+
     settings = SourceSettings() if settings is None else settings
-    source = _open(os.fspath(name), settings)
-    return finish_source(source, settings)
-
-
-def finish_source(
-    source: "MediaSource | FrameStoreSource", settings: SourceSettings
-) -> "MediaSource | FrameStoreSource":
-    """Applies the settings that are of the items. Raises a DataSourceError if the source has none to divide."""
-    from .selection import tell_found  # imported here, because it says only how much there is
-
-    source.image_options = settings.image_options()  # (a frame store, whose images are all of one kind, ignores them)
-    tell_found(source)
-    if settings.nominal_frames_per_second is not None and not isinstance(source, MediaSource):
-        raise DataSourceError(f"{source.name}: {STORED_TIMES}")
-    if settings.segment_seconds is None:
-        return source
-    from .segments import divide  # imported here, because few have long recordings
-
-    if not isinstance(source, MediaSource):
-        raise DataSourceError(f"{source.name}: a frame store cannot be divided; pack it with --segment_seconds.")
-    return divide(source, settings.segment_seconds, getattr(settings, "seconds_per_file", 60.0))
+    return finish_source(_open(os.fspath(name), settings), settings)
 
 
 def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSource":
@@ -212,7 +194,7 @@ def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSourc
 
         return open_remote(name, settings)
     # Imported here: a folder of videos needs none of it. You may leave it out when you read how pretraining works.
-    from .selection import list_media
+    from .selection import list_media, table_of_paths
     from .tables import open_hub_dataset, open_parquet, open_saved_dataset
 
     path = Path(name).expanduser()
@@ -234,24 +216,8 @@ def _open(name: str, settings: SourceSettings) -> "MediaSource | FrameStoreSourc
     return MediaSource(name, table_of_paths(name, media), "path")
 
 
-def has_frames(features: datasets.Features) -> bool:
-    """Whether a table's column `frames` is of type `List(Image)`, as in frame stores."""
-    feature = features.get("frames")
-    return isinstance(feature, (datasets.List, datasets.LargeList)) and isinstance(feature.feature, datasets.Image)
-
-
 def is_saved_dataset(folder: Path) -> bool:
     """Whether a folder was written by `datasets` or is a frame store, finished or not."""
     # `datasets` writes both files. Programs of all kinds leave a state.json alone.
     is_table = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     return is_table or any((folder / file).is_file() for file in ("dataset_dict.json", STORE_FILE))
-
-
-def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:
-    """Makes a table with the column `path`. Raises a DataSourceError if a path is no valid UTF-8."""
-    try:
-        return datasets.Dataset.from_dict(
-            {"path": paths}, features=datasets.Features({"path": datasets.Value("string")})
-        )
-    except UnicodeEncodeError as error:
-        raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error

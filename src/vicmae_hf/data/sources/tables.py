@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, constants
 
 from ...errors import InputError
 from ...files import read_json
-from .frame_store import ROW_COLUMNS, FrameStoreSource
-from .sources import STORE_FILE, DataSourceError, MediaSource, SourceSettings, has_frames
+from .frame_store import ROW_COLUMNS, FrameStoreSource, has_frames
+from .sources import STORE_FILE, DataSourceError, MediaSource, SourceSettings
 
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vicmae_hf.data.sources.label_fraction import select_label_fraction
+from vicmae_hf.data.samples.label_fraction import select_label_fraction
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ...errors import InputError
-from .labelled import LabelledSource, refuse_several_labels
+from ..sources.labelled import LabelledSource, refuse_several_labels
 
 
 def select_label_fraction(source: LabelledSource, fraction: float, seed: int) -> LabelledSource:
