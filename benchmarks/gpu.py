@@ -9,6 +9,7 @@ bf16 peak of the device. Peers take turns in the same run. Exit status 1 if a ch
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -28,7 +29,7 @@ from gpu_checks import CHECKS, DEVICE, PIXELS, build_updates, synthetic_batches 
 from peers import CONFIGS, TimmPeer, ViTMAEPeer  # noqa: E402
 
 from vicmae_hf import ViCMAEConfig  # noqa: E402
-from vicmae_hf.data.samples.augmentation import normalize_pixels  # noqa: E402
+from vicmae_hf.data.samples.augmentation import PixelNormalizer  # noqa: E402
 from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
 
 
@@ -113,9 +114,10 @@ def peer_step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
     scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
     batches = synthetic_batches(config, batch_size)
+    normalize = PixelNormalizer(PIXELS.image_mean, PIXELS.image_std).to(DEVICE)
 
     def step() -> None:
-        views = normalize_pixels(next(batches)["pixel_values"], PIXELS.image_mean, PIXELS.image_std)
+        views = normalize(next(batches)["pixel_values"])
         with torch.autocast(DEVICE.type, dtype=dtype):
             loss = model(views)
         scaler.scale(loss).backward()
@@ -128,6 +130,8 @@ def peer_step(
 
 def measure(build: Callable[[], Callable[[], None]], num_steps: int) -> tuple[dict[str, float], list]:
     """Measures one row: milliseconds, spread, GiB, share of attention; and the kernels of an update."""
+    gc.collect()
+    torch.compiler.reset()  # every row compiles for its own shapes
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     step = build()
@@ -153,15 +157,12 @@ def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Ca
                 ("ours", config, partial(our_step, compiled=False)),
                 ("ours", config, partial(our_step, compiled=True)),
             ]
-            if batch_size == arguments.batches[0]:
+            if arguments.peers and batch_size == arguments.batches[0]:
                 rows += [
                     ("ours, both", both, partial(our_step, compiled=False)),
                     ("ours, both", both, partial(our_step, compiled=True)),
                     ("ours, MAE", plain, partial(our_step, compiled=False)),
                     ("ours, MAE", plain, partial(our_step, compiled=True)),
-                ]
-            if batch_size == arguments.batches[0] and arguments.peers:
-                rows += [
                     ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer)),
                     ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer, compiled=True)),
                     ("timm, fp16", plain, partial(peer_step, peer=TimmPeer, dtype=torch.float16)),

@@ -104,7 +104,7 @@ def check_precisions() -> Iterator[tuple]:
     model, inputs = model.to(DEVICE), {name: t.to(DEVICE) for name, t in inputs.items()}
     expected = loss_and_gradient(model, inputs, torch.float32)
     difference = abs(expected[0] - cpu_loss) / cpu_loss
-    yield "float32, GPU against CPU", difference < 1e-4, f"loss {difference:.1e}"
+    yield "float32, GPU against CPU", difference < 1e-4, f"loss {difference:.1e} of {cpu_loss:.6f}"
     for dtype in (torch.bfloat16, torch.float16):
         yield compare(f"{dtype}".removeprefix("torch."), loss_and_gradient(model, inputs, dtype), expected)
     backends = [SDPBackend.MATH]
@@ -183,6 +183,26 @@ def check_overflows() -> Iterator[tuple]:
         yield "bf16, run stops", held and stopped == 3, f"held {held}, at update {stopped}"
 
 
+def check_synchronisation() -> Iterator[tuple]:
+    """Makes updates in a mode in which waiting for the device raises."""
+    for compiled in (False, True):
+        updates = build_updates(small_config(), 32, compiled=compiled)
+        for step in range(3):  # caches are filled, kernels compiled
+            updates.make(step)
+        if DEVICE.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            updates.make(3)
+            found = ""
+        except RuntimeError as error:
+            found = str(error)
+        finally:
+            if DEVICE.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        mode = "compiled" if compiled else "eager"
+        yield f"no waiting for the device, {mode}", not found, found or "none in an update"
+
+
 def run_updates(precision: str, stop_at: int | None) -> tuple[torch.Tensor, float]:
     """Makes 8 updates; if told, goes on from a checkpoint at `stop_at` with a new model. Returns weights and loss."""
     with tempfile.TemporaryDirectory() as folder:
@@ -212,4 +232,4 @@ def check_resuming() -> Iterator[tuple]:
     yield "twice the same run, bf16", difference < 1e-3, f"largest difference {difference:.1e} (kernels as they come)"
 
 
-CHECKS = (check_precisions, check_objectives, check_overflows, check_resuming)
+CHECKS = (check_precisions, check_objectives, check_overflows, check_synchronisation, check_resuming)

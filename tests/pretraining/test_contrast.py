@@ -24,7 +24,7 @@ from PIL import Image
 from tiny_models import tiny_overrides
 
 from vicmae_hf import ViCMAEImageProcessor
-from vicmae_hf.data.samples.augmentation import normalize_pixels
+from vicmae_hf.data.samples.augmentation import PixelNormalizer
 from vicmae_hf.training.loop import seed_batch
 from vicmae_hf.training.resuming import describe_changes
 
@@ -38,7 +38,7 @@ def accelerator():
 
 def normalised(batch):
     processor = ViCMAEImageProcessor()
-    return normalize_pixels(batch["pixel_values"], processor.image_mean, processor.image_std), batch["noise"]
+    return PixelNormalizer(processor.image_mean, processor.image_std)(batch["pixel_values"]), batch["noise"]
 
 
 def in_one_graph(model, num_processes: int, precision=nullcontext) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ from ..configuration_vicmae import ViCMAEConfig
 from ..data.loading.loader import SteadyBatches, build_dataloader
 from ..data.media.bad_files import BadFiles
 from ..data.media.reading import MediaLoader
-from ..data.samples.augmentation import normalize_pixels
+from ..data.samples.augmentation import PixelNormalizer
 from ..data.samples.clip_augmentation import BatchMixing, RandomClip
 from ..data.samples.clips import ClipDataset
 from ..data.samples.frame_choice import ClipSampling
@@ -240,7 +240,8 @@ class Objective:
         self.prepared = prepared
         # By the mean and deviation that are saved with the processor, so that users normalise as training did.
         processor, _ = build_classifier_processors(config, arguments)
-        self.mean, self.std = processor.image_mean, processor.image_std
+        device = next(prepared.parameters()).device
+        self.normalize = PixelNormalizer(processor.image_mean, processor.image_std).to(device)
         self.mixing = BatchMixing(config.num_labels, arguments.label_smoothing, arguments.mixup, arguments.cutmix)
 
     def __call__(self, batch: dict[str, torch.Tensor], epoch: float) -> dict[str, torch.Tensor]:
@@ -248,7 +249,7 @@ class Objective:
             inputs, targets = self.mixing(batch["features"], batch["labels"])
             return {"loss": self.prepared(features=inputs, labels=targets).loss}
         # Pixels travel as bytes and become floats here on the device; mixing needs floats.
-        pixel_values = normalize_pixels(batch["pixel_values"], self.mean, self.std)
+        pixel_values = self.normalize(batch["pixel_values"])
         inputs, targets = self.mixing(pixel_values, batch["labels"])
         return {"loss": self.prepared(pixel_values=inputs, labels=targets).loss}
 

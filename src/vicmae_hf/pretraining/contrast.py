@@ -15,7 +15,6 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 
-from ..data.samples.augmentation import normalize_pixels
 from ..training.loop import ComputeLosses, seed_batch
 from ..training.optimization import Schedule
 from .objective import Objective
@@ -111,7 +110,7 @@ class ContrastAcrossAccumulation:
     def encode(self, index: int, batch: Batch) -> torch.Tensor:
         """Returns pooled features `(B, 2, D)` of a batch, as they will be in the second pass."""
         self.seed_batch(index)
-        pixel_values = normalize_pixels(batch["pixel_values"], self.objective.mean, self.objective.std)
+        pixel_values = self.objective.normalize(batch["pixel_values"])
         # By the model itself: DistributedDataParallel expects a backward pass after its forward pass. With a graph,
         # which is gone with this call: without one, compiled layers would be other programs and draw other numbers.
         with self.accelerator.autocast():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..data.samples.augmentation import normalize_pixels
+from ..data.samples.augmentation import PixelNormalizer
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEForPreTrainingOutput
 
 
@@ -36,7 +36,7 @@ class Objective:
     ):
         self.prepared = prepared
         self.model = model
-        self.mean, self.std = processor.image_mean, processor.image_std
+        self.normalize = PixelNormalizer(processor.image_mean, processor.image_std).to(model.device)
         self.contrastive_start_epoch = contrastive_start_epoch
         self.output: ViCMAEForPreTrainingOutput | None = None
 
@@ -56,7 +56,7 @@ class Objective:
         # Set anew for every batch and not once, so that a resumed run needs no state of it.
         self.set_contrastive(epoch >= self.contrastive_start_epoch)
         # Pixels travel as bytes, a quarter of what floats would be, and become floats here on the device.
-        pixel_values = normalize_pixels(batch["pixel_values"], self.mean, self.std)
+        pixel_values = self.normalize(batch["pixel_values"])
         self.output = self.prepared(pixel_values, batch["noise"], batch.get("contrast"))
         losses = {name: self.output.get(name) for name in ("loss", "reconstruction_loss", "contrastive_loss")}
         return {name: value for name, value in losses.items() if value is not None}

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from ..data.samples.augmentation import normalize_pixels
+from ..data.samples.augmentation import PixelNormalizer
 from ..files import partial_file
 from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
 
@@ -87,7 +87,7 @@ def reconstruct_views(
     """
     height, width = views.shape[-2:]
     patch_size = model.config.patch_size
-    pixel_values = normalize_pixels(views.to(model.device), mean, std)
+    pixel_values = PixelNormalizer(mean, std).to(model.device)(views.to(model.device))
     num_patches = (height // patch_size) * (width // patch_size)
     # A generator of its own: the same patches are masked in the pictures of every run.
     noise = torch.rand(*views.shape[:2], num_patches, generator=torch.Generator().manual_seed(seed))

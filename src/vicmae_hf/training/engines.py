@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from accelerate.utils import is_torch_xla_available
 from torch import nn
 
@@ -47,10 +48,13 @@ def unsupported(engine: str, cause: str) -> ArgumentsError:
 
 def compile_layers(model: nn.Module) -> None:
     """
-    Lets `torch.compile` make one program for the Transformer layers of a model; the rest stays as it is. All layers of
-    a size share it, so that compiling takes seconds and not minutes, and what changes outside (the contrastive weight,
-    masks, losses) compiles nothing again.
+    Lets `torch.compile` make programs of the Transformer layers of a model; the rest stays as it is. All layers of one
+    size share a program, so that compiling takes seconds and not minutes, and what changes outside (the contrastive
+    weight, masks, losses) compiles nothing again.
     """
+    # With stochastic depth every layer has a rate, and a program, of its own; torch would stop at 8.
+    torch._dynamo.config.recompile_limit = 64
     for module in model.modules():
         if isinstance(module, ViCMAELayer):
-            module.compile()
+            # Static, because a layer of the decoder would else make the shapes of all layers dynamic.
+            module.compile(dynamic=False)

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from vicmae_hf.data.media.images import read_image
-from vicmae_hf.data.samples.augmentation import RandomView, draw_box, normalize_pixels
+from vicmae_hf.data.samples.augmentation import PixelNormalizer, RandomView, draw_box
 from vicmae_hf.errors import InputError
 
 
@@ -167,7 +167,7 @@ def test_normalisation():
     pixels = torch.randint(0, 256, (2, 2, 3, 4, 5), dtype=torch.uint8)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     expected = (pixels.numpy() / 255.0 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    normalized = normalize_pixels(pixels, mean, std)
+    normalized = PixelNormalizer(mean, std)(pixels)
     assert normalized.dtype == torch.float32
     np.testing.assert_allclose(normalized.numpy(), expected, atol=2e-6)
 

@@ -5,17 +5,29 @@ import random
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torchvision.transforms import v2
 
 from ...errors import InputError
 
 
-def normalize_pixels(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 `(..., 3, H, W)` -> float32 of the same shape, `(pixel / 255 - mean) / std`, on the device it is on."""
-    # mean and std are multiplied instead of dividing the pixels: one pass over the batch less.
-    mean = torch.tensor(mean, device=pixel_values.device).view(-1, 1, 1) * 255
-    std = torch.tensor(std, device=pixel_values.device).view(-1, 1, 1) * 255
-    return (pixel_values.float() - mean) / std
+class PixelNormalizer(nn.Module):
+    """
+    Normalises pixels on the device it is on: uint8 `(..., 3, H, W)` -> float32 of the same shape,
+    `(pixel / 255 - mean) / std`.
+
+    Its constants stay on the device. Made anew for every batch they would be sent there, and the program would wait
+    until all before is computed.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        # Multiplied instead of dividing the pixels: one pass over the batch less.
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1) * 255)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return (pixel_values.float() - self.mean) / self.std
 
 
 def color_steps(is_first: bool) -> list[v2.Transform]:
