@@ -95,7 +95,7 @@ class ContrastAcrossAccumulation:
         is_contrastive = epoch >= self.objective.contrastive_start_epoch
         self.objective.set_contrastive(is_contrastive)
         if not is_contrastive or self.model.config.contrastive_weight == 0:
-            return [partial(self.collect, [])] * self.num_batches
+            return [partial(self.collect, [])] * self.num_batches  # one list, for all of them
         pooled = [self.encode(index, batch) for index, batch in enumerate(self.update)]
         projections, loss, gradients = self.differentiate(torch.cat(pooled))
         sizes = [len(features) for features in pooled]
