@@ -4,13 +4,15 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import psutil
 import pytest
 from launching import ACCELERATE, run
 
 from vicmae_hf import ViCMAEConfig
-from vicmae_hf.command_line import command_to_go_on, parse_arguments, parse_config_overrides
+from vicmae_hf.command_line import command_to_go_on, parse_arguments, parse_config_overrides, parse_keywords
+from vicmae_hf.commands.evaluate import EvaluationArguments
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
 
@@ -95,11 +97,74 @@ def test_a_missing_file_is_named():
         parse("missing.yaml", *REQUIRED)
 
 
-@pytest.mark.parametrize("flags", [["--seeed", "1"], ["--frame_sampling", "distent"], ["--see", "1"], ["stray"]])
-def test_unknown_flags_and_choices_are_usage_errors(flags, capsys):
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeed", "1"], "unknown flag --seeed. Did you mean --seed?"),
+        (["--seeed=1"], "unknown flag --seeed. Did you mean --seed?"),
+        (["--no_horizontal_flip"], "unknown flag --no_horizontal_flip. Did you mean --no-horizontal_flip?"),
+        (["--see", "1"], "unknown flag --see. Did you mean --seed?"),
+        (["--xyzzy"], "unknown flag --xyzzy."),
+        (["--seed", "one"], "argument --seed: invalid int value: 'one'"),
+        (["--frame_sampling", "distent"], "invalid choice: 'distent'"),
+        (["stray"], "the data is given twice, as stray and by --train_data."),
+    ],
+)
+def test_wrong_flags_are_usage_errors_of_two_lines(flags, message, capsys):
+    with pytest.raises(SystemExit) as caught:
         parse(*REQUIRED, *flags)
-    assert flags[-1] in capsys.readouterr().err
+    usage, error = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2
+    assert usage.startswith("usage: ")
+    assert error.startswith("error: ") and message in error
+
+
+def test_required_settings_that_are_missing_are_named_together(capsys):
+    with pytest.raises(SystemExit):
+        parse("--seed", "1")
+    assert capsys.readouterr().err.splitlines()[-1] == "error: missing: --train_data, --output_dir."
+
+
+def test_data_and_output_have_short_forms(tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("train_data: from_file\nseed: 3\n")
+    assert parse("a", "b", "-o", "out") == parse("--train_data", "a", "b", "--output_dir", "out")
+    # Wherever it stands, and in place of that of a file.
+    expected = parse("--train_data", "a", "--output_dir", "out", "--seed", "4")
+    assert parse(str(settings), "--seed", "4", "-o", "out", "a") == expected
+    assert parse(str(settings), "-o", "out").train_data == ["from_file"]
+    evaluation = ["--model_name_or_path", "model", "-o", "out"]
+    assert parse_arguments(EvaluationArguments, ["clips", *evaluation]).data == "clips"
+    with pytest.raises(SystemExit):
+        parse_arguments(EvaluationArguments, ["clips", "more", *evaluation])
+
+
+def test_keywords_are_checked_as_flags_are():
+    arguments = parse_keywords(
+        PretrainingArguments,
+        {
+            "train_data": Path("clips"),
+            "output_dir": Path("out"),
+            "image_size": (160, 96),
+            "config_overrides": {"hidden_size": 64},
+            "max_train_steps": None,
+            "push_to_hub": True,
+            "horizontal_flip": False,
+        },
+    )
+    flags = ["--image_size", "160", "96", "--config_overrides", "hidden_size=64", "--push_to_hub"]
+    assert arguments == parse(*REQUIRED, *flags, "--no-horizontal_flip")
+    for settings, message in [
+        ({"num_train_epoch": 3}, "unknown setting 'num_train_epoch'. Did you mean 'num_train_epochs'?"),
+        ({"seed": -1}, "--seed must be between 0 and"),
+        ({"seed": 1.5}, "invalid int value: '1.5'"),
+        ({"horizontal_flip": "no"}, "horizontal_flip must be true or false, got 'no'"),
+        ({"output_dir": None}, "missing: --output_dir"),
+        ({"hub_model_id": "hf_" + 32 * "a"}, "--hub_model_id holds an access token"),
+    ]:
+        with pytest.raises(ArgumentsError) as error:
+            parse_keywords(PretrainingArguments, {"train_data": "clips", "output_dir": "out"} | settings)
+        assert message in str(error.value)
 
 
 def test_settings_survive_being_written_and_read(tmp_path):

@@ -26,7 +26,7 @@ MODEL_FILES = [
 # and of those below.
 FLOORS = [
     ["errors", "files", "settings", "command_line"],
-    [*MODEL_FILES, "processors", "convert_checkpoint", "__init__"],
+    [*MODEL_FILES, "processors", "convert_checkpoint"],
     ["data/media", "data/loading"],
     ["data/sources"],
     ["data/samples", "data"],
@@ -34,6 +34,8 @@ FLOORS = [
     ["training", "reports"],
     ["evaluation"],
     ["pretraining", "classification"],
+    ["commands"],
+    ["commands/help", "__init__"],
 ]
 
 

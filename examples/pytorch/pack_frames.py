@@ -1,69 +1,14 @@
 """
-Decodes videos and images once, and stores their frames encoded: training then waits for no video decoder.
+Decodes videos and images once, and stores their frames encoded: `vicmae pack`.
 
     python examples/pytorch/pack_frames.py --input data/videos --output data/store --num_proc 8
     torchrun --nproc_per_node 8 examples/pytorch/pack_frames.py --input data/videos --output data/store
 
-Interrupted and run again, it goes on. A store is read wherever a folder of videos is; docs/frame_store.md explains.
+docs/frame_store.md explains.
 """
 
-import os
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-
-from vicmae_hf.command_line import parse_arguments
-from vicmae_hf.data.media.bad_files import BadFilesArguments
-from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
-from vicmae_hf.data.sources.labelled import read_class_names
-from vicmae_hf.data.sources.sources import STORE_FILE, SourceSettings
-from vicmae_hf.files import check_writable
-from vicmae_hf.settings import REQUIRED, setting
-from vicmae_hf.training.session import run_script
-
-
-@dataclass(kw_only=True)
-class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
-    input: str = setting(REQUIRED, "folder of videos and images, list, Parquet file or dataset name")
-    output: str = setting(REQUIRED, "folder of the store")
-    labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
-    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
-    num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1)
-    seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit", minimum=0)
-
-
-def main() -> None:
-    arguments = parse_arguments(PackingArguments)
-    check_writable(Path(arguments.output).expanduser() / STORE_FILE)
-    class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
-    rank = int(os.environ.get("RANK", 0))
-    summary = pack_frames(
-        PackingInput.open(arguments.input, arguments.labelled, class_names, arguments),
-        arguments.output,
-        arguments,
-        num_proc=arguments.num_proc,
-        seconds_per_file=arguments.seconds_per_file,
-        max_bad_files=arguments.max_bad_files,
-        # Of torchrun and accelerate launch. Ranks share nothing but the folder, so they need no process group.
-        process_index=rank,
-        num_processes=int(os.environ.get("WORLD_SIZE", 1)),
-        command=["python", *sys.argv],
-    )
-    if rank == 0 or summary.is_finished:
-        print_summary(arguments.output, summary)
-
-
-def print_summary(output: str, summary: PackingSummary) -> None:
-    state = "finished" if summary.is_finished else f"{summary.num_missing} of them not written yet"
-    failures = f"{summary.num_failures:>15,}" + (f"   {output}/bad_files.jsonl" if summary.num_failures else "")
-    print(
-        f"{output}: {summary.num_shards} shards, {state}\n"
-        f"  videos and images {summary.num_rows:>15,}\n"
-        f"  frames            {summary.num_frames:>15,}\n"
-        f"  bytes             {summary.num_bytes:>15,}\n"
-        f"  failures          {failures}"
-    )
+from vicmae_command import run
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run("pack")

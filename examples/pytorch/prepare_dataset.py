@@ -1,58 +1,15 @@
 """
-Prepares a dataset as people have it on disk: matches its official list with the files, opens them, and writes a table
-with the official labels beside a report of what is missing, broken or repeated. docs/datasets.md explains.
+Checks a dataset against its official list, and writes a table of it: `vicmae prepare`.
 
     python examples/pytorch/prepare_dataset.py \
         --dataset kinetics400 --root /data/k400 --split val --output tables/k400_val
     python examples/pytorch/pack_frames.py --input tables/k400_val --output stores/k400_val
+
+docs/datasets.md explains.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-from vicmae_hf.command_line import parse_arguments
-from vicmae_hf.data.media.reading import MediaLoader, ReadingArguments
-from vicmae_hf.data.preparing.preparation import prepare_dataset, summarize
-from vicmae_hf.data.sources.labelled import read_class_names
-from vicmae_hf.settings import REQUIRED, setting
-from vicmae_hf.training.session import run_script
-
-
-@dataclass(kw_only=True)
-class PreparationArguments(ReadingArguments):
-    dataset: Literal[
-        "kinetics400", "kinetics600", "kinetics700", "ssv2", "moments", "imagenet", "places365", "folder", "list"
-    ] = setting(REQUIRED, "whose layout and class order to expect")
-    root: str = setting(
-        REQUIRED, "folder of the dataset; ImageNet: also Parquet or a name on the Hub; list: where its paths begin"
-    )
-    output: str = setting(REQUIRED, "folder to write: table, report.json, classes.csv, problems.csv, list.tsv")
-    split: Literal["train", "val", "test"] | None = setting(None, "which list; a plain folder or list may have none")
-    annotations: str | None = setting(None, "the list; default: where the layout has it")
-    media: str | None = setting(None, "folder of the split's files; default: where the layout has it")
-    class_names: str | None = setting(None, "file of class names, one a line, for another order than the official one")
-    check: Literal["none", "header", "decode"] = setting(
-        "header", "whether a file is there; opens; or also decodes its first and last frame"
-    )
-    num_proc: int = setting(4, "processes that check", minimum=1)
-
-
-def main() -> None:
-    arguments = parse_arguments(PreparationArguments)
-    report = prepare_dataset(
-        arguments.dataset,
-        arguments.root,
-        arguments.output,
-        split=arguments.split,
-        annotations=arguments.annotations,
-        media=arguments.media,
-        class_names=None if arguments.class_names is None else read_class_names(arguments.class_names),
-        check=arguments.check,
-        num_proc=arguments.num_proc,
-        loader=MediaLoader(arguments.video_backend, arguments.seconds_per_file),
-    )
-    print(f"{summarize(report)}\nTable and report: {arguments.output}")
+from vicmae_command import run
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run("prepare")

@@ -1,96 +1,14 @@
 """
-Evaluates a classifier of videos or images, of this project or of Transformers, on a labelled folder or dataset.
+Evaluates a classifier over test views: `vicmae evaluate`, for `accelerate launch`.
 
     accelerate launch examples/pytorch/run_evaluation.py --model_name_or_path outputs/finetuned \
         --data data/demo/motion/eval --num_clips 3 --num_crops 3 --temporal_ablation --output_dir outputs/evaluation
 
-Several numbers are several protocols in one pass: `--num_clips 5 7 --num_crops 1 3` are 1x5 and 3x7 views (spatial x
-temporal). docs/evaluation.md explains.
+docs/evaluation.md explains.
 """
 
-from dataclasses import asdict, dataclass
-
-from accelerate import Accelerator
-
-from vicmae_hf.command_line import parse_arguments
-from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
-from vicmae_hf.data.sources.labelled import match_labels, open_labelled, refuse_several_labels
-from vicmae_hf.evaluation.arguments import InferenceArguments
-from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
-from vicmae_hf.evaluation.prediction import is_multi_label, predict_views
-from vicmae_hf.evaluation.results import check_output_dir, describe, write_evaluation
-from vicmae_hf.evaluation.temporal_ablation import FrameOrders
-from vicmae_hf.settings import REQUIRED, ArgumentsError, setting
-from vicmae_hf.training.engines import check_engine
-from vicmae_hf.training.session import refuse_data_folder, run_script
-
-
-@dataclass(kw_only=True)
-class EvaluationArguments(InferenceArguments):
-    model_name_or_path: str = setting(REQUIRED, "classifier: a folder, or a name on the Hub")
-    data: str = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, list of `path label`, or dataset with labels")
-    output_dir: str = setting(REQUIRED, "where results, tables and pictures are written")
-    num_clips: list[int] = setting([1], "temporal views of a video; several numbers are several protocols")
-    num_crops: list[int] = setting([1], "spatial views of a clip; as many numbers as num_clips")
-    label_names: str | None = setting(None, "file of class names in the order of the model's outputs, one a line")
-    temporal_ablation: bool = setting(
-        False, "also with shuffled and with repeated frames, views of the first protocol"
-    )
-    seed: int = setting(0, "of the shuffles", minimum=0)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if len(self.num_clips) != len(self.num_crops):
-            raise ArgumentsError(
-                f"--num_clips and --num_crops must have as many numbers, got {self.num_clips} and {self.num_crops}."
-            )
-
-
-def main() -> None:
-    arguments = parse_arguments(EvaluationArguments)
-    check_engine(arguments.mixed_precision)
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    if accelerator.is_main_process:
-        check_output_dir(arguments.output_dir)
-        refuse_data_folder(arguments.output_dir, [arguments.data])
-    classifier = load_classifier(arguments.model_name_or_path, arguments.label_names)
-    if arguments.num_frames is None:
-        arguments.num_frames = classifier.num_frames
-    if arguments.frames_per_second is None:
-        arguments.frames_per_second = classifier.frames_per_second
-    if arguments.image_range is None:
-        arguments.image_range = getattr(classifier.processor, "image_range", "type")
-    source = open_labelled(arguments.data, classifier.class_names, settings=arguments)
-    source = match_labels(source, is_multi_label(classifier.model.config), f"the model {arguments.model_name_or_path}")
-    if arguments.temporal_ablation:
-        refuse_several_labels(source, "--temporal_ablation")
-    dataset = ViewDataset(
-        source,
-        choose_preprocessing(classifier.processor),
-        MediaLoader(arguments.video_backend, arguments.seconds_per_file),
-        task=classifier.task,
-        num_frames=arguments.num_frames,
-        frames_per_second=arguments.frames_per_second or None,
-        protocols=[ViewProtocol(*counts) for counts in zip(arguments.num_clips, arguments.num_crops, strict=True)],
-    )
-    frame_orders = FrameOrders(dataset.num_frames, arguments.seed) if arguments.temporal_ablation else None
-    check_fit(classifier.model, dataset)
-    predictions = predict_views(
-        accelerator,
-        classifier.model.to(accelerator.device),
-        dataset,
-        batch_size=arguments.per_device_eval_batch_size,
-        num_workers=arguments.dataloader_num_workers,
-        frame_orders=frame_orders,
-    )
-    if accelerator.is_main_process:
-        settings = asdict(arguments) | {"task": classifier.task, "num_processes": accelerator.num_processes}
-        results = write_evaluation(arguments.output_dir, dataset, predictions, frame_orders, settings)
-        print(f"{describe(results)}\nTables and pictures: {arguments.output_dir}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+from vicmae_command import run
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run("evaluate")

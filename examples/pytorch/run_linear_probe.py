@@ -1,85 +1,12 @@
 """
-Linear probe of a frozen encoder on labelled folders (ROOT/CLASS_NAME/FILE), beside the same probe of an encoder with
-random weights.
+Linear probe of a frozen encoder: `vicmae probe`.
 
     python examples/pytorch/run_linear_probe.py --model_name_or_path outputs/demo \
         --train_data data/demo/appearance/train --eval_data data/demo/appearance/eval --output_dir outputs/demo/probe
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-from accelerate import Accelerator
-
-from vicmae_hf.command_line import parse_arguments
-from vicmae_hf.data.media.bad_files import write_failures
-from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
-from vicmae_hf.evaluation.features import build_feature_views, load_encoder
-from vicmae_hf.evaluation.probes import probe_beside_untrained
-from vicmae_hf.evaluation.results import check_output_dir
-from vicmae_hf.files import write_json
-from vicmae_hf.settings import REQUIRED, setting
-from vicmae_hf.training.arguments import ProcessArguments
-from vicmae_hf.training.engines import check_engine
-from vicmae_hf.training.session import refuse_data_folder, run_script
-
-
-@dataclass(kw_only=True)
-class ProbeArguments(ProcessArguments, HeldOutSettings):
-    model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
-    train_data: str = setting(REQUIRED, "labelled folder or list that the classifier is trained on")
-    eval_data: str = setting(REQUIRED, "labelled folder or list of held-out files")
-    output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
-    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
-    num_frames: int = setting(8, "frames taken from a video", minimum=1)
-    num_seeds: int = setting(
-        5, "probes, each on its own 80 % of the training files; untrained encoders likewise", minimum=1
-    )
-
-
-def main() -> None:
-    arguments = parse_arguments(ProbeArguments)
-    check_output_dir(arguments.output_dir)
-    refuse_data_folder(arguments.output_dir, [arguments.train_data, arguments.eval_data])
-    check_engine(arguments.mixed_precision)
-    model, processor = load_encoder(arguments.model_name_or_path, "frame")
-    loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
-    if arguments.image_range is None:
-        arguments.image_range = processor.image_range
-    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
-    train_source = open_labelled(arguments.train_data, names, f"--label_names {arguments.label_names}", arguments)
-    names = train_source.class_names
-    eval_source = open_labelled(arguments.eval_data, names, "the training data", arguments.of_evaluation)
-    for source in (train_source, eval_source):
-        refuse_several_labels(source, "the probe")
-    train, evaluation = (
-        build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames)
-        for source in (train_source, eval_source)
-    )
-    results = probe_beside_untrained(
-        Accelerator(mixed_precision=arguments.mixed_precision),
-        model,
-        train,
-        evaluation,
-        arguments.num_seeds,
-        num_workers=arguments.dataloader_num_workers,
-    )
-    output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))
-    write_json(output_dir / "all_results.json", results)
-    write_json(output_dir / "arguments.json", asdict(arguments))
-    print(
-        f"Linear probe on {results['num_eval_samples']} held-out files of {results['num_classes']} classes "
-        f"(chance {100 / results['num_classes']:.1f} %), mean and standard deviation of {arguments.num_seeds} runs:\n"
-        f"  pretrained {results['eval_top1']:.1f} ± {results['eval_top1_spread']:.1f} % top-1\n"
-        f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
-        f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
-        f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
-        f"{results['num_failed']} unreadable files. Results: {output_dir / 'all_results.json'}"
-    )
+from vicmae_command import run
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run("probe")

@@ -1,6 +1,7 @@
 """
 Converts checkpoints of other code bases: ViC-MAE's authors (pretraining and finetuned), MAE, Transformers' ViTMAE.
 
+    vicmae convert FILE.pth -o DIR
     python -m vicmae_hf.convert_checkpoint --checkpoint FILE.pth --output_dir DIR
 
 Every tensor must be in the key tables below, or the conversion stops: nothing is left at random values.
@@ -13,6 +14,7 @@ import math
 import os
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -21,7 +23,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import ViTMAEConfig
 
-from .command_line import one_line, parse_config_overrides
+from .command_line import one_line, parse_arguments, parse_config_overrides
 from .configuration_vicmae import ViCMAEConfig
 from .errors import InputError
 from .files import check_writable, read_json, writing
@@ -33,6 +35,7 @@ from .modeling_vicmae import (
     resample_positions,
 )
 from .processors import build_processors
+from .settings import REQUIRED, ArgumentsError, Settings, setting
 
 
 logger = logging.getLogger(__name__)
@@ -613,26 +616,38 @@ def convert_checkpoint(
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vicmae_hf.convert_checkpoint", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help=".pth or .safetensors file, or folder of a ViTMAE model")
-    parser.add_argument("--output_dir", required=True, help="folder to write, for from_pretrained")
-    parser.add_argument("--image_size", type=int, nargs="+", help="pixels: one number, or height and width")
-    parser.add_argument("--config_overrides", help='fields of ViCMAEConfig, as "name=value,name=value"')
-    arguments = parser.parse_args()
-    if arguments.image_size is not None and len(arguments.image_size) > 2:
-        parser.error(f"--image_size: expected one number, or height and width, got {arguments.image_size}.")
-    logging.basicConfig(format="%(message)s")
-    try:
-        overrides = parse_config_overrides(ViCMAEConfig, arguments.config_overrides)
-        size = arguments.image_size
-        if size is not None:
-            overrides["image_size"] = size[0] if len(size) == 1 else size
-        model = convert_checkpoint(arguments.checkpoint, arguments.output_dir, **overrides)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise SystemExit(f"error: {one_line(error)}") from error
+@dataclasses.dataclass(kw_only=True)
+class ConversionArguments(Settings):
+    checkpoint: str = setting(REQUIRED, ".pth or .safetensors file, or folder of a ViTMAE model")
+    output_dir: str = setting(REQUIRED, "folder to write, for from_pretrained")
+    image_size: list[int] | None = setting(
+        None, "pixels: one number, or height and width; default: the checkpoint's", minimum=1
+    )
+    config_overrides: str | None = setting(
+        None, 'fields of ViCMAEConfig, as "name=value,name=value"', may_be_empty=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size is not None and len(self.image_size) > 2:
+            raise ArgumentsError(f"--image_size: expected one number, or height and width, got {self.image_size}.")
+
+
+def run(arguments: ConversionArguments) -> None:
+    overrides = parse_config_overrides(ViCMAEConfig, arguments.config_overrides)
+    if size := arguments.image_size:
+        overrides["image_size"] = size[0] if len(size) == 1 else size
+    model = convert_checkpoint(arguments.checkpoint, arguments.output_dir, **overrides)
     print(describe(model))
     print(f"Written to {arguments.output_dir}: {', '.join(sorted(os.listdir(arguments.output_dir)))}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(format="%(message)s")
+    try:
+        run(parse_arguments(ConversionArguments, argv))
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {one_line(error)}") from error
 
 
 def describe(model: ViCMAEPreTrainedModel) -> str:

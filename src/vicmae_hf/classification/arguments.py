@@ -46,7 +46,7 @@ class ClassificationArguments(TrainingArguments, HeldOutSettings):
 
     task: Literal["image", "video"] = setting(REQUIRED, "what is classified")
     method: Literal["finetune", "linear"] = setting(
-        REQUIRED, "train the whole model (Table 2), or a linear classifier on the frozen encoder (Table 3)"
+        "finetune", "train the whole model (Table 2), or a linear classifier on the frozen encoder (Table 3)"
     )
     train_data: list[str] = setting(
         REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, list of `path label`, or dataset with labels"

@@ -15,7 +15,7 @@ class ProcessArguments(ReadingArguments):
     dataloader_num_workers: int = setting(
         4, "loading processes per process of the script; 0 loads in the process itself", minimum=0
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: as accelerate launch says")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: no, or as accelerate says")
 
 
 @dataclass(kw_only=True)

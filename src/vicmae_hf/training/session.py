@@ -264,8 +264,7 @@ def lock_output_dir(folder: Path) -> None:
         ArgumentsError: if a run is writing to it.
     """
     path, holder_path = folder / LOCK_FILE, folder / HOLDER_FILE
-    while held_locks:
-        held_locks.pop().release()
+    release_output_dir()
     lock = FileLock(path)
     try:
         lock.acquire(timeout=LOCK_SECONDS)
@@ -280,6 +279,12 @@ def lock_output_dir(folder: Path) -> None:
         return
     held_locks.append(lock)
     holder_path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+
+
+def release_output_dir() -> None:
+    """Lets other runs write to the folder that this process has locked, if any."""
+    while held_locks:
+        held_locks.pop().release()
 
 
 def create_repository(arguments: TrainingArguments) -> None:

@@ -1,0 +1,39 @@
+"""Runs a command with settings from the command line, or from keyword arguments in a program or notebook."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
+
+from ..command_line import parse_arguments, parse_keywords
+from ..settings import Settings
+from ..training.session import release_output_dir, run_script
+
+
+Arguments = TypeVar("Arguments", bound=Settings)
+Run = Callable[[Arguments], dict[str, Any]]
+
+
+def start(arguments_class: type[Arguments], run: Run, argv: Sequence[str] | None = None) -> None:
+    """Runs a command as a script: errors that the user can mend are one line, and end the process."""
+    run_script(lambda: run(parse_arguments(arguments_class, argv)))
+
+
+def call(arguments_class: type[Arguments], run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+    """
+    Runs a command inside of a program or notebook, which may do so several times.
+
+    Raises:
+        ArgumentsError: if a setting is unknown, missing or wrong.
+        InputError, NonFiniteError, RunStopped: as `run` does.
+    """
+    arguments = parse_keywords(arguments_class, settings)
+    if not dist.is_initialized():
+        # Accelerate keeps one state a process, and would refuse another precision than that of the call before.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    try:
+        return run(arguments)
+    finally:
+        release_output_dir()

@@ -1,0 +1,69 @@
+"""
+Trains a classifier of images or videos from a pretrained ViC-MAE: the whole model, or (--method linear) a linear
+classifier on the frozen encoder.
+
+Examples:
+
+    vicmae finetune labelled/train --eval_data labelled/eval --task video --model_name_or_path outputs/mine \
+        -o outputs/classifier
+    vicmae finetune examples/pytorch/configs/finetune_in1k_vit_base.yaml IMAGENET/train --eval_data IMAGENET/val \
+        --model_name_or_path outputs/mine -o outputs/imagenet
+
+Settings come from the file and from flags, flags win. docs/finetuning.md explains.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..classification.arguments import ClassificationArguments
+from ..classification.classification import train_classifier
+from ..classification.setup import build_classifier, open_sources
+from ..training.session import end_session, start_session
+from .calling import call, start
+
+
+Data = str | os.PathLike
+
+
+def run(arguments: ClassificationArguments) -> dict[str, Any]:
+    accelerator = start_session(arguments)
+    with accelerator.main_process_first():
+        train_source, eval_source = open_sources(arguments)
+    model = build_classifier(arguments, train_source.class_names)
+    results = train_classifier(accelerator, model, train_source, eval_source, arguments)
+    if accelerator.is_main_process:
+        print(
+            f"top-1 {results['eval_top1']:.2f} %, top-5 {results['eval_top5']:.2f} % of {results['num_eval_samples']} "
+            f"held-out samples after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation. "
+            f"Model, curves and card: {arguments.output_dir}"
+        )
+    end_session(accelerator, arguments)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start(ClassificationArguments, run, argv)
+
+
+def finetune(train_data: Data, *, eval_data: Data, task: str, output_dir: Data, **settings: Any) -> dict[str, Any]:
+    """
+    Trains a classifier in this process, on one GPU or the CPU.
+
+        vicmae_hf.finetune("labelled/train", eval_data="labelled/eval", task="video", output_dir="outputs/classifier",
+                           model_name_or_path="outputs/mine")
+
+    Args:
+        train_data, eval_data: labelled folder ROOT/CLASS_NAME/FILE, list, or dataset with labels.
+        task: "image" or "video".
+        output_dir: where everything is written.
+        settings: as the flags of `vicmae finetune`, without "--"; `method="linear"` keeps the encoder as it is.
+
+    Returns:
+        The content of `all_results.json`.
+
+    Raises:
+        ArgumentsError, InputError, RunStopped: as `vicmae_hf.pretrain`.
+    """
+    required = {"train_data": train_data, "eval_data": eval_data, "task": task, "output_dir": output_dir}
+    return call(ClassificationArguments, run, required | settings)

@@ -1,0 +1,77 @@
+"""
+Decodes videos and images once, and stores their frames encoded: training then waits for no video decoder.
+
+Examples:
+
+    vicmae pack my_videos -o stores/mine --num_proc 8
+    vicmae pack my_videos -o stores/small --short_side 128 --format webp
+
+Interrupted and run again, it goes on. A store is read wherever a folder of videos is; docs/frame_store.md explains.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..command_line import this_command
+from ..data.media.bad_files import BadFilesArguments
+from ..data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
+from ..data.sources.labelled import read_class_names
+from ..data.sources.sources import STORE_FILE, SourceSettings
+from ..files import check_writable
+from ..settings import REQUIRED, ArgumentsError, setting
+from .calling import start
+
+
+@dataclass(kw_only=True)
+class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
+    input: str = setting(REQUIRED, "folder of videos and images, list, Parquet file or dataset name")
+    output: str = setting(REQUIRED, "folder of the store")
+    labelled: bool = setting(False, "the input is ROOT/CLASS_NAME/FILE or a list: store the labels")
+    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
+    num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1)
+    seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit", minimum=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_names is not None and not self.labelled:
+            raise ArgumentsError("--label_names orders the classes of --labelled, which is not given.")
+
+
+def run(arguments: PackingArguments) -> dict[str, Any]:
+    check_writable(Path(arguments.output).expanduser() / STORE_FILE)
+    class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    rank = int(os.environ.get("RANK", 0))
+    summary = pack_frames(
+        PackingInput.open(arguments.input, arguments.labelled, class_names, arguments),
+        arguments.output,
+        arguments,
+        num_proc=arguments.num_proc,
+        seconds_per_file=arguments.seconds_per_file,
+        max_bad_files=arguments.max_bad_files,
+        # Of torchrun and accelerate launch. Ranks share nothing but the folder, so they need no process group.
+        process_index=rank,
+        num_processes=int(os.environ.get("WORLD_SIZE", 1)),
+        command=this_command(),
+    )
+    if rank == 0 or summary.is_finished:
+        print_summary(arguments.output, summary)
+    return asdict(summary)
+
+
+def print_summary(output: str, summary: PackingSummary) -> None:
+    state = "finished" if summary.is_finished else f"{summary.num_missing} of them not written yet"
+    failures = f"{summary.num_failures:>15,}" + (f"   {output}/bad_files.jsonl" if summary.num_failures else "")
+    print(
+        f"{output}: {summary.num_shards} shards, {state}\n"
+        f"  videos and images {summary.num_rows:>15,}\n"
+        f"  frames            {summary.num_frames:>15,}\n"
+        f"  bytes             {summary.num_bytes:>15,}\n"
+        f"  failures          {failures}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start(PackingArguments, run, argv)

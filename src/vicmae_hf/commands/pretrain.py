@@ -1,0 +1,62 @@
+"""
+Pretrains ViC-MAE on folders of videos and images, lists, Parquet files or datasets.
+
+Examples:
+
+    vicmae pretrain my_videos -o outputs/mine
+    vicmae pretrain examples/pytorch/configs/pretrain_vit_base.yaml my_videos -o outputs/vit_base
+
+Settings come from the file and from flags, flags win. docs/pretraining.md explains.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..modeling_vicmae import ViCMAEForPreTraining
+from ..pretraining.arguments import PretrainingArguments
+from ..pretraining.run import run_pretraining
+from ..training.session import build_model, end_session, start_session
+from .calling import call, start
+
+
+Data = str | os.PathLike
+
+
+def run(arguments: PretrainingArguments) -> dict[str, Any]:
+    accelerator = start_session(arguments)
+    model = build_model(ViCMAEForPreTraining, arguments)
+    results = run_pretraining(accelerator, model, arguments)
+    if accelerator.is_main_process:
+        print(
+            f"{results['num_steps']} updates, {results['pairs_per_second']:.0f} pairs/s, "
+            f"{results['num_failed']} unreadable files. Model, curves and pictures: {arguments.output_dir}"
+        )
+    end_session(accelerator, arguments)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start(PretrainingArguments, run, argv)
+
+
+def pretrain(train_data: Data | Sequence[Data], *, output_dir: Data, **settings: Any) -> dict[str, Any]:
+    """
+    Pretrains ViC-MAE in this process, on one GPU or the CPU. (`vicmae pretrain` starts one process for each GPU.)
+
+        vicmae_hf.pretrain("my_videos", output_dir="outputs/mine", num_train_epochs=100, mixed_precision="bf16")
+
+    Args:
+        train_data: folders, lists, frame stores, Parquet files or dataset names, one or several.
+        output_dir: where everything is written.
+        settings: as the flags of `vicmae pretrain`, without "--".
+
+    Returns:
+        The content of `all_results.json`.
+
+    Raises:
+        ArgumentsError: if a setting is unknown or wrong.
+        InputError: if data, checkpoint or folder cannot be used; more kinds in `run_pretraining`.
+        RunStopped: if the run was asked to stop (a notebook's stop button does); it left a checkpoint.
+    """
+    return call(PretrainingArguments, run, {"train_data": train_data, "output_dir": output_dir, **settings})

@@ -1,0 +1,79 @@
+"""
+Linear probe of a frozen encoder on labelled folders (ROOT/CLASS_NAME/FILE), beside the same probe of an encoder with
+random weights.
+
+Examples:
+
+    vicmae probe labelled/train --eval_data labelled/eval --model_name_or_path outputs/mine -o outputs/mine/probe
+    vicmae probe labels.csv --eval_data held_out.csv --model_name_or_path outputs/mine -o outputs/probe --num_seeds 1
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..data.media.bad_files import write_failures
+from ..data.media.reading import MediaLoader, ReadingArguments
+from ..data.sources.labelled import HeldOutSettings, open_labelled, read_class_names
+from ..evaluation.features import HeldViews, build_feature_views, load_encoder
+from ..evaluation.probes import probe_beside_untrained
+from ..evaluation.results import check_output_dir
+from ..files import write_json
+from ..settings import REQUIRED, setting
+from ..training.engines import check_engine
+from ..training.session import refuse_data_folder
+from .calling import start
+
+
+@dataclass(kw_only=True)
+class ProbeArguments(ReadingArguments, HeldOutSettings):
+    model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
+    train_data: str = setting(REQUIRED, "labelled folder or list that the classifier is trained on")
+    eval_data: str = setting(REQUIRED, "labelled folder or list of held-out files")
+    output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
+    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
+    num_frames: int = setting(8, "frames taken from a video", minimum=1)
+    num_seeds: int = setting(
+        5, "probes, each on its own 80 % of the training files; untrained encoders likewise", minimum=1
+    )
+
+
+def run(arguments: ProbeArguments) -> dict[str, Any]:
+    check_output_dir(arguments.output_dir)
+    refuse_data_folder(arguments.output_dir, [arguments.train_data, arguments.eval_data])
+    check_engine()
+    model, processor = load_encoder(arguments.model_name_or_path, "frame")
+    loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
+    if arguments.image_range is None:
+        arguments.image_range = processor.image_range
+    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    train_source = open_labelled(arguments.train_data, names, f"--label_names {arguments.label_names}", arguments)
+    names = train_source.class_names
+    eval_source = open_labelled(arguments.eval_data, names, "the training data", arguments.of_evaluation)
+    train, evaluation = (
+        HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
+        for source in (train_source, eval_source)
+    )
+    results = probe_beside_untrained(Accelerator(), model, train, evaluation, arguments.num_seeds)
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))
+    write_json(output_dir / "all_results.json", results)
+    write_json(output_dir / "arguments.json", asdict(arguments))
+    print(
+        f"Linear probe on {results['num_eval_samples']} held-out files of {results['num_classes']} classes "
+        f"(chance {100 / results['num_classes']:.1f} %), mean and standard deviation of {arguments.num_seeds} runs:\n"
+        f"  pretrained {results['eval_top1']:.1f} ± {results['eval_top1_spread']:.1f} % top-1\n"
+        f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
+        f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
+        f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
+        f"{results['num_failed']} unreadable files. Results: {output_dir / 'all_results.json'}"
+    )
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start(ProbeArguments, run, argv)
