@@ -121,7 +121,7 @@ def take_num_processes(argv: list[str]) -> int | None:
 def launch(argv: list[str], num_processes: int) -> NoReturn:
     """
     Runs `vicmae` with these arguments in several processes on this machine, by Accelerate's launcher, and ends as they
-    end. Signals go on to them, so that they write a checkpoint before they end. What they say is the last thing on the
+    end. Signals go on to them, so that they write a checkpoint before they end. Their error is the last thing on the
     screen: the launcher would add its traceback.
     """
     import logging  # imported here, because help needs none of it
@@ -130,6 +130,7 @@ def launch(argv: list[str], num_processes: int) -> NoReturn:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ["VICMAE_LAUNCHER"] = str(os.getpid())  # see `end_script` of the package
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
     flags = ["--multi_gpu", "--num_processes", str(num_processes), "--num_machines", "1", "--main_process_port", "0"]
@@ -137,7 +138,7 @@ def launch(argv: list[str], num_processes: int) -> NoReturn:
     arguments = launch_command_parser().parse_args([*flags, __file__, *argv])
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    statuses = []
+    statuses, messages = [], []
 
     def work() -> None:
         try:
@@ -145,6 +146,8 @@ def launch(argv: list[str], num_processes: int) -> NoReturn:
             statuses.append(0)
         except ChildFailedError as error:
             statuses.append(error.get_first_failure()[1].exitcode)
+            left = [failure.message for failure in error.failures.values() if failure.error_file != "<N/A>"]
+            messages.extend(left)
 
     # In a thread, because the launcher would put its own handlers of signals in place of these.
     launcher = threading.Thread(target=work, daemon=True)
@@ -152,6 +155,8 @@ def launch(argv: list[str], num_processes: int) -> NoReturn:
         signal.signal(number, hand_on)
     launcher.start()
     launcher.join()
+    for message in messages[:1]:
+        print(message, file=sys.stderr)
     status = statuses[0] if statuses else 1
     sys.exit(status if status >= 0 else 128 - status)
 

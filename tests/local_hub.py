@@ -36,6 +36,7 @@ class LocalHub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.private: set[str] = set()
         self.lfs_objects: dict[str, bytes] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -126,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{kind}{wanted['organization'] or USER}/{wanted['name']}"
         exists = name in self.server.repositories
         self.server.repositories.setdefault(name, {})
+        if "private" in (wanted.get("visibility"), wanted.get("private") and "private") and not exists:
+            self.server.private.add(name)
         self.answer({"url": f"{self.server.url}/{name}"}, status=409 if exists else 200)
 
     def answer_upload_modes(self, files: list[dict]):
@@ -176,7 +179,8 @@ class Handler(BaseHTTPRequestHandler):
             if match[1] not in self.server.repositories:
                 return self.answer({"error": "no such repository"}, 404, {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": path} for path in self.server.repositories[match[1]]]
-            self.answer({"id": match[1].removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings})
+            info = {"id": match[1].removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings}
+            self.answer(info | {"private": match[1] in self.server.private})
         elif match := re.fullmatch(rf"{API_REPOSITORY}/tree/[^/]+/?(.*)", address.path):
             tree = list_tree(self.server.repositories[match[1]], match[2], "recursive=true" in address.query)
             if match[2] and not tree:

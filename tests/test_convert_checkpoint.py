@@ -8,11 +8,14 @@ import pickle
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from tiny_models import tiny_config
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
@@ -21,7 +24,14 @@ from transformers import (
 )
 
 from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEModel
-from vicmae_hf.convert_checkpoint import convert_checkpoint, convert_state_dict, main, revert_state_dict
+from vicmae_hf.convert_checkpoint import (
+    convert_checkpoint,
+    convert_state_dict,
+    main,
+    own_checkpoint,
+    revert_state_dict,
+)
+from vicmae_hf.errors import InputError
 from vicmae_hf.image_processing_vicmae import ViCMAEImageProcessor
 from vicmae_hf.video_processing_vicmae import ViCMAEVideoProcessor
 
@@ -330,6 +340,31 @@ def make_vit_mae() -> ViTMAEForPreTraining:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def test_a_checkpoint_of_another_kind_is_converted_for_as_long_as_it_is_needed(tmp_path):
+    theirs, tensors = make_vit_mae(), {**encoder_tensors(), **decoder_tensors()}
+    theirs.save_pretrained(tmp_path / "vit_mae")
+    torch.save({"model": tensors}, tmp_path / "mae.pth")
+    expected = {"vit_mae": theirs.vit.layers[1].mlp.fc1.weight, "mae.pth": tensors["blocks.1.mlp.fc1.weight"]}
+    for name, weight in expected.items():
+        with own_checkpoint(str(tmp_path / name), **HEAD_COUNTS) as folder:
+            model = ViCMAEForPreTraining.from_pretrained(folder)
+            assert AutoImageProcessor.from_pretrained(folder).crop_size == {"height": IMAGE, "width": IMAGE}
+        assert not Path(folder).exists()
+        assert torch.equal(model.vicmae.layers[1].mlp.fc1.weight, weight)
+        assert (model.config.num_attention_heads, model.config.contrastive_loss) == (HEADS, "none")
+
+
+def test_a_checkpoint_of_this_package_stays_where_it_is(tmp_path):
+    ViCMAEModel(tiny_config()).save_pretrained(tmp_path)
+    with own_checkpoint(str(tmp_path)) as folder:
+        assert folder == str(tmp_path)
+    with pytest.raises(OSError, match="nothing"), own_checkpoint(str(tmp_path / "nothing")):
+        pass
+    (tmp_path / "broken.pth").write_bytes(b"no file of PyTorch")
+    with pytest.raises(InputError, match=r"broken\.pth: "), own_checkpoint(str(tmp_path / "broken.pth")):
+        pass
 
 
 def hub_names(state_dict: dict) -> dict:

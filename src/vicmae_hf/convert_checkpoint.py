@@ -14,14 +14,17 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ViTMAEConfig
+from transformers import PreTrainedConfig, ViTMAEConfig
 
 from .command_line import one_line, parse_arguments, parse_config_overrides
 from .configuration_vicmae import ViCMAEConfig
@@ -614,6 +617,38 @@ def convert_checkpoint(
         for processor in build_processors(config):
             processor.save_pretrained(output_dir)
     return model
+
+
+@contextmanager
+def own_checkpoint(name: str, **config_overrides) -> Iterator[str]:
+    """
+    Converts what `--model_name_or_path` may name beside a checkpoint of this package: a .pth or .safetensors file (see
+    `convert_state_dict`), and a ViTMAE model, in a folder or on the Hub. The block gets a folder that lasts as long as
+    it does; of any other checkpoint, its name as it is.
+
+    Raises:
+        InputError: if such a checkpoint can't be read or converted.
+        OSError: if there is no checkpoint of that name.
+    """
+    checkpoint = Path(name).expanduser()
+    if not checkpoint.is_file():
+        if PreTrainedConfig.get_config_dict(name)[0].get("model_type") != "vit_mae":
+            yield name
+            return
+        if not checkpoint.is_dir():
+            checkpoint = download_checkpoint(name)
+    with tempfile.TemporaryDirectory(prefix="vicmae-converted-") as folder:
+        model = convert_checkpoint(checkpoint, folder, **config_overrides)
+        logger.info("%s: converted, a %s.", name, type(model).__name__)
+        yield folder
+
+
+def download_checkpoint(name: str) -> Path:
+    """Downloads configuration and weights of a model on the Hub: the safetensors files if there are any."""
+    folder = snapshot_download(name, allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"])
+    if not any(Path(folder).glob("*.safetensors")):
+        folder = snapshot_download(name, allow_patterns=["config.json", "pytorch_model.bin"])
+    return Path(folder)
 
 
 @dataclasses.dataclass(kw_only=True)

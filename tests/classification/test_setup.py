@@ -196,7 +196,7 @@ def test_the_video_processor_samples_as_the_model_is_trained(folders, tmp_path, 
 def test_a_checkpoint_of_another_model_is_refused(folders, tmp_path):
     VideoMAEConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "other")
     arguments = parse(folders, "--model_name_or_path", tmp_path / "other", "--new_classifier")
-    with pytest.raises(ArgumentsError, match="expected a checkpoint of vicmae, got one of videomae"):
+    with pytest.raises(ArgumentsError, match="expected a checkpoint of vicmae, MAE or ViTMAE, got one of videomae"):
         build_classifier(arguments, ["a", "b", "c"])
 
 

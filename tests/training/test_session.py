@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from launching import run_together, undone
 from local_hub import READ_TOKEN, hub_of_this_process, run_local_hub, unreachable_hub
 from safetensors.torch import save_file
+from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
 
 from vicmae_hf import ViCMAEForPreTraining
 from vicmae_hf.errors import InputError
@@ -49,6 +50,36 @@ def test_accumulation_may_be_set_by_the_launcher(given, launched, taken):
 def test_accumulation_set_twice_is_refused_if_it_differs():
     with pytest.raises(ArgumentsError, match=r"is 2, but accelerate's configuration .* has 4"):
         adopt_accumulation(arguments(gradient_accumulation_steps=2), 4)
+
+
+VIT_MAE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+VIT_MAE |= {"image_size": 16, "patch_size": 8, "mask_ratio": 0.5}
+VIT_MAE |= {f"decoder_{name}": value for name, value in VIT_MAE.items() if name.startswith(("hid", "num", "int"))}
+
+
+def test_weights_of_mae_are_trained_on_with_the_objective_of_vicmae(tmp_path, caplog):
+    theirs = ViTMAEForPreTraining(ViTMAEConfig(**VIT_MAE))
+    theirs.save_pretrained(tmp_path / "vit_mae")
+    model = build_model(ViCMAEForPreTraining, arguments(model_name_or_path=str(tmp_path / "vit_mae")))
+    assert torch.equal(model.vicmae.layers[0].mlp.fc1.weight, theirs.vit.layers[0].mlp.fc1.weight)
+    assert torch.equal(model.decoder.prediction.weight, theirs.decoder.decoder_pred.weight)
+    assert (model.config.contrastive_loss, model.config.reconstruct, model.config.mask_ratio) == (
+        "info_nce",
+        "first",
+        0.5,
+    )
+    assert model(torch.rand(2, 2, 3, 16, 16)).contrastive_loss > 0
+    assert "weights of MAE, trained on with the objective of ViC-MAE" in caplog.text
+    caplog.clear()
+    settings = arguments(model_name_or_path=str(tmp_path / "vit_mae"), config_overrides="contrastive_loss=none")
+    assert build_model(ViCMAEForPreTraining, settings).config.contrastive_loss == "none"
+    assert caplog.text == ""
+
+
+def test_other_models_are_refused_with_what_is_expected(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ArgumentsError, match="expected a checkpoint of vicmae, MAE or ViTMAE, got one of bert"):
+        build_model(ViCMAEForPreTraining, arguments(model_name_or_path=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +155,18 @@ def test_a_wrong_repository_name_is_one_line_before_training(hub):
     settings = arguments(push_to_hub=True, hub_model_id="no such/name!")
     with hub_of_this_process(hub.url), pytest.raises(ArgumentsError, match="repository no such/name! on"):
         create_repository(settings)
+
+
+def test_a_private_repository_is_private_or_refused(hub):
+    with hub_of_this_process(hub.url):
+        create_repository(arguments(push_to_hub=True, hub_model_id="mine", private=True))
+        create_repository(arguments(push_to_hub=True, hub_model_id="shown"))
+        assert hub.private == {"someone/mine"}
+        create_repository(arguments(push_to_hub=True, hub_model_id="mine", private=True))
+        with pytest.raises(
+            ArgumentsError, match="--private: the repository someone/shown is there already, and public"
+        ):
+            create_repository(arguments(push_to_hub=True, hub_model_id="shown", private=True))
 
 
 def test_a_failed_upload_says_that_the_training_is_safe(hub, tmp_path):

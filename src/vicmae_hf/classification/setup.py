@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
+from ..convert_checkpoint import own_checkpoint
 from ..data.media.reading import MediaItem
 from ..data.samples.label_fraction import select_label_fraction
 from ..data.sources.frame_store import StoredItem
@@ -87,7 +88,8 @@ def kept_classifier(arguments: ClassificationArguments) -> ViCMAEConfig | None:
     if arguments.model_name_or_path is None or arguments.new_classifier or arguments.method == "linear":
         return None
     try:
-        config = ViCMAEConfig.from_pretrained(arguments.model_name_or_path)
+        with own_checkpoint(arguments.model_name_or_path) as folder:
+            config = ViCMAEConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
     if not any("Classification" in name for name in config.architectures or []):

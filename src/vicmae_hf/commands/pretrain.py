@@ -13,6 +13,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate.logging import get_logger
+
+from ..configuration_vicmae import ViCMAEConfig
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import PretrainingArguments
 from ..pretraining.run import run_pretraining
@@ -20,12 +23,15 @@ from ..training.session import build_model, end_session, start_session
 from .calling import call, start
 
 
+logger = get_logger(__name__)
+
 Data = str | os.PathLike
 
 
 def run(arguments: PretrainingArguments) -> dict[str, Any]:
     accelerator = start_session(arguments)
     model = build_model(ViCMAEForPreTraining, arguments)
+    warn_of_plain_mae(model.config, arguments)
     results = run_pretraining(accelerator, model, arguments)
     if accelerator.is_main_process:
         print(
@@ -34,6 +40,16 @@ def run(arguments: PretrainingArguments) -> dict[str, Any]:
         )
     end_session(accelerator, arguments)
     return results
+
+
+def warn_of_plain_mae(config: ViCMAEConfig, arguments: PretrainingArguments) -> None:
+    """Says so if the objective is plain MAE because a checkpoint says so, and nobody else."""
+    if config.contrastive_loss == "none" and "contrastive_loss" not in (arguments.config_overrides or ""):
+        logger.warning(
+            'The config of %s says contrastive_loss "none": this trains plain MAE. For ViC-MAE, say '
+            '--config_overrides "contrastive_loss=info_nce".',
+            arguments.model_name_or_path,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from accelerate.logging import get_logger
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 
+from ..convert_checkpoint import own_checkpoint
 from ..data.media.bad_files import write_failures
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
@@ -34,18 +35,19 @@ logger = get_logger(__name__)
 def load_encoder(name: str, pooling: Literal["frame", "clip"]) -> tuple[ViCMAEModel, Any]:
     """
     Loads the encoder of any ViC-MAE checkpoint (pretrained, finetuned, or an encoder alone), and its processor: the
-    image processor for `pooling="frame"`, the video processor for "clip".
+    image processor for `pooling="frame"`, the video processor for "clip". Checkpoints of MAE and ViTMAE are converted.
 
     Raises:
         InputError: if there is no such checkpoint, it is of another model, or lacks weights or the processor.
     """
     processor_class = AutoVideoProcessor if pooling == "clip" else AutoImageProcessor
     try:
-        config = AutoConfig.from_pretrained(name, **NO_FOREIGN_CODE)
-        if config.model_type != ViCMAEModel.config_class.model_type:
-            raise InputError(f"{name}: expected a ViC-MAE checkpoint, got one of {config.model_type}.")
-        model, loading = ViCMAEModel.from_pretrained(name, output_loading_info=True)
-        processor = processor_class.from_pretrained(name, **NO_FOREIGN_CODE)
+        with own_checkpoint(name) as folder:
+            config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
+            if config.model_type != ViCMAEModel.config_class.model_type:
+                raise InputError(f"{name}: expected a ViC-MAE checkpoint, got one of {config.model_type}.")
+            model, loading = ViCMAEModel.from_pretrained(folder, output_loading_info=True)
+            processor = processor_class.from_pretrained(folder, **NO_FOREIGN_CODE)
     except InputError:
         raise
     except MODEL_ERRORS as error:

@@ -1,5 +1,7 @@
 """Builds the processors that are saved beside a model, and reads what a saved one says."""
 
+import os
+
 from ..configuration_vicmae import ViCMAEConfig
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..video_processing_vicmae import ViCMAEVideoProcessor
@@ -7,8 +9,10 @@ from ..video_processing_vicmae import ViCMAEVideoProcessor
 
 def read_image_range(checkpoint: str | None) -> str:
     """Reads the `image_range` of a checkpoint's image processor; "type" if it has none, as one to go on from."""
+    if checkpoint is None or os.path.isfile(checkpoint):  # a file of weights alone
+        return "type"
     try:
-        return ViCMAEImageProcessor.from_pretrained(checkpoint).image_range if checkpoint is not None else "type"
+        return ViCMAEImageProcessor.from_pretrained(checkpoint).image_range
     except OSError:
         return "type"
 

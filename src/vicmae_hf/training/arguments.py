@@ -50,9 +50,12 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     save_total_limit: int | None = setting(3, "newest checkpoints kept", minimum=1)
     resume_from_checkpoint: str | None = setting(None, "checkpoint folder, or 'latest' of output_dir")
     overwrite_output_dir: bool = setting(False, "allow an output_dir that holds a run; its checkpoints are deleted")
-    report_to: list[str] = setting([], "trackers of Accelerate, for example tensorboard")
+    report_to: list[str] = setting([], "trackers of Accelerate: tensorboard, wandb, trackio, ...")
+    project: str = setting("vicmae", "name of the project at trackers")
+    run_name: str | None = setting(None, "name of the run at trackers; default: the name of output_dir")
     push_to_hub: bool = setting(False, "upload output_dir, without checkpoints, to the Hub at the end")
     hub_model_id: str | None = setting(None, "repository on the Hub; default: the name of output_dir")
+    private: bool = setting(False, "the repository on the Hub must be private")
 
     def __post_init__(self):
         super().__post_init__()

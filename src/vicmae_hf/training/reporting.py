@@ -1,5 +1,7 @@
 """Reports on a run: log of metrics, progress bar, results and settings."""
 
+import builtins
+import importlib
 import json
 import math
 import os
@@ -9,11 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
@@ -113,7 +117,8 @@ class MetricsLog:
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(output_dir) if line.get("step", math.inf) <= start_step]
             write_json_lines(self.path, kept)
-        self.has_bar = accelerator.is_main_process and sys.stderr.isatty()
+        has_screen = sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")  # a terminal or a notebook
+        self.has_bar = accelerator.is_main_process and has_screen
         self.progress = tqdm(total=num_steps, initial=start_step, disable=not self.has_bar, dynamic_ncols=True)
 
     def advance(self) -> None:
@@ -180,6 +185,24 @@ class MetricsLog:
 
     def __exit__(self, *exception) -> None:
         self.progress.close()
+
+
+def track_pictures(accelerator: Accelerator, output_dir: str | os.PathLike) -> None:
+    """Gives the pictures of a run, `plots/*.png`, to the trackers that show pictures."""
+    paths = {f"plots/{path.stem}": path for path in sorted(Path(output_dir).glob("plots/*.png"))}
+    step = next(reversed(read_metrics(output_dir)), {}).get("step") if accelerator.trackers else None
+    for tracker in list(accelerator.trackers):
+        try:
+            if tracker.name == "tensorboard":
+                arrays = {name: np.asarray(Image.open(path).convert("RGB"))[None] for name, path in paths.items()}
+                tracker.log_images(arrays, step=step, dataformats="NHWC")
+            elif tracker.name in ("wandb", "swanlab"):
+                tracker.log_images({name: [Image.open(path)] for name, path in paths.items()}, step=step)
+            elif tracker.name == "trackio":  # Accelerate's class for it has no `log_images`
+                trackio = importlib.import_module("trackio")
+                tracker.log({name: trackio.Image(str(path)) for name, path in paths.items()}, step=step)
+        except Exception as error:  # of any kind: trackers are programs of others
+            warn_of_tracker(accelerator, tracker, error)
 
 
 def finish_trackers(accelerator: Accelerator) -> None:

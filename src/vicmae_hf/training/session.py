@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import logging
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,19 +27,22 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ..command_line import command_to_go_on, launching_command, one_line, parse_config_overrides
+from ..configuration_vicmae import ViCMAEConfig
+from ..convert_checkpoint import own_checkpoint
 from ..data.loading.loader import end_workers
 from ..data.media.bad_files import remove_record
 from ..errors import InputError, NonFiniteError
 from ..files import check_writable
+from ..modeling_vicmae import ViCMAEForPreTraining
 from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
 from .engines import check_engine
-from .reporting import RESULTS_FILE, finish_trackers
+from .reporting import RESULTS_FILE, finish_trackers, track_pictures
 from .resuming import CheckpointError
 from .stopping import STOPPED_EXIT_STATUS, RunStopped
 
@@ -57,6 +62,17 @@ NO_FOREIGN_CODE = {"trust_remote_code": False}
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 
 PR_SET_PDEATHSIG = 1  # of prctl(2) on Linux: the signal that a process gets when its parent ends
+
+# Trackers -> how they call the name of a run. (TensorBoard has none: it shows the run's folder.)
+RUN_NAMES = {
+    "wandb": "name",
+    "trackio": "name",
+    "swanlab": "experiment_name",
+    "mlflow": "run_name",
+    "clearml": "task_name",
+}
+
+LAUNCHER_SECONDS = 5.0  # until a launcher has noticed that a process ended, and ends the others
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock-holder"  # who holds the lock; not in the locked file, which Windows lets nobody else read
@@ -98,6 +114,11 @@ def run_script(main: Callable[[], None]) -> None:
     except RunStopped as stopped:
         # All processes stop together.
         end_script(f"{stopped}. Go on with: {command_to_go_on()}" if is_main_process() else "", STOPPED_EXIT_STATUS)
+    except RuntimeError:
+        if "VICMAE_LAUNCHER" in os.environ and not is_main_process():
+            # Perhaps only that another process ended, which says why. The launcher ends this one meanwhile.
+            time.sleep(LAUNCHER_SECONDS)
+        raise
     except KeyboardInterrupt:  # outside of the training: there is nothing to keep
         end_script("Interrupted.", 128 + signal.SIGINT)
 
@@ -113,8 +134,14 @@ def is_main_process() -> bool:
 
 
 def end_script(message: str, status: int) -> None:
-    """Ends a script with a message of one line on stderr."""
-    if message:
+    """
+    Ends a script with a message of one line on stderr. An error is also left for the launcher of several processes,
+    because others may fail after this one, and say more than this one did. `vicmae` says it when all have ended.
+    """
+    if message and status == 1 and "TORCHELASTIC_ERROR_FILE" in os.environ:
+        left = {"message": one_line(message), "timestamp": int(time.time())}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(left), encoding="utf-8")
+    if message and (status != 1 or "VICMAE_LAUNCHER" not in os.environ):
         print(one_line(message), file=sys.stderr, flush=True)
     # Workers: one whose decoder hangs would keep the script alive. torch would report their deaths as errors.
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
@@ -187,8 +214,10 @@ def start_trackers(accelerator: Accelerator, arguments: TrainingArguments) -> No
     """Starts the trackers. If one cannot start, the run goes on without any."""
     # Trackers take plain values only, no lists.
     settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, (int, float, str))}
+    name = arguments.run_name or Path(arguments.output_dir).resolve().name
+    names = {tracker: {argument: name} for tracker, argument in RUN_NAMES.items()}
     try:
-        accelerator.init_trackers("vicmae", config=settings)
+        accelerator.init_trackers(arguments.project, config=settings, init_kwargs=names)
     except Exception as error:  # of any kind: trackers are programs of others
         accelerator.trackers.clear()
         logger.warning("The trackers cannot start; the run goes on without them (%s).", one_line(error))
@@ -297,14 +326,21 @@ def create_repository(arguments: TrainingArguments) -> None:
     hub = HfApi()
     name = arguments.hub_model_id or Path(arguments.output_dir).resolve().name
     try:
-        arguments.hub_model_id = hub.create_repo(name, exist_ok=True).repo_id
+        private = True if arguments.private else None  # else as the organisation has it
+        arguments.hub_model_id = hub.create_repo(name, private=private, exist_ok=True).repo_id
         # Creating passes if the repository exists, also where this user may only read. Better now than after days.
         hub.auth_check(arguments.hub_model_id, write=True)
+        is_public = arguments.private and not hub.model_info(arguments.hub_model_id).private
     except HUB_ERRORS as error:
         raise ArgumentsError(
             f"--push_to_hub: the repository {name} on {hub.endpoint} cannot be written to ({one_line(error)}). Log in "
             "with `hf auth login` and a token that may write, or choose another --hub_model_id."
         ) from error
+    if is_public:
+        raise ArgumentsError(
+            f"--private: the repository {arguments.hub_model_id} is there already, and public. Make it private in its "
+            "settings on the Hub, or choose another --hub_model_id."
+        )
 
 
 def build_model(
@@ -354,15 +390,43 @@ def explain(error: Exception) -> str:
 
 
 def load_model(model_class: type[Model], name: str, changes: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """Returns the model and Transformers' report on loading it. Raises a ValueError if it is of another kind."""
-    found = AutoConfig.from_pretrained(name, **NO_FOREIGN_CODE).model_type
-    if found != model_class.config_class.model_type:
-        raise ValueError(f"expected a checkpoint of {model_class.config_class.model_type}, got one of {found}.")
-    # A checkpoint may be stored in half precision. Trained so, weights would lose small updates by rounding.
-    # Mismatched sizes are let through, because `check_shapes` names them better.
-    return model_class.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **changes
-    )
+    """
+    Returns the model and Transformers' report on loading it. Checkpoints of MAE, ViTMAE and ViC-MAE's authors are
+    converted. Raises a ValueError if it is of another kind.
+    """
+    heads = ("num_attention_heads", "decoder_num_attention_heads")  # weights alone don't always tell them
+    with own_checkpoint(name, **{field: changes[field] for field in heads if field in changes}) as folder:
+        config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
+        if config.model_type != model_class.config_class.model_type:
+            raise ValueError(
+                f"expected a checkpoint of {model_class.config_class.model_type}, MAE or ViTMAE, got one of "
+                f"{config.model_type}."
+            )
+        if folder != name and issubclass(model_class, ViCMAEForPreTraining) and "contrastive_loss" not in changes:
+            changes = choose_objective(name, config) | changes
+        # A checkpoint may be stored in half precision. Trained so, weights would lose small updates by rounding.
+        # Mismatched sizes are let through, because `check_shapes` names them better.
+        model, loaded = model_class.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **changes
+        )
+    model.config.name_or_path = name  # and not a folder that is gone
+    return model, loaded
+
+
+def choose_objective(name: str, converted: PreTrainedConfig) -> dict[str, Any]:
+    """Of a converted checkpoint that says MAE's own objective: ViC-MAE's, because that is what is pretrained here."""
+    if converted.contrastive_loss != "none":
+        return {}
+    objective = {field: getattr(ViCMAEConfig(), field) for field in ("contrastive_loss", "reconstruct")}
+    chosen = ",".join(f"{field}={value}" for field, value in objective.items())
+    if is_main_process():
+        logging.getLogger(__name__).warning(
+            "%s: weights of MAE, trained on with the objective of ViC-MAE (%s). For plain MAE, say "
+            '--config_overrides "contrastive_loss=none".',
+            name,
+            chosen,
+        )
+    return objective
 
 
 def check_encoder(missing: Iterable[str]) -> None:
@@ -390,6 +454,8 @@ def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:
     if accelerator.is_main_process and arguments.push_to_hub:
         upload(arguments)
     accelerator.wait_for_everyone()  # else the first one to end would close the group that the others use
+    if accelerator.is_main_process:
+        track_pictures(accelerator, arguments.output_dir)
     finish_trackers(accelerator)
     accelerator.end_training()
 
