@@ -255,3 +255,36 @@ def test_the_launcher_is_what_stood_before_the_script(monkeypatch, tmp_path, par
     monkeypatch.setattr(sys, "orig_argv", [*started, "--seed", "1"])
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "1"])
     assert command_to_go_on() == f"{expected} train.py --seed 1 --resume_from_checkpoint latest"
+
+
+@pytest.mark.parametrize(
+    ("parent", "started", "script", "expected"),
+    [
+        (["bash"], ["/bin/python3", "PATH/vicmae"], "PATH/vicmae", "vicmae"),
+        (["bash"], ["/bin/python3", "/elsewhere/vicmae"], "/elsewhere/vicmae", "/elsewhere/vicmae"),
+        (["bash"], ["python3", "-m", "vicmae_command"], "/site/vicmae_command.py", "python3 -m vicmae_command"),
+        (
+            ["/bin/python3", "PATH/vicmae", "pretrain", "clips", "--num_processes", "2"],
+            ["/bin/python3", "-u", "/site/vicmae_command.py"],
+            "/site/vicmae_command.py",
+            "vicmae",
+        ),
+        (
+            ["/bin/python3", "PATH/accelerate", "launch", "-m", "vicmae_command", "pretrain", "clips"],
+            ["/bin/python3", "-m", "vicmae_command"],
+            "/site/vicmae_command.py",
+            "accelerate launch -m vicmae_command",
+        ),
+    ],
+)
+def test_the_command_to_go_on_is_that_of_vicmae(monkeypatch, tmp_path, parent, started, script, expected):
+    for name in ("accelerate", "vicmae"):
+        (tmp_path / name).touch(mode=0o755)
+    parent, started = ([part.replace("PATH", str(tmp_path)) for part in command] for command in (parent, started))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(psutil, "Process", lambda: Parent(parent))
+    monkeypatch.setattr(sys, "orig_argv", [*started, "pretrain", "clips"])
+    monkeypatch.setattr(sys, "argv", [script.replace("PATH", str(tmp_path)), "pretrain", "clips"])
+    number = " --num_processes 2" if "--num_processes" in parent else ""
+    assert command_to_go_on() == f"{expected} pretrain clips{number} --resume_from_checkpoint latest"

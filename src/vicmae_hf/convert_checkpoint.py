@@ -1,10 +1,13 @@
 """
 Converts checkpoints of other code bases: ViC-MAE's authors (pretraining and finetuned), MAE, Transformers' ViTMAE.
 
-    vicmae convert FILE.pth -o DIR
-    python -m vicmae_hf.convert_checkpoint --checkpoint FILE.pth --output_dir DIR
+Examples:
 
-Every tensor must be in the key tables below, or the conversion stops: nothing is left at random values.
+    vicmae convert mae_pretrain_vit_base.pth -o models/mae
+    vicmae convert vicmae_pretrain_vit_base.pth --image_size 256 -o models/vicmae
+
+Every tensor must be known (see the key tables of this module), or the conversion stops: nothing is left at random
+values. docs/checkpoints.md explains.
 """
 
 import argparse

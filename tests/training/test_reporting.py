@@ -8,11 +8,13 @@ from unittest import mock
 
 import pytest
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, TensorBoardTracker
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vicmae_hf.errors import InputError
 from vicmae_hf.training import reporting
-from vicmae_hf.training.reporting import MetricsLog, read_metrics
+from vicmae_hf.training.reporting import MetricsLog, finish_trackers, read_metrics, track_pictures
 
 
 def write(log, step, loss):
@@ -83,6 +85,14 @@ def test_with_a_terminal_progress_is_a_bar(tmp_path):
     assert "2/2" in stderr.getvalue() and "step 2 of 2" not in stderr.getvalue()
 
 
+def test_in_a_notebook_progress_is_a_bar(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.__IPYTHON__", True, raising=False)
+    with MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", 2) as log:
+        write(log, 2, 1.0)
+        assert log.has_bar
+    assert "step 2 of 2" not in capsys.readouterr().err
+
+
 class Tracker(GeneralTracker):
     requires_logging_directory = False
     main_process_only = False
@@ -112,6 +122,26 @@ def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog):
     assert sound.lines == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert caplog.text.count("tracker broken failed") == 1 and "the server is gone" in caplog.text
     assert len(read_metrics(tmp_path)) == 3
+
+
+def test_the_pictures_of_a_run_go_to_the_trackers_that_show_them(tmp_path):
+    (tmp_path / "plots").mkdir()
+    Image.new("RGB", (5, 4), (255, 0, 10)).save(tmp_path / "plots" / "losses.png")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
+    accelerator = Accelerator(cpu=True)
+    board, weights = TensorBoardTracker("birds", tmp_path), Tracker("wandb")
+    board.start()
+    weights.log_images = mock.Mock()
+    accelerator.trackers = [board, weights, Tracker("one that shows none")]
+    track_pictures(accelerator, tmp_path)
+    assert len(accelerator.trackers) == 3
+    finish_trackers(accelerator)
+    events = EventAccumulator(str(tmp_path / "birds"), size_guidance={"images": 0}).Reload()
+    (image,) = events.Images("plots/losses")
+    assert (image.step, image.width, image.height) == (7, 5, 4)
+    assert Image.open(io.BytesIO(image.encoded_image_string)).getpixel((0, 0)) == (255, 0, 10)
+    ((values,), settings) = weights.log_images.call_args
+    assert settings == {"step": 7} and values["plots/losses"][0].size == (5, 4)
 
 
 def test_a_folder_that_was_removed_meanwhile_is_named_in_one_line(tmp_path):

@@ -1,0 +1,99 @@
+"""The commands as functions: a whole project in one process, as in a notebook."""
+
+import json
+
+import pyarrow.parquet
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from tiny_models import tiny_overrides
+
+import vicmae_hf
+from vicmae_hf.errors import InputError
+from vicmae_hf.settings import ArgumentsError
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Dark and bright pictures, told apart by their class."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for name, level in [("dark", 40), ("bright", 210)]:
+        (folder / name).mkdir()
+        for index in range(8):
+            Image.new("RGB", (40, 32), (level, level, level + index)).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(labelled, tmp_path_factory):
+    """Output folder and results of a pretraining."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    results = vicmae_hf.pretrain(
+        labelled,
+        output_dir=folder,
+        config_overrides=tiny_overrides(),
+        image_size=32,
+        per_device_train_batch_size=4,
+        num_train_epochs=3,
+        warmup_epochs=1,
+        contrastive_start_epoch=1,
+        dataloader_num_workers=0,
+        mixed_precision="bf16",
+    )
+    return folder, results
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_pretraining_returns_its_results_and_leaves_the_folder(pretrained, labelled):
+    folder, results = pretrained
+    assert results == read_json(folder / "all_results.json")
+    assert (results["num_steps"], results["num_train_files"]) == (12, 16)
+    arguments = read_json(folder / "arguments.json")
+    assert (arguments["train_data"], arguments["image_size"]) == ([str(labelled)], [32])
+    with FileLock(folder / ".lock", timeout=0):
+        pass
+
+
+def test_what_a_script_says_in_one_line_is_raised(pretrained, labelled):
+    folder, _ = pretrained
+    with pytest.raises(ArgumentsError, match="unknown setting 'num_epochs'"):
+        vicmae_hf.pretrain(labelled, output_dir="out", num_epochs=3)
+    with pytest.raises(ArgumentsError, match="already holds a run"):
+        vicmae_hf.pretrain(labelled, output_dir=folder)
+    with pytest.raises(InputError, match="no_folder: no such folder"):
+        vicmae_hf.extract_features("no_folder", model_name_or_path=folder, output="features.parquet")
+
+
+def test_a_whole_project_in_one_process(pretrained, labelled, tmp_path):
+    pretrained, _ = pretrained
+    trained = vicmae_hf.finetune(
+        labelled,
+        eval_data=labelled,
+        task="image",
+        output_dir=tmp_path / "classifier",
+        model_name_or_path=pretrained,
+        num_train_epochs=2,
+        warmup_epochs=0,
+        per_device_train_batch_size=4,
+        dataloader_num_workers=0,
+    )
+    assert trained == read_json(tmp_path / "classifier" / "all_results.json")
+    evaluated = vicmae_hf.evaluate(
+        labelled,
+        model_name_or_path=tmp_path / "classifier",
+        output_dir=tmp_path / "evaluation",
+        dataloader_num_workers=0,
+    )
+    assert evaluated == read_json(tmp_path / "evaluation" / "all_results.json")
+    assert evaluated["eval_top1"] == pytest.approx(trained["eval_top1"])
+    features = vicmae_hf.extract_features(
+        labelled, model_name_or_path=pretrained, output=tmp_path / "features.parquet", dataloader_num_workers=0
+    )
+    table = pyarrow.parquet.read_table(tmp_path / "features.parquet")
+    assert features["files"] == table["file"].to_pylist() and len(features["files"]) == 16
+    torch.testing.assert_close(features["embeddings"], torch.tensor(table["embedding"].to_pylist()))
+    assert features["failures"] == []

@@ -1,0 +1,126 @@
+"""The command `vicmae`: its help, several processes by Accelerate's launcher, how it fails and stops."""
+
+import configparser
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import run_here
+from PIL import Image
+from tiny_models import tiny_overrides
+
+import vicmae_command
+from vicmae_command import COMMANDS, take_num_processes
+
+
+VICMAE = [sys.executable, "-m", "vicmae_command"]
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy", "pyarrow", "yaml", "psutil", "vicmae_hf"}
+
+
+def start(*flags, **options) -> subprocess.Popen:
+    return subprocess.Popen([*VICMAE, *map(str, flags)], stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture
+def run_flags(tmp_path):
+    """A pretraining of a tiny model on 16 pictures, by flags."""
+    (tmp_path / "images").mkdir()
+    for index in range(16):
+        Image.effect_noise((32, 32), 20 * index).save(tmp_path / "images" / f"{index}.png")
+    flags = ["pretrain", tmp_path / "images", "-o", tmp_path / "out", "--image_size", 32]
+    flags += ["--config_overrides", tiny_overrides(), "--per_device_train_batch_size", 4, "--warmup_epochs", 0]
+    return [*flags, "--contrastive_start_epoch", 1, "--dataloader_num_workers", 0]
+
+
+def test_setup_installs_the_command():
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    assert setup["options.entry_points"]["console_scripts"].split() == ["vicmae", "=", "vicmae_command:main"]
+    assert setup["options"]["py_modules"] == vicmae_command.__name__
+
+
+@pytest.mark.parametrize("flags", [[], ["--help"], *([name, "--help"] for name in COMMANDS), ["pretrain", "-h"]])
+def test_help_imports_nothing_that_takes_long(flags):
+    command = [sys.executable, "-X", "importtime", "-m", "vicmae_command", *flags]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0
+    assert process.stdout.startswith(f"usage: vicmae {flags[0] if len(flags) == 2 else 'COMMAND'} ")
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert "argparse" not in HEAVY and imported & HEAVY == set()
+
+
+def test_a_misspelt_command_gets_the_nearest_name():
+    process = start("pretrian", "clips")
+    assert process.stderr.read() == "error: there is no `vicmae pretrian`. Did you mean `vicmae pretrain`?\n"
+    assert process.wait() == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected", "left"),
+    [
+        (["a", "--num_processes", "2", "-o", "b"], 2, ["a", "-o", "b"]),
+        (["--num_processes=3"], 3, []),
+        (["a", "--num_proc", "2"], None, ["a", "--num_proc", "2"]),
+    ],
+)
+def test_the_number_of_processes_is_taken_out(argv, expected, left):
+    assert take_num_processes(argv) == expected
+    assert argv == left
+
+
+@pytest.mark.parametrize("argv", [["--num_processes"], ["--num_processes", "two"], ["--num_processes=0"]])
+def test_a_wrong_number_of_processes_is_refused(argv, capsys):
+    with pytest.raises(SystemExit):
+        take_num_processes(argv)
+    assert capsys.readouterr().err.startswith("error: --num_processes must be at least 1, got ")
+
+
+def test_the_error_of_several_processes_is_said_once_and_last(tmp_path, run_flags):
+    process = start(*run_flags, "--train_data_weights", 1, 2, "--num_processes", 2)
+    *before, line = process.stderr.read().splitlines()
+    assert process.wait() == 1
+    assert line == "error: Expected one positive weight for each of 1 sources, got [1.0, 2.0]."
+    assert not [other for other in before if "Traceback" in other or "error: " in other]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_several_processes_stop_with_a_checkpoint_and_go_on(number, tmp_path, run_flags):
+    flags = [*run_flags, "--num_train_epochs", 100_000, "--logging_steps", 1, "--num_processes", 2]
+    process = start(*flags)
+    until = time.monotonic() + 120
+    while not (tmp_path / "out" / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(number)  # to the launcher alone
+    line = process.stderr.read().splitlines()[-1]
+    assert process.wait() == 75, line
+    step = json.loads((tmp_path / "out" / "stopped.json").read_text())["step"]
+    assert (tmp_path / "out" / f"checkpoint-{step}").is_dir()
+    assert json.loads((tmp_path / "out" / "arguments.json").read_text())["num_processes"] == 2
+    assert line.startswith(f"Stopped by {number.name} after update {step} of ")
+    assert line.endswith("--num_processes 2 --resume_from_checkpoint latest")
+    process = start(*flags, "--max_train_steps", step + 1, "--resume_from_checkpoint", "latest")
+    assert "another run" not in process.stderr.read()
+    assert process.wait() == 0
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["num_steps"] == step + 1
+
+
+def test_one_process_is_this_one(tmp_path, run_flags):
+    process = run_here(vicmae_command.__file__, *run_flags, "--max_train_steps", 5)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("5 updates, ") and process.stdout.endswith(f"pictures: {tmp_path / 'out'}\n")
+    assert json.loads((tmp_path / "out" / "arguments.json").read_text())["num_processes"] == 1
+    process = run_here(vicmae_command.__file__, *run_flags)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: --output_dir {tmp_path / 'out'} already holds a run.")
+    process = run_here(vicmae_command.__file__, "pretrain", "images", "--outputdir", "out")
+    assert process.returncode == 2
+    assert process.stderr == (
+        "usage: vicmae pretrain [settings.yaml|settings.json] DATA -o OUTPUT [--flag value ...]\n"
+        "error: unknown flag --outputdir. Did you mean --output_dir?\n"
+    )
