@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FFCV := .venv-ffcv
-# One process on this machine; the flags spare a new user accelerate's questions.
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# One process on this machine; the flags spare a new user accelerate's questions, and its traceback after an error.
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: pretrain downstream study test test-slow test-faults style bench bench-ffcv
 

@@ -151,8 +151,9 @@ def launch(argv: list[str], num_processes: int) -> NoReturn:
 
     # In a thread, because the launcher would put its own handlers of signals in place of these.
     launcher = threading.Thread(target=work, daemon=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, hand_on)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), hand_on)
     launcher.start()
     launcher.join()
     for message in messages[:1]:
