@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
+from local_hub import hub_of_this_process, run_local_hub
 from tiny_models import tiny_config
 from transformers import (
     AutoImageProcessor,
@@ -348,12 +350,28 @@ def test_a_checkpoint_of_another_kind_is_converted_for_as_long_as_it_is_needed(t
     torch.save({"model": tensors}, tmp_path / "mae.pth")
     expected = {"vit_mae": theirs.vit.layers[1].mlp.fc1.weight, "mae.pth": tensors["blocks.1.mlp.fc1.weight"]}
     for name, weight in expected.items():
-        with own_checkpoint(str(tmp_path / name), **HEAD_COUNTS) as folder:
+        with own_checkpoint(str(tmp_path / name), {**HEAD_COUNTS, "mask_ratio": 0.5}) as folder:
             model = ViCMAEForPreTraining.from_pretrained(folder)
             assert AutoImageProcessor.from_pretrained(folder).crop_size == {"height": IMAGE, "width": IMAGE}
         assert not Path(folder).exists()
         assert torch.equal(model.vicmae.layers[1].mlp.fc1.weight, weight)
         assert (model.config.num_attention_heads, model.config.contrastive_loss) == (HEADS, "none")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_of_the_hub_is_converted_too(tmp_path, monkeypatch, weights):
+    theirs = make_vit_mae()
+    theirs.save_pretrained(tmp_path / "vit_mae")
+    if weights.endswith(".bin"):
+        (tmp_path / "vit_mae" / "model.safetensors").unlink()
+        torch.save(hub_names(theirs.state_dict()), tmp_path / "vit_mae" / weights)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "vit_mae").iterdir()}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with run_local_hub() as hub, hub_of_this_process(hub.url):
+        hub.repositories["someone/vit-mae"] = files
+        with own_checkpoint("someone/vit-mae") as folder:
+            model = ViCMAEForPreTraining.from_pretrained(folder)
+    assert torch.equal(model.vicmae.layers[1].mlp.fc1.weight, theirs.vit.layers[1].mlp.fc1.weight)
 
 
 def test_a_checkpoint_of_this_package_stays_where_it_is(tmp_path):

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -623,11 +624,12 @@ def convert_checkpoint(
 
 
 @contextmanager
-def own_checkpoint(name: str, **config_overrides) -> Iterator[str]:
+def own_checkpoint(name: str, changes: dict[str, Any] | None = None) -> Iterator[str]:
     """
     Converts what `--model_name_or_path` may name beside a checkpoint of this package: a .pth or .safetensors file (see
     `convert_state_dict`), and a ViTMAE model, in a folder or on the Hub. The block gets a folder that lasts as long as
-    it does; of any other checkpoint, its name as it is.
+    it does; of any other checkpoint, its name as it is. Of `changes`, fields of the config, only the numbers of heads
+    matter here: weights do not always tell them.
 
     Raises:
         InputError: if such a checkpoint can't be read or converted.
@@ -640,8 +642,9 @@ def own_checkpoint(name: str, **config_overrides) -> Iterator[str]:
             return
         if not checkpoint.is_dir():
             checkpoint = download_checkpoint(name)
+    heads = {field: value for field, value in (changes or {}).items() if field.endswith("num_attention_heads")}
     with tempfile.TemporaryDirectory(prefix="vicmae-converted-") as folder:
-        model = convert_checkpoint(checkpoint, folder, **config_overrides)
+        model = convert_checkpoint(checkpoint, folder, **heads)
         logger.info("%s: converted, a %s.", name, type(model).__name__)
         yield folder
 

@@ -1,6 +1,9 @@
 """The commands as functions: a whole project in one process, as in a notebook."""
 
 import json
+import os
+import signal
+from unittest import mock
 
 import pyarrow.parquet
 import pytest
@@ -12,6 +15,8 @@ from tiny_models import tiny_overrides
 import vicmae_hf
 from vicmae_hf.errors import InputError
 from vicmae_hf.settings import ArgumentsError
+from vicmae_hf.training.reporting import MetricsLog
+from vicmae_hf.training.stopping import RunStopped
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,25 @@ def test_what_a_script_says_in_one_line_is_raised(pretrained, labelled):
         vicmae_hf.pretrain(labelled, output_dir=folder)
     with pytest.raises(InputError, match="no_folder: no such folder"):
         vicmae_hf.extract_features("no_folder", model_name_or_path=folder, output="features.parquet")
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(pretrained, labelled, tmp_path):
+    settings = read_json(pretrained[0] / "arguments.json")
+    changed = {"output_dir": tmp_path, "num_train_epochs": 4}
+    settings = {name: settings[name] for name in ("config_overrides", "image_size", "warmup_epochs")} | changed
+    settings |= {"contrastive_start_epoch": 1, "per_device_train_batch_size": 4, "dataloader_num_workers": 0}
+    track = MetricsLog.track
+
+    def interrupt(log, values, step):
+        track(log, values, step)
+        if step == 10:  # a second signal would end the process
+            os.kill(os.getpid(), signal.SIGINT)
+
+    message = r'SIGINT after update 11 of 16. Go on with resume_from_checkpoint="latest"'
+    with mock.patch.object(MetricsLog, "track", interrupt), pytest.raises(RunStopped, match=message):
+        vicmae_hf.pretrain(labelled, **settings)
+    results = vicmae_hf.pretrain(labelled, **settings, resume_from_checkpoint="latest")
+    assert results["num_steps"] == 16
 
 
 def test_a_whole_project_in_one_process(pretrained, labelled, tmp_path):

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 from torch import nn
 
+from ..command_line import parse_config_overrides
 from ..configuration_vicmae import ViCMAEConfig
 from ..convert_checkpoint import own_checkpoint
 from ..data.media.reading import MediaItem
@@ -88,7 +89,8 @@ def kept_classifier(arguments: ClassificationArguments) -> ViCMAEConfig | None:
     if arguments.model_name_or_path is None or arguments.new_classifier or arguments.method == "linear":
         return None
     try:
-        with own_checkpoint(arguments.model_name_or_path) as folder:
+        changes = parse_config_overrides(ViCMAEConfig, arguments.config_overrides)
+        with own_checkpoint(arguments.model_name_or_path, changes) as folder:
             config = ViCMAEConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error

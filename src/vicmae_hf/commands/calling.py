@@ -1,16 +1,20 @@
 """Runs a command with settings from the command line, or from keyword arguments in a program or notebook."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..command_line import parse_arguments, parse_keywords
 from ..settings import Settings
 from ..training.session import release_output_dir, run_script
+from ..training.stopping import RunStopped
 
 
+Data = str | os.PathLike  # a path, or the name of a dataset or a model on the Hub
 Arguments = TypeVar("Arguments", bound=Settings)
 Run = Callable[[Arguments], dict[str, Any]]
 
@@ -33,7 +37,13 @@ def call(arguments_class: type[Arguments], run: Run, settings: dict[str, Any]) -
         # Accelerate keeps one state a process, and would refuse another precision than that of the call before.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+    has_bars = is_progress_bar_enabled()
+    disable_progress_bar()  # of Transformers, one for every file that it writes or reads
     try:
         return run(arguments)
+    except RunStopped as stopped:
+        raise RunStopped(f'{stopped}. Go on with resume_from_checkpoint="latest".') from None
     finally:
         release_output_dir()
+        if has_bars:
+            enable_progress_bar()

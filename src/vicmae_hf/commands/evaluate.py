@@ -11,7 +11,6 @@ Several numbers are several protocols in one pass, here 1x5 and 3x7 views (spati
 explains.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,10 +28,7 @@ from ..evaluation.temporal_ablation import FrameOrders
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.engines import check_engine
 from ..training.session import refuse_data_folder
-from .calling import call, start
-
-
-Data = str | os.PathLike
+from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,6 @@ Examples:
 docs/evaluation.md says what the files hold.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -31,10 +30,7 @@ from ..evaluation.features import (
 from ..files import check_writable
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.engines import check_engine
-from .calling import call, start
-
-
-Data = str | os.PathLike
+from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,6 @@ Examples:
 Settings come from the file and from flags, flags win. docs/finetuning.md explains.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,10 +19,7 @@ from ..classification.arguments import ClassificationArguments
 from ..classification.classification import train_classifier
 from ..classification.setup import build_classifier, open_sources
 from ..training.session import end_session, start_session
-from .calling import call, start
-
-
-Data = str | os.PathLike
+from .calling import Data, call, start
 
 
 def run(arguments: ClassificationArguments) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Examples:
 Settings come from the file and from flags, flags win. docs/pretraining.md explains.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +19,10 @@ from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import PretrainingArguments
 from ..pretraining.run import run_pretraining
 from ..training.session import build_model, end_session, start_session
-from .calling import call, start
+from .calling import Data, call, start
 
 
 logger = get_logger(__name__)
-
-Data = str | os.PathLike
 
 
 def run(arguments: PretrainingArguments) -> dict[str, Any]:

@@ -394,8 +394,7 @@ def load_model(model_class: type[Model], name: str, changes: dict[str, Any]) -> 
     Returns the model and Transformers' report on loading it. Checkpoints of MAE, ViTMAE and ViC-MAE's authors are
     converted. Raises a ValueError if it is of another kind.
     """
-    heads = ("num_attention_heads", "decoder_num_attention_heads")  # weights alone don't always tell them
-    with own_checkpoint(name, **{field: changes[field] for field in heads if field in changes}) as folder:
+    with own_checkpoint(name, changes) as folder:
         config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
         if config.model_type != model_class.config_class.model_type:
             raise ValueError(
