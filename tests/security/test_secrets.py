@@ -87,7 +87,11 @@ def test_every_script_refuses_it(script, flag, others, tmp_path):
 def test_a_misspelt_flag_does_not_repeat_it(data, tmp_path):
     process = run_here("run_pretraining.py", "--train_data", data, "--output_dir", "x", "--hub_modl_id", ADDRESS)
     assert process.returncode == 2
-    assert "unrecognized arguments: --hub_modl_id https://***@huggingface.co" in process.stderr
+    assert "unknown flag --hub_modl_id. Did you mean --hub_model_id?" in process.stderr
+    assert_keeps_secrets(process, tmp_path)
+    process = run_here("run_pretraining.py", ADDRESS, "--train_data", data, "--output_dir", "x")
+    assert process.returncode == 2
+    assert "the data is given twice, as https://***@huggingface.co" in process.stderr
     assert_keeps_secrets(process, tmp_path)
 
 
