@@ -19,10 +19,10 @@ from accelerate import Accelerator
 
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
-from ..data.sources.labelled import open_labelled
+from ..data.sources.labelled import match_labels, open_labelled, refuse_several_labels
 from ..evaluation.arguments import InferenceArguments
 from ..evaluation.classifier_loading import check_fit, load_classifier
-from ..evaluation.prediction import predict_views
+from ..evaluation.prediction import is_multi_label, predict_views
 from ..evaluation.results import check_output_dir, describe, write_evaluation
 from ..evaluation.temporal_ablation import FrameOrders
 from ..settings import REQUIRED, ArgumentsError, setting
@@ -65,8 +65,12 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
         arguments.frames_per_second = classifier.frames_per_second
     if arguments.image_range is None:
         arguments.image_range = getattr(classifier.processor, "image_range", "type")
+    source = open_labelled(arguments.data, classifier.class_names, settings=arguments)
+    source = match_labels(source, is_multi_label(classifier.model.config), f"the model {arguments.model_name_or_path}")
+    if arguments.temporal_ablation:
+        refuse_several_labels(source, "--temporal_ablation")
     dataset = ViewDataset(
-        open_labelled(arguments.data, classifier.class_names, settings=arguments),
+        source,
         choose_preprocessing(classifier.processor),
         MediaLoader(arguments.video_backend, arguments.seconds_per_file),
         task=classifier.task,

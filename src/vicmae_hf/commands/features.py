@@ -16,8 +16,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from ..data.media.reading import MediaLoader
-from ..data.sources.labelled import open_labelled, read_class_names
-from ..data.sources.sources import open_source
+from ..data.sources.labelled import open_with_labels, read_class_names
 from ..evaluation.arguments import InferenceArguments
 from ..evaluation.features import (
     build_feature_views,
@@ -28,7 +27,7 @@ from ..evaluation.features import (
     write_features,
 )
 from ..files import check_writable
-from ..settings import REQUIRED, ArgumentsError, setting
+from ..settings import REQUIRED, setting
 from ..training.engines import check_engine
 from .calling import Data, call, start
 
@@ -37,8 +36,8 @@ from .calling import Data, call, start
 class ExportArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store, with or without labels")
-    labelled: bool = setting(False, "the data is a folder ROOT/CLASS_NAME/FILE or a list; write the classes too")
-    label_names: str | None = setting(None, "with labelled: file of the class names in index order, one a line")
+    labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
+    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
     output: str = setting(REQUIRED, "FILE.parquet or FILE.safetensors")
     pooling: Literal["frame", "clip"] = setting(
         "frame", "mean of the embeddings of single frames, or the embedding of one clip"
@@ -49,8 +48,6 @@ class ExportArguments(InferenceArguments):
     def __post_init__(self):
         super().__post_init__()
         check_feature_file(self.output)
-        if self.label_names is not None and not self.labelled:
-            raise ArgumentsError("--label_names orders the classes of --labelled, which is not given.")
 
 
 def run(arguments: ExportArguments) -> dict[str, Any]:
@@ -68,11 +65,9 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
         arguments.frames_per_second = processor.fps
     if arguments.image_range is None:
         arguments.image_range = processor.image_range
-    if arguments.labelled:
-        names = None if arguments.label_names is None else read_class_names(arguments.label_names)
-        source = open_labelled(arguments.data, names, f"--label_names {arguments.label_names}", arguments)
-    else:
-        source = open_source(arguments.data, arguments)
+    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    owner = f"--label_names {arguments.label_names}"
+    source = open_with_labels(arguments.data, arguments.labelled, names, owner, arguments)
     dataset = build_feature_views(
         source,
         processor,

@@ -18,6 +18,7 @@ from typing import Any
 from ..classification.arguments import ClassificationArguments
 from ..classification.classification import train_classifier
 from ..classification.setup import build_classifier, open_sources
+from ..evaluation.prediction import describe_figures
 from ..training.session import end_session, start_session
 from .calling import Data, call, start
 
@@ -26,12 +27,12 @@ def run(arguments: ClassificationArguments) -> dict[str, Any]:
     accelerator = start_session(arguments)
     with accelerator.main_process_first():
         train_source, eval_source = open_sources(arguments)
-    model = build_classifier(arguments, train_source.class_names)
+    model = build_classifier(arguments, train_source.class_names, train_source.is_multi_label)
     results = train_classifier(accelerator, model, train_source, eval_source, arguments)
     if accelerator.is_main_process:
         print(
-            f"top-1 {results['eval_top1']:.2f} %, top-5 {results['eval_top5']:.2f} % of {results['num_eval_samples']} "
-            f"held-out samples after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation. "
+            f"{describe_figures(results, model.config.num_labels)} of {results['num_eval_samples']} held-out samples "
+            f"after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation. "
             f"Model, curves and card: {arguments.output_dir}"
         )
     end_session(accelerator, arguments)

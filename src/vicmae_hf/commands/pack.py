@@ -21,7 +21,7 @@ from ..data.preparing.packing import PackingInput, PackingSettings, PackingSumma
 from ..data.sources.labelled import read_class_names
 from ..data.sources.sources import STORE_FILE, SourceSettings
 from ..files import check_writable
-from ..settings import REQUIRED, ArgumentsError, setting
+from ..settings import REQUIRED, setting
 from .calling import start
 
 
@@ -29,15 +29,10 @@ from .calling import start
 class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
     input: str = setting(REQUIRED, "folder of videos and images, list, Parquet file or dataset name")
     output: str = setting(REQUIRED, "folder of the store")
-    labelled: bool = setting(False, "the input is ROOT/CLASS_NAME/FILE or a list: store the labels")
+    labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
     label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
     num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1)
     seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit", minimum=0)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.label_names is not None and not self.labelled:
-            raise ArgumentsError("--label_names orders the classes of --labelled, which is not given.")
 
 
 def run(arguments: PackingArguments) -> dict[str, Any]:

@@ -24,12 +24,14 @@ from .calling import start
 @dataclass(kw_only=True)
 class PreparationArguments(ReadingArguments):
     dataset: Literal[
-        "kinetics400", "kinetics600", "kinetics700", "ssv2", "moments", "imagenet", "places365", "folder"
+        "kinetics400", "kinetics600", "kinetics700", "ssv2", "moments", "imagenet", "places365", "folder", "list"
     ] = setting(REQUIRED, "whose layout and class order to expect")
-    root: str = setting(REQUIRED, "folder of the dataset; ImageNet: also Parquet or a name on the Hub")
+    root: str = setting(
+        REQUIRED, "folder of the dataset; ImageNet: also Parquet or a name on the Hub; list: where its paths begin"
+    )
     output: str = setting(REQUIRED, "folder to write: table, report.json, classes.csv, problems.csv, list.tsv")
-    split: Literal["train", "val", "test"] | None = setting(None, "which list; a plain folder may have none")
-    annotations: str | None = setting(None, "the split's list; default: where the layout has it")
+    split: Literal["train", "val", "test"] | None = setting(None, "which list; a plain folder or list may have none")
+    annotations: str | None = setting(None, "the list; default: where the layout has it")
     media: str | None = setting(None, "folder of the split's files; default: where the layout has it")
     class_names: str | None = setting(None, "file of class names, one a line, for another order than the official one")
     check: Literal["none", "header", "decode"] = setting(

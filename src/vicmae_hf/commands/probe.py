@@ -16,20 +16,21 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..data.media.bad_files import write_failures
-from ..data.media.reading import MediaLoader, ReadingArguments
-from ..data.sources.labelled import HeldOutSettings, open_labelled, read_class_names
-from ..evaluation.features import HeldViews, build_feature_views, load_encoder
+from ..data.media.reading import MediaLoader
+from ..data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
+from ..evaluation.features import build_feature_views, load_encoder
 from ..evaluation.probes import probe_beside_untrained
 from ..evaluation.results import check_output_dir
 from ..files import write_json
 from ..settings import REQUIRED, setting
+from ..training.arguments import ProcessArguments
 from ..training.engines import check_engine
 from ..training.session import refuse_data_folder
 from .calling import start
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(ReadingArguments, HeldOutSettings):
+class ProbeArguments(ProcessArguments, HeldOutSettings):
     model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
     train_data: str = setting(REQUIRED, "labelled folder or list that the classifier is trained on")
     eval_data: str = setting(REQUIRED, "labelled folder or list of held-out files")
@@ -44,7 +45,7 @@ class ProbeArguments(ReadingArguments, HeldOutSettings):
 def run(arguments: ProbeArguments) -> dict[str, Any]:
     check_output_dir(arguments.output_dir)
     refuse_data_folder(arguments.output_dir, [arguments.train_data, arguments.eval_data])
-    check_engine()
+    check_engine(arguments.mixed_precision)
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     if arguments.image_range is None:
@@ -53,11 +54,20 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
     train_source = open_labelled(arguments.train_data, names, f"--label_names {arguments.label_names}", arguments)
     names = train_source.class_names
     eval_source = open_labelled(arguments.eval_data, names, "the training data", arguments.of_evaluation)
+    for source in (train_source, eval_source):
+        refuse_several_labels(source, "the probe")
     train, evaluation = (
-        HeldViews(build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames))
+        build_feature_views(source, processor, loader, pooling="frame", num_frames=arguments.num_frames)
         for source in (train_source, eval_source)
     )
-    results = probe_beside_untrained(Accelerator(), model, train, evaluation, arguments.num_seeds)
+    results = probe_beside_untrained(
+        Accelerator(mixed_precision=arguments.mixed_precision),
+        model,
+        train,
+        evaluation,
+        arguments.num_seeds,
+        num_workers=arguments.dataloader_num_workers,
+    )
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))
