@@ -57,7 +57,7 @@ def pretrain(train_data: Data | Sequence[Data], *, output_dir: Data, **settings:
     """
     Pretrains ViC-MAE in this process, on one GPU or the CPU. (`vicmae pretrain` starts one process for each GPU.)
 
-        vicmae_hf.pretrain("my_videos", output_dir="outputs/mine", num_train_epochs=100, mixed_precision="bf16")
+        vicmae_hf.pretrain("my_videos", output_dir="outputs/mine", mixed_precision="bf16")
 
     Args:
         train_data: folders, lists, frame stores, Parquet files or dataset names, one or several.
