@@ -303,15 +303,8 @@ def prefer_kernels(query: torch.Tensor) -> AbstractContextManager:
     the first choice on an H100, takes 1.4 times as long as the memory-efficient one (docs/performance.md).
     """
     is_short = query.device.type == "cuda" and query.shape[2] <= 64
-    return sdpa_kernel(KERNELS_OF_SHORT_SEQUENCES, set_priority=True) if is_short else nullcontext()
-
-
-KERNELS_OF_SHORT_SEQUENCES = [
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
+    kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the second for types that the first has not
+    return sdpa_kernel(kernels, set_priority=True) if is_short else nullcontext()
 
 
 class ViCMAEAttention(nn.Module):

@@ -15,10 +15,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..data.media.bad_files import write_failures
 from ..data.media.reading import MediaLoader
 from ..data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
 from ..evaluation.features import build_feature_views, load_encoder
+from ..evaluation.prediction import write_failures
 from ..evaluation.probes import probe_beside_untrained
 from ..evaluation.results import check_output_dir
 from ..files import write_json

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 
 from ..convert_checkpoint import own_checkpoint
-from ..data.media.bad_files import write_failures
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
 from ..data.sources.label_lists import name_labels
@@ -26,7 +25,7 @@ from ..files import partial_file, writing
 from ..modeling_vicmae import ViCMAEModel
 from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .feature_table import EmbeddingFile, Features
-from .prediction import average_views, collect_rounds, evaluating, split_items
+from .prediction import average_views, collect_rounds, evaluating, split_items, write_failures
 
 
 logger = get_logger(__name__)

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -22,6 +24,7 @@ from ..data.loading.shared_memory import PipedTensor, send_large
 from ..data.media.bad_files import BadFiles, make_entry
 from ..data.samples.views import ViewDataset
 from ..errors import InputError
+from ..files import write_json_lines
 from ..training.checkpointing import unwrap
 from ..training.resuming import check_same_in_all_processes, fingerprint
 from .multi_label import mean_average_precision
@@ -461,3 +464,10 @@ def average_views(values: torch.Tensor, weights: Sequence[torch.Tensor]) -> torc
     """Values of views `(V1 + V2 + ..., D)`, averaged by the weights `(P, V)` of each item -> `(B, P, D)`."""
     parts = zip(split_items(values, weights), weights, strict=True)
     return torch.stack([rows.to(part) @ part for part, rows in parts])  # (P, V) @ (V, D)
+
+
+def write_failures(path: str | os.PathLike, failures: Sequence[dict[str, str]]) -> None:
+    """Writes failures, `{"path", "error"}` a line; no file if there are none."""
+    Path(path).unlink(missing_ok=True)  # an older one would be taken for this run's
+    if failures:
+        write_json_lines(path, failures)

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from ..data.media.bad_files import write_failures
 from ..data.samples.views import ViewDataset
 from ..data.sources.label_lists import name_labels
 from ..data.sources.labelled import LabelledSource, format_list
@@ -19,7 +18,7 @@ from ..files import check_writable, partial_file, write_csv, write_json, writing
 from ..reports.plots import plot_confusion, plot_temporal_ablation
 from .features import matrix_column
 from .multi_label import average_precisions
-from .prediction import FIGURES, Predictions, ViewPredictions, likeliest_classes, shown_figures
+from .prediction import FIGURES, Predictions, ViewPredictions, likeliest_classes, shown_figures, write_failures
 from .temporal_ablation import FrameOrders
 
 

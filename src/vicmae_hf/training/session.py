@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -34,7 +35,6 @@ from ..command_line import command_to_go_on, launching_command, one_line, parse_
 from ..configuration_vicmae import ViCMAEConfig
 from ..convert_checkpoint import own_checkpoint
 from ..data.loading.loader import end_workers
-from ..data.media.bad_files import remove_record
 from ..errors import InputError, NonFiniteError
 from ..files import check_writable
 from ..modeling_vicmae import ViCMAEForPreTraining
@@ -208,6 +208,12 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         start_trackers(accelerator, arguments)
     set_seed(arguments.seed)
     return accelerator
+
+
+def remove_record(path: Path) -> None:
+    """Removes a record (see `BadFiles`). It belongs to another run, whose bad files may be repaired by now."""
+    path.unlink(missing_ok=True)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 
 
 def start_trackers(accelerator: Accelerator, arguments: TrainingArguments) -> None:

@@ -328,16 +328,3 @@ def read_elsewhere(name: str, read: Callable[[], Sample]) -> Sample:
 def make_entry(name: str, error: str, is_transient: bool) -> dict[str, Any]:
     """Makes an entry of a record (see `BadFiles`)."""
     return {"path": name, "error": error} | ({"transient": True} if is_transient else {})
-
-
-def remove_record(path: Path) -> None:
-    """Removes a record (see `BadFiles`). It belongs to another run, whose bad files may be repaired by now."""
-    path.unlink(missing_ok=True)
-    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-
-
-def write_failures(path: str | os.PathLike, failures: Sequence[dict[str, str]]) -> None:
-    """Writes failures, `{"path", "error"}` a line; no file if there are none."""
-    Path(path).unlink(missing_ok=True)  # an older one would be taken for this run's
-    if failures:
-        write_json_lines(path, failures)
