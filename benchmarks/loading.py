@@ -1,10 +1,11 @@
-"""How fast pairs of views arrive: from our frame store, from ffcv, and from videos by decord, on the same frames.
+"""How fast pairs of views and clips arrive: from our frame store, from ffcv, and from videos, on the same frames.
 
     python benchmarks/loading.py --videos FOLDER --ffcv_python .venv-ffcv/bin/python
 
 Packs the videos of a folder (frames of 256 pixels' short side, none enlarged, as JPEG), then takes turns: batches of
 pairs, cropped to [0.5, 1] of the area, resized to 224 x 224 and flipped at random, uint8, in one process and with two
-workers. A second table shows how long the bytes of two frames take from rows in Arrow and in Parquet files.
+workers, and how many cores feed one GPU. A second table has clips of 16 frames (see clip_loading.py), with torchcodec
+where it is installed; a third how long the bytes of two frames take from rows in Arrow and in Parquet files.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from clip_loading import OURS, Clips, clip_readers, fetch_clips
 from decoding import NAIVE, find_videos
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -42,6 +45,10 @@ IMAGE_SIZE, CROP_SCALE, BATCH_SIZE = 224, (0.5, 1.0), 32
 STORE = "frame store"
 FRAMES_PER_VIDEO, SHORT_SIDE, QUALITY = 32, 256, 90
 PAIRS_PER_VIDEO = 16  # drawn beforehand for ffcv and decord; our store draws its own
+# A ViC-MAE L/16 update of 128 pairs, counted by torch.utils.flop_counter: forward and backward.
+FLOPS_PER_PAIR = 27.64e12 / 128
+H100_FLOPS = 989.4e12  # a second: bfloat16 without sparsity, NVIDIA's data sheet of the SXM version
+UTILISATION = 0.35  # model FLOPs that are made, of those that could be
 PREFETCHED_BATCHES = 8  # waiting in the queues of two workers when a turn begins
 TABLE_ROWS, FORMAT_READS = 256, 400  # in the comparison of formats
 
@@ -128,7 +135,7 @@ def check_frames(pairs: StoredPairs) -> None:
 
 
 class Turn(NamedTuple):
-    """Pairs, and the seconds and CPU seconds that they took."""
+    """Pairs (or clips), and the seconds and CPU seconds that they took."""
 
     pairs: int
     seconds: float
@@ -221,9 +228,15 @@ def measure(contestants: Contestants, rounds: int) -> dict[tuple[str, int], list
     return turns
 
 
-def print_rates(turns: dict[tuple[str, int], list[Turn]]) -> None:
+def medians(turns: dict[tuple[str, int], list[Turn]]) -> tuple[dict, dict]:
+    """Samples a second, and CPU seconds of a sample, of each contestant."""
     rates = {name: statistics.median(turn.pairs / turn.seconds for turn in taken) for name, taken in turns.items()}
     costs = {name: statistics.median(turn.cpu_seconds / turn.pairs for turn in taken) for name, taken in turns.items()}
+    return rates, costs
+
+
+def print_rates(turns: dict[tuple[str, int], list[Turn]]) -> None:
+    rates, costs = medians(turns)
     print("\n| loader | workers | pairs/s | store is faster | CPU time of a pair | store takes less |")
     print("|---|---|---|---|---|---|")
     for (name, num_workers), rate in rates.items():
@@ -231,6 +244,26 @@ def print_rates(turns: dict[tuple[str, int], list[Turn]]) -> None:
         print(
             f"| {name} | {num_workers} | {rate:.0f} | {rates[store] / rate:.2f}x | {1e6 * cost:.0f} us | "
             f"{cost / costs[store]:.2f}x |"
+        )
+    pairs_per_second = UTILISATION * H100_FLOPS / FLOPS_PER_PAIR
+    cores = {name: pairs_per_second * cost for (name, num_workers), cost in costs.items() if num_workers}
+    print(
+        f"\nOne H100 at {UTILISATION:.0%} of its FLOPs takes {pairs_per_second:.0f} pairs a second (L/16). Cores like "
+        f"these that feed it: {', '.join(f'{name} {count:.1f}' for name, count in cores.items())}."
+    )
+
+
+def print_clips(turns: dict[tuple[str, int], list[Turn]]) -> None:
+    rates, costs = medians(turns)
+    print("\n| clips | workers | clips/s | against the better other | CPU time of a clip | against the better other |")
+    print("|---|---|---|---|---|---|")
+    for (name, num_workers), rate in rates.items():
+        others = [key for key in rates if key[0] not in OURS and key[1] == num_workers]
+        best_rate, best_cost = max(rates[key] for key in others), min(costs[key] for key in others)
+        cost = costs[name, num_workers]
+        print(
+            f"| {name} | {num_workers} | {rate:.1f} | {rate / best_rate:.2f}x | {1e3 * cost:.1f} ms | "
+            f"{best_cost / cost:.2f}x |"
         )
 
 
@@ -289,6 +322,9 @@ def main() -> None:
         else:
             contestants |= ffcv_turns(pairs, arguments.ffcv_python, folder / "ffcv")
         print_rates(measure(contestants, arguments.rounds))
+        readers = clip_readers(Clips(videos, folder / "clips", SHORT_SIDE, QUALITY, arguments.seed))
+        ways = {(name, workers): fetch_clips(clips, workers) for workers in (0, 2) for name, clips in readers.items()}
+        print_clips(measure({key: partial(timed, fetch) for key, fetch in ways.items()}, arguments.rounds))
         print_formats(measure_formats(pairs.rows, folder, np.random.default_rng(arguments.seed)))
 
 

@@ -73,7 +73,9 @@ def test_image_steps(videos):
 def test_loading(videos):
     flags = ["--videos", videos, "--max_files", 2, "--rounds", 1, "--seconds", 0.1]
     tables = run_benchmark("loading.py", *flags)
-    rates, formats = tables["loader"], tables["format"]
+    rates, clips, formats = tables["loader"], tables["clips"], tables["format"]  # "clip_loading.py" makes the second
+    assert {"clips of the frame store", "clips of videos", "naive decord"} <= set(first_column(clips))
+    assert all(float(row[2]) > 0 for row in clips[1:])
     assert [row[:2] for row in rates[1:]] == [[n, w] for w in "02" for n in ("frame store", "naive decord")]
     assert all(float(row[2]) > 0 for row in rates[1:])
     assert first_column(formats)[0] == "Arrow" and len(formats) == 1 + 4
