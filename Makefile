@@ -68,7 +68,7 @@ VIDEOS ?= data/demo/appearance
 
 bench: $(VENV)/installed data/demo/demo.json
 	$(BIN)/python benchmarks/decoding.py --videos $(VIDEOS)
-	$(BIN)/python benchmarks/loading.py --videos $(VIDEOS) --ffcv_python $(FFCV)/bin/python
+	LD_LIBRARY_PATH=$(CURDIR)/$(VENV)/ffmpeg $(BIN)/python benchmarks/loading.py --videos $(VIDEOS) --ffcv_python $(FFCV)/bin/python
 	$(BIN)/python benchmarks/image_steps.py --videos $(VIDEOS)
 
 # Needs: apt-get install libturbojpeg0-dev libopencv-dev pkg-config. Borrows torch from $(VENV).

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from clip_loading import OURS, Clips, clip_readers, fetch_clips
 from decoding import NAIVE, find_videos
+from peers import CONFIGS
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
@@ -39,16 +40,15 @@ from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack
 from vicmae_hf.data.samples.augmentation import RandomView
 from vicmae_hf.data.samples.frame_sampling import FrameSampling
 from vicmae_hf.data.samples.pairs import load_frame_pairs
+from vicmae_hf.pretraining.flops import update_flops
 
 
 IMAGE_SIZE, CROP_SCALE, BATCH_SIZE = 224, (0.5, 1.0), 32
 STORE = "frame store"
 FRAMES_PER_VIDEO, SHORT_SIDE, QUALITY = 32, 256, 90
 PAIRS_PER_VIDEO = 16  # drawn beforehand for ffcv and decord; our store draws its own
-# A ViC-MAE L/16 update of 128 pairs, counted by torch.utils.flop_counter: forward and backward.
-FLOPS_PER_PAIR = 27.64e12 / 128
-H100_FLOPS = 989.4e12  # a second: bfloat16 without sparsity, NVIDIA's data sheet of the SXM version
-UTILISATION = 0.35  # model FLOPs that are made, of those that could be
+H100_FLOPS = 989.4e12  # a second: dense bf16, from NVIDIA's data sheet
+UTILISATION, UPDATE_PAIRS = 0.35, 128  # of the GPU that is to be fed (MFU); the pairs of its updates
 PREFETCHED_BATCHES = 8  # waiting in the queues of two workers when a turn begins
 TABLE_ROWS, FORMAT_READS = 256, 400  # in the comparison of formats
 
@@ -245,7 +245,7 @@ def print_rates(turns: dict[tuple[str, int], list[Turn]]) -> None:
             f"| {name} | {num_workers} | {rate:.0f} | {rates[store] / rate:.2f}x | {1e6 * cost:.0f} us | "
             f"{cost / costs[store]:.2f}x |"
         )
-    pairs_per_second = UTILISATION * H100_FLOPS / FLOPS_PER_PAIR
+    pairs_per_second = UTILISATION * H100_FLOPS / (update_flops(CONFIGS["large"](), UPDATE_PAIRS) / UPDATE_PAIRS)
     cores = {name: pairs_per_second * cost for (name, num_workers), cost in costs.items() if num_workers}
     print(
         f"\nOne H100 at {UTILISATION:.0%} of its FLOPs takes {pairs_per_second:.0f} pairs a second (L/16). Cores like "
