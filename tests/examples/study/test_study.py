@@ -210,14 +210,13 @@ def test_the_results_are_those_of_the_runs(study, results, settings):
     assert run["probe"].keys() == features.keys()
     for pooling, (train_features, eval_features) in features.items():
         train_features, eval_features = (part.unflatten(0, (-1, 2)) for part in (train_features, eval_features))
-        expected = probe_accuracy(train_features, labels, eval_features, eval_labels, 8, seed=0)
+        known, asked = labelled_table(train_features, labels, 8), labelled_table(eval_features, eval_labels, 8)
+        expected = probe_accuracy(known, asked, seed=0)
         found = run["probe"][pooling]
         assert {name: found[name] for name in expected} == expected
-        quarter = []
-        for seed in range(2):
-            chosen = balanced_subset(labels, 0.25, seed)
-            parts = (train_features[chosen], labels[chosen], eval_features, eval_labels)
-            quarter.append(probe_accuracy(*parts, 8, seed)["top1"])
+        quarter = [
+            probe_accuracy(known.select(balanced_subset(labels, 0.25, seed)), asked, seed)["top1"] for seed in range(2)
+        ]
         assert found["top1_by_fraction"] == pytest.approx([sum(quarter) / 2, expected["top1"]])
     assert results["probe_data"]["num_labels_by_fraction"] == [8, 24]
     metrics = [line for line in read_metrics(folder) if "feature_std" in line]
