@@ -7,8 +7,8 @@ import torch
 from tiny_models import tiny_config
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining, ViCMAEForVideoClassification
+from vicmae_hf.classification.classification import layer_decay_scale
 from vicmae_hf.training.optimization import (
-    layer_decay_scale,
     learning_rate_factor,
     parameter_groups,
     scaled_learning_rate,

@@ -1,5 +1,6 @@
 """Trains classifiers: finetuning (Table 2) and linear evaluation (Table 3)."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ from ..reports.plots import plot_accuracies, plot_losses
 from ..settings import ArgumentsError
 from ..training.checkpointing import save_finite, unwrap
 from ..training.loop import Updates, train
-from ..training.optimization import Schedule, layer_decay_scale, order_batches, parameter_groups, plan_run
+from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
 from ..training.reporting import (
     RESULTS_FILE,
     peak_memory_mib,
@@ -223,6 +224,19 @@ def build_optimizer(
     )
     # lr=0.0, because the schedule sets the learning rate before every update.
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
+
+
+def layer_decay_scale(name: str, num_layers: int, layer_decay: float) -> float:
+    """
+    Returns an encoder parameter's share of the learning rate, by depth as in BEiT (layer-wise decay; Table 2 cites
+    it): 1 for what follows the layers (final norm, classifier), `layer_decay` for the last layer, one factor more for
+    each layer below, and `layer_decay ** (num_layers + 1)` for the embeddings.
+    """
+    # Early layers hold general features and should change little; late ones have to fit the new task.
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    if layer:
+        return layer_decay ** (num_layers - int(layer.group(1)))
+    return layer_decay ** (num_layers + 1) if "embeddings." in name else 1.0
 
 
 class Objective:

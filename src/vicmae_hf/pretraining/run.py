@@ -20,6 +20,7 @@ from ..training.reporting import RESULTS_FILE, peak_memory_mib, read_metrics, re
 from ..training.run_folder import RunFolder
 from .arguments import PretrainingArguments
 from .collapse import CollapseFigures
+from .flops import update_flops
 from .online_probe import OnlineProbe
 from .pretraining import Measure, build_frame_pairs, pretrain
 
@@ -66,7 +67,9 @@ def run_pretraining(
                 num_workers=arguments.dataloader_num_workers,
             )
         )
-    run = RunFolder(accelerator, arguments, "pairs")
+    num_pairs = arguments.per_device_train_batch_size
+    flops_per_pair = update_flops(model.config, num_pairs) / num_pairs
+    run = RunFolder(accelerator, arguments, "pairs", flops_per_sample=flops_per_pair)
     results = pretrain(accelerator, model, dataset, arguments, run, processors, measures)
     if results is None:  # a resumed run that was finished: its report is there, too
         return read_results(arguments.output_dir)

@@ -33,17 +33,13 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     gradient_accumulation_steps: int = setting(1, "steps per update", minimum=1)
     num_train_epochs: int = setting(800, "passes over the data (Table 1: 800)", minimum=1)
     max_train_steps: int | None = setting(None, "updates; overrides the number of epochs", minimum=1)
-    base_learning_rate: float = setting(
-        1.5e-4, "learning rate = this x total batch / 256 (Table 1: 1.5e-4)", minimum=0
-    )
+    base_learning_rate: float = setting(1.5e-4, "this x total batch / 256 is the peak (Table 1: 1.5e-4)", minimum=0)
     warmup_epochs: float = setting(40.0, "epochs of linear warmup (Table 1: 40)", minimum=0)
     weight_decay: float = setting(0.05, "on matrices only (Table 1: 0.05)", minimum=0)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    max_skipped_updates: int = setting(
-        20,
-        "fp16: updates in a row that may be passed over for an infinite gradient; one more stops the run",
-        minimum=0,
-    )
+    torch_compile: bool = setting(False, "compile the Transformer layers: a minute at first, then faster on GPUs")
+    num_threads: int | None = setting(None, "CPU: threads of a process; default: what fits", minimum=1)
+    max_skipped_updates: int = setting(20, "fp16: updates in a row skipped for an infinite gradient", minimum=0)
     seed: int = setting(0, "of weights, data order, views and masks", minimum=0, maximum=MAX_SEED)
     logging_steps: int = setting(10, "updates between two lines of metrics.jsonl", minimum=1)
     checkpointing_steps: int = setting(1000, "updates between checkpoints; 0 writes none", minimum=0)

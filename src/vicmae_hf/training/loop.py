@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -25,24 +25,48 @@ ComputeLosses = Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tenso
 
 class Stopwatch:
     """
-    Measures how long a training takes, and what for.
+    Measures how long a training on `device` takes, and what for.
 
     Attributes:
         num_samples: samples of all processes so far.
-        waiting, evaluating: seconds spent waiting for data, and evaluating.
+        evaluating: seconds spent evaluating.
     """
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
+        self.on_gpu = device.type == "cuda"
         self.started = time.perf_counter()
         self.num_samples = 0
-        self.waiting = self.evaluating = 0.0
+        self.evaluating = self.waited = 0.0
+        self.waits: list[tuple[Any, Any]] = []  # beginning and end
 
     @contextmanager
-    def spending(self, purpose: str) -> Iterator[None]:
-        """Adds the time of its block to `purpose`, "waiting" or "evaluating"."""
+    def waiting_for_data(self) -> Iterator[None]:
+        """
+        Counts the time of its block as waiting for data; on a GPU what the GPU stood idle meanwhile. The program runs
+        ahead of it, and may wait for the next batch while the GPU still computes the last.
+        """
+        before = self.mark()
+        yield
+        self.waits.append((before, self.mark()))
+
+    def mark(self) -> Any:
+        """The time; on a GPU an event, which happens there when all is done that was asked for before."""
+        return torch.cuda.current_stream().record_event(torch.cuda.Event(True)) if self.on_gpu else time.perf_counter()
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Counts the time of its block as evaluating."""
         before = time.perf_counter()
         yield
-        setattr(self, purpose, getattr(self, purpose) + time.perf_counter() - before)
+        self.evaluating += time.perf_counter() - before
+
+    @property
+    def waiting(self) -> float:
+        """Seconds spent waiting for data so far. All that was computed must have been waited for."""
+        for before, after in self.waits:
+            self.waited += before.elapsed_time(after) / 1000 if self.on_gpu else after - before
+        self.waits = []
+        return self.waited
 
     @property
     def training(self) -> float:
@@ -145,7 +169,7 @@ class Updates:
         self.compute_losses = compute_losses
         self.schedule = schedule
         self.seed = arguments.seed
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(accelerator.device)
         has_scaler = accelerator.scaler is not None
         self.losses = Losses(accelerator.device, arguments.max_skipped_updates if has_scaler else 0)
         self.names: dict[int, list[str]] = {}
@@ -155,7 +179,7 @@ class Updates:
         accelerator, accumulation = self.accelerator, self.schedule.gradient_accumulation_steps
         sums: dict[str, torch.Tensor] = {}
         for micro_step in range(step * accumulation, (step + 1) * accumulation):
-            with self.watch.spending("waiting"):
+            with self.watch.waiting_for_data():
                 batch = next(self.batches)
             self.watch.num_samples += len(next(iter(batch.values()))) * accelerator.num_processes
             self.names.setdefault(step + 1, []).extend(batch.get("name", []))
@@ -231,7 +255,7 @@ def train(
             # All that was computed is waited for here, so that the time below includes it.
             read = updates.read_losses() if must_save or is_due(arguments.logging_steps, done, is_last) else None
             seconds = watch.training
-            with watch.spending("evaluating"):
+            with watch.evaluation():
                 figures = evaluate(done)
             if read is not None or figures:
                 losses = updates.read_losses() if read is None else read

@@ -1,7 +1,6 @@
 """Decides what an update changes and by how much: parameter groups, length of a run, learning rate."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,19 +36,6 @@ def parameter_groups(
             group = {"params": [], "weight_decay": weight_decay if is_matrix else 0.0, "learning_rate_scale": scale}
             groups.setdefault((scale, not is_matrix), group)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]  # sorted: a checkpoint knows groups by their place
-
-
-def layer_decay_scale(name: str, num_layers: int, layer_decay: float) -> float:
-    """
-    Returns an encoder parameter's share of the learning rate, by depth as in BEiT (layer-wise decay; Table 2 cites
-    it): 1 for what follows the layers (final norm, classifier), `layer_decay` for the last layer, one factor more for
-    each layer below, and `layer_decay ** (num_layers + 1)` for the embeddings.
-    """
-    # Early layers hold general features and should change little; late ones have to fit the new task.
-    layer = re.search(r"\blayers\.(\d+)\.", name)
-    if layer:
-        return layer_decay ** (num_layers - int(layer.group(1)))
-    return layer_decay ** (num_layers + 1) if "embeddings." in name else 1.0
 
 
 def scaled_learning_rate(base_learning_rate: float, total_batch_size: int) -> float:

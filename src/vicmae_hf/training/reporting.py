@@ -88,6 +88,26 @@ def peak_memory_mib(device: torch.device) -> dict[str, float]:
     return peak
 
 
+# Dense bf16 and fp16 products with float32 sums, FLOP/s, by the beginning of a device's name (NVIDIA's data sheets).
+PEAK_FLOPS = {
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989.4e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Looks up the peak of a device; None if it is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for beginning, peak in PEAK_FLOPS.items() if name.startswith(beginning)), None)
+
+
 class MetricsLog:
     """
     Writes lines to `metrics.jsonl`, to Accelerate's trackers and to a progress bar; without a terminal, to a line of
@@ -97,6 +117,7 @@ class MetricsLog:
         samples_name: name of the samples in `{samples_name}_per_second`.
         num_steps: updates of the run; start_step: those done before resuming. An interrupted run may have logged
             updates beyond its last checkpoint. They are made again, so their lines are dropped.
+        flops_per_sample: that training needs; for the share of the device's peak that is used (`mfu`).
     """
 
     def __init__(
@@ -106,8 +127,11 @@ class MetricsLog:
         samples_name: str,
         num_steps: int,
         start_step: int = 0,
+        flops_per_sample: float | None = None,
     ):
         self.accelerator = accelerator
+        self.flops_per_sample = flops_per_sample
+        self.peak_flops = peak_flops(accelerator.device)
         self.path = Path(output_dir) / "metrics.jsonl"
         self.samples_name = samples_name
         self.num_steps = num_steps
@@ -146,7 +170,11 @@ class MetricsLog:
         rates = {
             f"{self.samples_name}_per_second": samples / seconds,
             "data_wait_share": waited / seconds,  # near 0: the device is busy; near 1: data is too slow
+            **peak_memory_mib(self.accelerator.device),
         }
+        if self.flops_per_sample and self.peak_flops:
+            used = self.flops_per_sample * samples / seconds / self.accelerator.num_processes
+            rates["mfu"] = used / self.peak_flops
         line = {"step": step, "epoch": round(epoch, 4), "learning_rate": learning_rate, **figures, **rates}
         if self.accelerator.is_main_process:
             # Opened for each line, so that a killed run has lost none.

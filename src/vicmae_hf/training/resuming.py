@@ -25,6 +25,7 @@ MAY_CHANGE = {
     *("project", "run_name", "private"),
     *("resume_from_checkpoint", "overwrite_output_dir", "num_train_epochs", "max_train_steps", "max_skipped_updates"),
     *("dataloader_num_workers", "seconds_per_file", "max_bad_files", "gradient_checkpointing"),
+    *("torch_compile", "num_threads"),
     *("num_processes", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     # These decide the model, which is compared itself; the others say what wrote it.
     *("config_overrides", "image_size"),

@@ -36,6 +36,7 @@ class RunFolder:
         arguments: of the run.
         samples_name: name of the samples in the log, for rates.
         parts: what checkpoints hold beside model and optimizer.
+        flops_per_sample: that training needs, if it is known (see `MetricsLog`).
 
     Attributes:
         settings: all settings of the run, from `begin` on.
@@ -48,11 +49,13 @@ class RunFolder:
         arguments: TrainingArguments,
         samples_name: str,
         parts: Sequence[CheckpointPart] = (),
+        flops_per_sample: float | None = None,
     ):
         self.accelerator = accelerator
         self.arguments = arguments
         self.samples_name = samples_name
         self.parts = parts
+        self.flops_per_sample = flops_per_sample
         self.path = Path(arguments.output_dir)
         self.settings: dict[str, Any] = {}
         self.log: MetricsLog | None = None
@@ -116,7 +119,12 @@ class RunFolder:
     def logging(self, schedule: Schedule) -> Iterator[None]:
         """Opens the log. Keeps what is known of an update that is not finite, and adds to the message what to do."""
         with MetricsLog(
-            self.accelerator, self.path, self.samples_name, schedule.num_steps, schedule.start_step
+            self.accelerator,
+            self.path,
+            self.samples_name,
+            schedule.num_steps,
+            schedule.start_step,
+            self.flops_per_sample,
         ) as self.log:
             try:
                 yield

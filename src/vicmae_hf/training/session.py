@@ -41,7 +41,7 @@ from ..modeling_vicmae import ViCMAEForPreTraining
 from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
-from .engines import check_engine
+from .engines import check_engine, choose_precision_of_products, compile_layers, set_threads
 from .reporting import RESULTS_FILE, finish_trackers, track_pictures
 from .resuming import CheckpointError
 from .stopping import STOPPED_EXIT_STATUS, RunStopped
@@ -193,6 +193,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     arguments.mixed_precision = accelerator.mixed_precision  # the launcher may have set it
+    choose_precision_of_products(arguments.mixed_precision)
     adopt_accumulation(arguments, accelerator.gradient_accumulation_steps)
     if accelerator.is_main_process:
         check_output_dir(arguments)
@@ -379,6 +380,10 @@ def build_model(
         raise ArgumentsError(f"The model cannot be built from {source}: {explain(error)}") from error
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if arguments.torch_compile:
+        compile_layers(model)
+    if not torch.cuda.is_available():
+        set_threads(arguments, model)
     return model
 
 
