@@ -97,9 +97,9 @@ def attention_share(kernels: list[tuple[str, float]]) -> float:
     return attention / sum(time for _, time in kernels)
 
 
-def our_step(config: ViCMAEConfig, batch_size: int, compiled: bool) -> Callable[[], None]:
+def our_step(config: ViCMAEConfig, batch_size: int, compiled: bool, precision: str = "bf16") -> Callable[[], None]:
     """Makes whole updates by the training loop."""
-    updates = build_updates(config, batch_size, compiled=compiled)
+    updates = build_updates(config, batch_size, precision, compiled)
     numbers = iter(range(10**6))
     return lambda: updates.make(next(numbers))
 
@@ -118,7 +118,7 @@ def peer_step(
 
     def step() -> None:
         views = normalize(next(batches)["pixel_values"])
-        with torch.autocast(DEVICE.type, dtype=dtype):
+        with torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32):
             loss = model(views)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
