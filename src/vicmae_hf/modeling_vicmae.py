@@ -455,8 +455,8 @@ class ViCMAEDecoder(nn.Module):
 # Communication between processes
 #
 # DistributedDataParallel averages gradients over W processes. A loss that compares samples of all processes gives
-# gradients to samples of other processes, which a plain all_gather would drop. The backward passes of these two
-# functions sum them over the processes. Then the mean of the processes' losses has exactly the gradients of one
+# gradients to samples of other processes, which a plain all_gather would drop. The backward pass of this
+# function sums them over the processes. Then the mean of the processes' losses has exactly the gradients of one
 # process on the joined batch.
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -481,48 +481,43 @@ class AllGather(torch.autograd.Function):
         return gradient.chunk(world_size())[dist.get_rank()]  # (B, ...), the rows that came from here
 
 
-class AllReduceSum(torch.autograd.Function):
-    """Sums a tensor over the processes."""
-
-    @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.contiguous().clone()
-        dist.all_reduce(tensor)
-        return tensor
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient
-
-
 def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
     """`(B, ...)` -> `(W * B, ...)`, with gradients to the process that each row came from."""
     return tensor if world_size() == 1 else AllGather.apply(tensor)
 
 
+def gather_views(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for two views `(B, P)`, in one exchange."""
+    return (first, second) if world_size() == 1 else gather_batch(torch.stack([first, second], dim=1)).unbind(1)
+
+
 class ViCMAEBatchNorm(nn.BatchNorm1d):
     """
-    Batch norm over the batches of all processes, in float32: the result must not depend on how many processes share a
-    batch. `nn.SyncBatchNorm` would do the same, but refuses the CPU.
+    Batch norm of views `(B, V, P)`, each view by itself, over the batches of all processes, in float32: the result
+    must not depend on how many processes share a batch. `nn.SyncBatchNorm` would do the same, but refuses the CPU.
 
     Every process must bring the same number of samples, as the training loops here do.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # In the parameters' type, which under autocast is float32: sums in half precision make poor statistics.
+        values = hidden_states.to(torch.promote_types(self.weight.dtype, hidden_states.dtype))
         if not self.training or world_size() == 1:
-            # In the parameters' type, which under autocast is float32: sums in half precision make poor statistics.
-            return super().forward(hidden_states.to(self.weight.dtype)).to(hidden_states.dtype)
-        values = hidden_states.to(torch.promote_types(self.weight.dtype, torch.float32))
+            views = [super(ViCMAEBatchNorm, self).forward(view) for view in values.unbind(1)]
+            return torch.stack(views, dim=1).to(hidden_states.dtype)
         count = values.shape[0] * world_size()
-        mean = AllReduceSum.apply(values.sum(0)) / count  # (P,), of all processes
-        variance = AllReduceSum.apply((values - mean).square().sum(0)) / count
+        own_mean = values.mean(0)  # (V, P)
+        own = torch.stack([own_mean, (values - own_mean).square().sum(0)])
+        means, squares = gather_batch(own.unsqueeze(0)).unbind(1)  # (W, V, P) each, in one exchange
+        mean = means.mean(0)
+        # Squares around the mean of all: those around each process's own, and those of the means.
+        variance = (squares.sum(0) + (means - mean).square().sum(0) * values.shape[0]) / count
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = variance * count / (count - 1)  # as nn.BatchNorm1d keeps it
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            for view_mean, view_variance in zip(mean, variance, strict=True):
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(view_mean.to(self.running_mean.dtype), self.momentum)
+                unbiased = view_variance * count / (count - 1)  # as nn.BatchNorm1d keeps it
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         values = (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
         return values.to(hidden_states.dtype)
 
@@ -559,8 +554,9 @@ def info_nce_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.
     # all ranks but the first would take a stranger for the positive.
     if world_size() > 1:
         labels = labels + dist.get_rank() * first.shape[0]
-    first_to_second = F.cross_entropy(first @ gather_batch(second).T * logit_scale, labels)  # of (B, W * B)
-    second_to_first = F.cross_entropy(second @ gather_batch(first).T * logit_scale, labels)
+    all_first, all_second = gather_views(first, second)  # (W * B, P) each
+    first_to_second = F.cross_entropy(first @ all_second.T * logit_scale, labels)  # of (B, W * B)
+    second_to_first = F.cross_entropy(second @ all_first.T * logit_scale, labels)
     return 2 * first_to_second + 2 * second_to_first
 
 
@@ -572,7 +568,7 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.T
     first, second = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
     batch_size = first.shape[0]
     anchors = torch.cat([first, second])  # (2 * B, P)
-    others = torch.cat([gather_batch(first), gather_batch(second)])  # (2 * W * B, P)
+    others = torch.cat(gather_views(first, second))  # (2 * W * B, P)
     total = others.shape[0] // 2
     own = torch.arange(batch_size, device=first.device)
     if world_size() > 1:
@@ -604,7 +600,7 @@ def vicreg_loss(first: torch.Tensor, second: torch.Tensor, config: ViCMAEConfig)
     Deviations are then 1 / sqrt(P) at best, so the hinge never becomes 0. Projection and target network are one, so
     the loss is the same in both directions and is counted once.
     """
-    first, second = gather_batch(F.normalize(first, dim=-1)), gather_batch(F.normalize(second, dim=-1))  # (W * B, P)
+    first, second = gather_views(F.normalize(first, dim=-1), F.normalize(second, dim=-1))  # (W * B, P) each
     invariance = (first - second).square().sum(-1).mean()
     variance = covariance = 0.0
     for projections in (first, second):
@@ -975,8 +971,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
 
     def contrast(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled views `(B, 2, D)` of each process -> projections `(B, 2, P)`, objective over all processes."""
-        # Each view by itself, so that batch statistics are taken per view.
-        projections = torch.stack([self.projector(view) for view in pooled.unbind(1)], dim=1)
+        projections = self.projector(pooled)
         # Without autocast, which would multiply in half precision; similarities divided by 0.1 need more.
         with torch.autocast(projections.device.type, enabled=False):
             first, second = at_least_float32(projections).unbind(1)  # (B, P) each
