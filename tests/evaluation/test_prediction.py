@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -29,6 +30,7 @@ from transformers import (
 from vicmae_hf import ViCMAEForImageClassification
 from vicmae_hf.data.media.video import open_video
 from vicmae_hf.errors import InputError
+from vicmae_hf.evaluation import prediction
 from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
 from vicmae_hf.evaluation.prediction import predict, top_k_accuracies
 from vicmae_hf.video_processing_vicmae import sample_frame_indices
@@ -103,6 +105,22 @@ def test_unreadable_videos_are_counted_and_never_replaced(videos, tmp_path):
         path.unlink()
     with pytest.raises(InputError, match=r"none of 1 files could be read; .*broken\.mp4"):
         predict_all(model, views_for(classifier, tmp_path / "data"))
+
+
+def test_what_is_exchanged_in_rounds_comes_in_the_order_of_the_items(videos, tmp_path, monkeypatch):
+    """Also if nothing of a round could be read."""
+    model = save_classifier(tmp_path / "model")
+    shutil.copytree(videos, tmp_path / "data")
+    first, second, *_ = sorted((tmp_path / "data").rglob("*.mp4"))
+    for path in (first, second):
+        path.write_bytes(b"no video")
+    dataset = views_for(load_classifier(str(tmp_path / "model")), tmp_path / "data")
+    expected = predict_all(model, dataset).protocols[0]
+    monkeypatch.setattr(prediction, "BATCHES_OF_A_ROUND", 2)
+    found = predict(Accelerator(cpu=True), model, dataset, batch_size=1, num_workers=0)
+    assert found.indices.tolist() == expected.indices.tolist() == [2, 3, 4, 5, 6]
+    torch.testing.assert_close(found.probabilities, expected.probabilities)
+    assert [failure["path"] for failure in found.failures] == [str(first), str(second)]
 
 
 def test_a_video_at_which_workers_die_is_listed_and_the_others_are_counted(videos, tmp_path):
