@@ -70,6 +70,7 @@ bench: $(VENV)/installed data/demo/demo.json
 	$(BIN)/python benchmarks/decoding.py --videos $(VIDEOS)
 	LD_LIBRARY_PATH=$(CURDIR)/$(VENV)/ffmpeg $(BIN)/python benchmarks/loading.py --videos $(VIDEOS) --ffcv_python $(FFCV)/bin/python
 	$(BIN)/python benchmarks/image_steps.py --videos $(VIDEOS)
+	$(BIN)/python benchmarks/step.py
 
 # Needs: apt-get install libturbojpeg0-dev libopencv-dev pkg-config. Borrows torch from $(VENV).
 bench-ffcv: $(FFCV)/installed
