@@ -325,3 +325,31 @@ def test_a_store_without_names_gets_them(tmp_path):
         Image.new("RGB", (16, 16)).save(tmp_path / name)
     packed = PackingInput.open(tmp_path / "train.txt", class_names=["wash", "iron", "dry"])
     assert (packed.labels.tolist(), packed.class_names) == ([1, 0], ["wash", "iron", "dry"])
+
+
+@pytest.mark.parametrize("labels", ["1 0", "0,2 1"])
+def test_stored_indices_get_the_names_that_are_known(tmp_path, labels):
+    """A store of a list with class indices is taken as the list itself is."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    first, second = labels.split()
+    (tmp_path / "train.txt").write_text(f"a.png {first}\nb.png {second}\n")
+    pack(tmp_path / "train.txt", tmp_path / "store")
+    opened = []
+    for name in ("train.txt", "store"):
+        source = open_labelled(tmp_path / name)
+        known = open_labelled(tmp_path / name, ["wash", "iron", "dry"])
+        kept = open_with_labels(tmp_path / name, False, ["wash", "iron", "dry"])
+        assert kept.class_names == known.class_names == ["wash", "iron", "dry"]
+        assert not source.has_names and kept.labels.tolist() == known.labels.tolist()
+        opened.append(dict(zip(source.items.list_names(), known.labels.tolist(), strict=True)))
+        with pytest.raises(InputError, match="has the class index ., but the model has 1 classes"):
+            open_labelled(tmp_path / name, ["wash"], "the model")
+    assert opened[0] == opened[1]
+
+
+def test_folders_called_by_numbers_are_names(tmp_path):
+    make_files(tmp_path, "0/a.png", "1/b.png")
+    assert open_labelled(tmp_path).has_names
+    with pytest.raises(InputError, match="2 classes are unknown to the model: 0, 1"):
+        open_labelled(tmp_path, ["wash", "iron"])

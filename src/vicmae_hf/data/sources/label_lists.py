@@ -43,8 +43,9 @@ def index_label_lists(
 
 
 def to_targets(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class indices `(N,)`, or targets `(N, C)` of fewer classes -> targets `(N, num_classes)`."""
+    """Class indices `(N,)`, or targets `(N, C)`, all below `num_classes` -> targets `(N, num_classes)`."""
     if labels.ndim == 2:
+        labels = labels[:, :num_classes]  # a dataset may have more classes than occur
         return np.pad(labels, ((0, 0), (0, num_classes - labels.shape[1])))
     targets = np.zeros((len(labels), num_classes), dtype=np.int8)
     targets[np.arange(len(labels)), labels] = 1

@@ -122,8 +122,8 @@ def open_labelled(
     is_folder = folder.is_dir() and not is_saved_dataset(folder)
     settings = SourceSettings() if settings is None else settings
     source = open_labelled_folder(name, folder, settings) if is_folder else None
-    # None also for a folder that holds only Parquet files.
-    source = open_source(name, settings) if source is None else finish_source(source, settings)
+    has_folders = source is not None  # not if it holds only Parquet files
+    source = finish_source(source, settings) if has_folders else open_source(name, settings)
     if source.labels is None:
         raise InputError(f"{name}: has no labels; expected {describe_labels(source)}.")
     # Training would take -1 for the last class or fail late, so we refuse here.
@@ -133,8 +133,8 @@ def open_labelled(
             f"{name}: {len(without)} of {len(source)} items have no label, the first: {source[int(without[0])].name}. "
             "Label them or leave them out."
         )
-    has_names = source.class_names is not None
-    names = source.class_names if has_names else number_classes(source.labels)
+    names = number_classes(source.labels) if source.class_names is None else source.class_names
+    has_names = source.class_names is not None and (has_folders or not are_numbers(source.class_names))
     labelled = LabelledSource(name, source, source.labels, names, np.arange(len(source)), has_names)
     used = used_classes(source.labels)
     if labelled.is_multi_label:
@@ -143,7 +143,7 @@ def open_labelled(
         logger.warning("%s: an item may have several labels, of %d classes.", name, len(names))
     if class_names is not None:
         return with_class_names(labelled, class_names, known_from)
-    if not has_names and len(used) < len(names):
+    if source.class_names is None and len(used) < len(names):
         first = np.setdiff1d(np.arange(len(names)), used)[0]
         logger.warning("%s: %d classes by its largest index, but class %d has no file.", name, len(names), first)
     return labelled
@@ -201,7 +201,7 @@ def name_classes(source: MediaSource | FrameStoreSource, class_names: Sequence[s
     """Turns the labels of a source into indices into `class_names` (see `with_class_names`). Some may be missing."""
     names = number_classes(source.labels) if source.class_names is None else source.class_names
     rows = np.flatnonzero(~has_no_label(source.labels))
-    labels = LabelledSource(source.name, source, source.labels[rows], names, rows, source.class_names is not None)
+    labels = LabelledSource(source.name, source, source.labels[rows], names, rows, not are_numbers(source.class_names))
     named = with_class_names(labels, class_names, known_from)
     source.labels = np.full((len(source), *named.all_labels.shape[1:]), -1, dtype=named.all_labels.dtype)
     source.labels[rows], source.class_names = named.all_labels, named.class_names
@@ -222,6 +222,14 @@ def number_classes(labels: np.ndarray) -> list[str]:
     if largest >= MAX_CLASSES:
         raise InputError(f"expected labels to be class indices below {MAX_CLASSES:,}, got {largest}.")
     return [str(label) for label in range(largest + 1)]
+
+
+def are_numbers(class_names: Sequence[str] | None) -> bool:
+    """
+    Whether classes have no names but their indices. Stores and prepared tables of lists with indices call them "0",
+    "1", ...
+    """
+    return class_names is None or list(class_names) == [str(label) for label in range(len(class_names))]
 
 
 def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> MediaSource | None:
