@@ -156,6 +156,21 @@ def test_metadata_in_several_folders_and_as_datasets_reads_them(tmp_path):
     assert open_labelled(tmp_path / "train").labels.tolist() == theirs["label"]
 
 
+def test_metadata_with_whole_paths_or_files_of_other_folders(tmp_path, monkeypatch):
+    make_files(tmp_path, "data/x.mp4", "data/y.mp4", "elsewhere/z.mp4")
+    metadata = tmp_path / "data" / "metadata.csv"
+    monkeypatch.chdir(tmp_path)
+    metadata.write_text(f"file_name,label\n{tmp_path}/data/x.mp4,2\n./y.mp4,0\n")
+    assert open_labelled("data").labels.tolist() == [2, 0]
+    metadata.write_text("file_name,label\nx.mp4,2\n./x.mp4,0\n")
+    with pytest.raises(InputError, match="a file twice"):
+        open_labelled("data")
+    metadata.write_text("file_name,label\n../elsewhere/z.mp4,2\n")
+    with pytest.raises(InputError, match=r"metadata\.csv: names none of the videos and images in data, the first of"):
+        open_labelled("data")
+    assert open_with_labels("data", False).labels is None
+
+
 def test_metadata_of_something_else(tmp_path):
     make_files(tmp_path, "a/0.mp4", "b/0.mp4")
     for text in ("id,size\n1,2\n", "file_name,size\na/0.mp4,3\n", "made in 2024\n"):

@@ -126,20 +126,22 @@ def open_metadata(
         if settings.label_column is None or settings.label_column.lower() in columns:
             values = take_column(file, columns, LABEL_NAMES, settings.label_column)
         if written is not None and values is not None:
-            files_of_rows = find_files(file, file.parent, columns[LINE], written, settings, fate="are left out")
+            found = find_files(file, file.parent, columns[LINE], written, settings, fate="are left out")
+            files_of_rows = list(map(os.path.abspath, found))
             has_times = any(name in columns for names in TIME_COLUMNS.values() for name in names)
             if has_times or len(set(files_of_rows)) < len(files_of_rows):
                 raise InputError(f"{file}: names parts of files, or a file twice; give it in place of its folder.")
-            labels |= dict(zip(map(os.path.normpath, files_of_rows), values, strict=True))
+            labels |= dict(zip(files_of_rows, values, strict=True))
     if not labels:
         return None
-    media = list(map(os.path.normpath, media))
-    listed = [path for path in media if keep_all or path in labels]
+    unlisted = [path for path in media if os.path.abspath(path) not in labels]
+    if len(unlisted) == len(media):
+        raise InputError(f"{files[0]}: names none of the videos and images in {name}, the first of them: {media[0]}.")
+    listed = media if keep_all else [path for path in media if os.path.abspath(path) in labels]
     if len(listed) < len(media):
-        first = next(path for path in media if path not in labels)
-        left_out = len(media) - len(listed)
-        logger.warning("%s: left out %d files that no metadata file has, the first: %s", name, left_out, first)
-    values = [labels.get(path) for path in listed]
+        message = "%s: left out %d files that no metadata file has, the first: %s"
+        logger.warning(message, name, len(unlisted), unlisted[0])
+    values = [labels.get(os.path.abspath(path)) for path in listed]
     indices, class_names = read_label_values(files[0], range(1, len(values) + 1), values)
     return MediaSource(name, table_of_paths(name, listed), "path", None, indices, class_names)
 
