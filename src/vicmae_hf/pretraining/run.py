@@ -15,7 +15,8 @@ from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
 from ..reports.model_card import write_pretraining_card
-from ..reports.plots import plot_losses, plot_reconstructions, reconstruct_views
+from ..reports.plots import plot_losses, plot_reconstructions
+from ..reports.reconstructions import reconstruct_views
 from ..training.reporting import RESULTS_FILE, peak_memory_mib, read_metrics, read_results
 from ..training.run_folder import RunFolder
 from .arguments import PretrainingArguments
@@ -95,8 +96,8 @@ def write_report(
         plot_losses(metrics, plots / "losses.png")
     views = torch.stack([sample["pixel_values"] for sample in dataset.examples(NUM_PICTURED_SAMPLES)])
     results["num_failed"] = len(dataset.bad_files)  # pictures may be of files that no update reached
-    reconstructions = reconstruct_views(model, views, processor.image_mean, processor.image_std)
-    plot_reconstructions(reconstructions, plots / "reconstructions.png")
+    columns, text = reconstruct_views(model, views, processor.image_mean, processor.image_std)
+    plot_reconstructions(columns, plots / "reconstructions.png", text)
     write_pretraining_card(
         output_dir, json.loads((output_dir / "arguments.json").read_text(encoding="utf-8")), results
     )

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from ..data.samples.augmentation import PixelNormalizer
 from ..files import partial_file
-from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
 
 
 # With more classes, names and counts in a confusion matrix could not be read.
@@ -58,62 +57,28 @@ def plot_accuracies(
     save_picture(figure, path)
 
 
-def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Draws one row for each sample and one column for each name in `columns`: images `(N, 3, H, W)` in [0, 1]."""
+def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLike, text: str = "") -> None:
+    """
+    Draws one row for each sample and one column for each name in `columns`: images `(N, 3, H, W)` in [0, 1]; and below
+    them the text.
+    """
     num_rows, _, height, width = next(iter(columns.values())).shape
-    figure = Figure(figsize=(2 * len(columns), 2 * num_rows * height / width + 0.4), layout="constrained")
+    lines = wrap(text, 30 * len(columns))
+    size = (2 * len(columns), 2 * num_rows * height / width + 0.4 + 0.18 * len(lines))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(num_rows, len(columns), squeeze=False)
     for column, (title, images) in enumerate(columns.items()):
         grid[0, column].set_title(title, fontsize=9)
         for row, image in enumerate(images):
             grid[row, column].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())  # predictions overshoot
             grid[row, column].axis("off")
+    write_below(figure, lines)
     save_picture(figure, path)
 
 
-@torch.no_grad()
-def reconstruct_views(
-    model: ViCMAEForPreTraining, views: torch.Tensor, mean: Sequence[float], std: Sequence[float], seed: int = 0
-) -> dict[str, torch.Tensor]:
-    """
-    Makes the images for `plot_reconstructions`: the first view, its visible patches, its reconstruction, the view with
-    its masked patches filled in, and the second view, each `(N, 3, H, W)` in [0, 1] up to overshoot.
-
-    With `norm_pix_loss` the model predicts normalised patches. They get the mean and standard deviation of the true
-    patches, because nothing else tells them.
-
-    Args:
-        views: `(N, 2, 3, H, W)`, uint8.
-    """
-    height, width = views.shape[-2:]
-    patch_size = model.config.patch_size
-    pixel_values = PixelNormalizer(mean, std).to(model.device)(views.to(model.device))
-    num_patches = (height // patch_size) * (width // patch_size)
-    # A generator of its own: the same patches are masked in the pictures of every run.
-    noise = torch.rand(*views.shape[:2], num_patches, generator=torch.Generator().manual_seed(seed))
-    was_training = model.training
-    model.eval()
-    hidden_states, mask, ids_restore = model.encode_views(pixel_values, noise.to(model.device))
-    patches = model.reconstruct(hidden_states, ids_restore, (height, width))[:, 0].float()  # (N, L, p * p * C)
-    model.train(was_training)
-    if model.config.norm_pix_loss:
-        truth = patchify(pixel_values[:, 0], patch_size).movedim(-3, -1).flatten(-3)  # (N, L, p * p * C)
-        variance, average = torch.var_mean(truth, dim=-1, keepdim=True)
-        patches = patches * torch.sqrt(variance + 1e-6) + average
-    predicted = unpatchify(patches, height, width, num_channels=3)
-    # 1 in masked patches, 0 in visible ones: (N, 3, H, W).
-    hidden = unpatchify(mask[:, 0, :, None].expand_as(patches), height, width, num_channels=3)
-    scale, offset = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (std, mean))
-    # Back from normalised pixels to colours.
-    first, second = pixel_values.unbind(1)
-    first, second, predicted = (images * scale + offset for images in (first, second, predicted))
-    return {
-        "first view": first,
-        "visible": first * (1 - hidden),
-        "reconstruction": predicted,
-        "masked patches filled in": first * (1 - hidden) + predicted * hidden,
-        "second view": second,
-    }
+def write_below(figure: Figure, lines: Sequence[str]) -> None:
+    """Writes lines of text at the lower left of a figure."""
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9)
 
 
 def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> None:
