@@ -28,6 +28,7 @@ from ..evaluation.prediction import FIGURES, Predictions, predict, shown_figures
 from ..evaluation.probes import build_linear_optimizer
 from ..files import write_json, write_whole
 from ..modeling_vicmae import ViCMAEForImageClassification
+from ..reports.baselines import Baselines, classification_baselines
 from ..reports.model_card import write_classification_card
 from ..reports.plots import plot_accuracies, plot_losses
 from ..settings import ArgumentsError
@@ -97,7 +98,7 @@ def train_classifier(
     with bad_files.errors_of_workers(), run.logging(schedule):
         results = train(updates, run, evaluate)
     results = best_model.figures | lengths_of_run(schedule, train_source) | results
-    return finish(accelerator, bad_files, train_source, run.settings, results, arguments)
+    return finish(accelerator, bad_files, train_source, eval_source, run.settings, results, arguments)
 
 
 def list_data(train_source: LabelledSource, eval_source: LabelledSource) -> dict[str, list[str]]:
@@ -181,6 +182,7 @@ def finish(
     accelerator: Accelerator,
     bad_files: BadFiles,
     train_source: LabelledSource,
+    eval_source: LabelledSource,
     settings: dict[str, Any],
     results: dict[str, Any],
     arguments: ClassificationArguments,
@@ -193,7 +195,7 @@ def finish(
         bad_files.finish()
         results["num_train_failed"] = count_failures(bad_files, train_source)
         shown = {name: FIGURES[name] for name in shown_figures(results, len(train_source.class_names))}
-        write_pictures(output_dir, shown)
+        write_pictures(output_dir, shown, classification_baselines(eval_source.labels))
         card = {"task": arguments.task, "dataset_name": arguments.eval_data, "shown_figures": shown}
         write_classification_card(output_dir, settings, results, **card)
         # Last, because this file says that the run is finished.
@@ -365,10 +367,10 @@ def write_names(source: LabelledSource, path: Path) -> None:
     write_whole(path, "".join(f"{source[index].name}\n" for index in range(len(source))))
 
 
-def write_pictures(output_dir: Path, shown_figures: dict[str, str]) -> None:
+def write_pictures(output_dir: Path, shown_figures: dict[str, str], baselines: Baselines) -> None:
     """Writes `plots/losses.png` and `plots/accuracies.png`."""
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
     metrics = read_metrics(output_dir)
     plot_losses(metrics, plots / "losses.png")
-    plot_accuracies(metrics, plots / "accuracies.png", shown_figures)
+    plot_accuracies(metrics, plots / "accuracies.png", shown_figures, baselines)

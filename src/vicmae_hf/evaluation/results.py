@@ -15,6 +15,7 @@ from ..data.sources.label_lists import name_labels
 from ..data.sources.labelled import LabelledSource, format_list
 from ..errors import InputError
 from ..files import check_writable, partial_file, write_csv, write_json, writing
+from ..reports.baselines import classification_baselines
 from ..reports.plots import plot_confusion, plot_temporal_ablation
 from .features import matrix_column
 from .multi_label import average_precisions
@@ -68,7 +69,8 @@ def write_evaluation(
         ablation = frame_orders.summarize(results, predictions.reordered, first.labels)
         results["temporal_ablation"] = ablation
         write_temporal_ablation(output_dir, ablation)
-        plot_temporal_ablation(ablation, plots / "temporal_ablation.png")
+        baselines = classification_baselines(first.labels.numpy())
+        plot_temporal_ablation(ablation, plots / "temporal_ablation.png", baselines)
     write_predictions(output_dir, dataset, predictions)
     if counts is None:
         write_average_precisions(output_dir, first, class_names)

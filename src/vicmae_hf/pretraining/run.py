@@ -14,6 +14,7 @@ from ..files import write_json
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
+from ..reports.baselines import pretraining_baselines
 from ..reports.model_card import write_pretraining_card
 from ..reports.plots import plot_losses, plot_reconstructions
 from ..reports.reconstructions import reconstruct_views
@@ -92,15 +93,17 @@ def write_report(
     output_dir = Path(arguments.output_dir)
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
+    settings = json.loads((output_dir / "arguments.json").read_text(encoding="utf-8"))
     if metrics := read_metrics(output_dir):
-        plot_losses(metrics, plots / "losses.png")
+        num_compared = settings["total_batch_size"]
+        if not arguments.contrast_across_accumulation:
+            num_compared //= arguments.gradient_accumulation_steps
+        plot_losses(metrics, plots / "losses.png", pretraining_baselines(model.config, num_compared))
     views = torch.stack([sample["pixel_values"] for sample in dataset.examples(NUM_PICTURED_SAMPLES)])
     results["num_failed"] = len(dataset.bad_files)  # pictures may be of files that no update reached
     columns, text = reconstruct_views(model, views, processor.image_mean, processor.image_std)
     plot_reconstructions(columns, plots / "reconstructions.png", text)
-    write_pretraining_card(
-        output_dir, json.loads((output_dir / "arguments.json").read_text(encoding="utf-8")), results
-    )
+    write_pretraining_card(output_dir, settings, results)
     # Results come last, because they say that the run is finished: a run killed before this line writes its report
     # when it is resumed.
     write_json(output_dir / RESULTS_FILE, results)

@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from ..files import partial_file
+from .baselines import Baselines
 
 
 # With more classes, names and counts in a confusion matrix could not be read.
 MAX_NAMED_CLASSES = 60
 MAX_COUNTED_CLASSES = 30
+# Values that are drawn as dots, too.
+MAX_DOTS = 30
 
 
 def save_picture(figure: Figure, path: str | os.PathLike) -> None:
@@ -24,35 +28,60 @@ def save_picture(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(partial, dpi=100)
 
 
-def plot_losses(metrics: Sequence[dict[str, float]], path: str | os.PathLike) -> None:
-    """Draws losses and learning rate against the update, one panel each, from the lines of `metrics.jsonl`."""
-    names = [name for name in metrics[0] if name == "loss" or name.endswith("_loss")] + ["learning_rate"]
+def plot_losses(
+    metrics: Sequence[dict[str, float]], path: str | os.PathLike, baselines: Baselines | None = None
+) -> None:
+    """
+    Draws losses and learning rate against the update, one panel each, from the lines of `metrics.jsonl`. Baselines are
+    dashed lines.
+    """
+    # Of all lines, because a line of a probe alone has no losses; only where there is something to draw.
+    names = {name: None for line in metrics for name in line if name == "loss" or name.endswith("_loss")}
+    names = [*names, "learning_rate"]
     figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        axes.plot([line["step"] for line in metrics], [line.get(name, np.nan) for line in metrics])
+        values = [line.get(name, np.nan) for line in metrics]
+        # With dots where they are few: a single value is no line.
+        axes.plot([line["step"] for line in metrics], values, ".-" if len(metrics) <= MAX_DOTS else "-")
         axes.set(title=name.replace("_", " "), xlabel="update")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # 0.693, not 3e-3 beside a "+0.69" above
         axes.grid(alpha=0.3)
+        if name in (baselines or {}):
+            draw_baseline(axes, *baselines[name])
     save_picture(figure, path)
 
 
+def draw_baseline(axes: Axes, value: float, label: str, colour: str = "tab:gray") -> None:
+    """Draws a dashed line, and says in the legend what it is."""
+    axes.axhline(value, linestyle="--", color=colour, label=f"{label} ({value:.4g})")
+    axes.legend(fontsize=8)
+
+
 def plot_accuracies(
-    metrics: Sequence[dict[str, float]], path: str | os.PathLike, shown_figures: dict[str, str]
+    metrics: Sequence[dict[str, float]],
+    path: str | os.PathLike,
+    shown_figures: dict[str, str],
+    baselines: Baselines | None = None,
 ) -> None:
     """
-    Draws figures of a run's evaluations against the epoch.
+    Draws figures of a run's evaluations against the epoch, with their baselines as dashed lines.
 
     Args:
         metrics: lines of `metrics.jsonl`.
         shown_figures: keys of these lines and their names, `{"eval_top1": "top-1 accuracy"}`.
+        baselines: of the same keys.
     """
     evaluations = [line for line in metrics if shown_figures.keys() <= line.keys()]
-    figure = Figure(figsize=(5, 3), layout="constrained")
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, label in shown_figures.items():
-        axes.plot([line["epoch"] for line in evaluations], [line[name] for line in evaluations], ".-", label=label)
+        values = [line[name] for line in evaluations]
+        (curve,) = axes.plot([line["epoch"] for line in evaluations], values, ".-", label=label)
+        if name in (baselines or {}):
+            draw_baseline(axes, *baselines[name], curve.get_color())
     axes.set(title="held-out samples", xlabel="epoch", ylabel="%")
-    axes.legend()
+    axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     save_picture(figure, path)
 
@@ -100,8 +129,13 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | o
     save_picture(figure, path)
 
 
-def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.PathLike) -> None:
-    """Draws top-1 of frames in order, shuffled and repeated, from `FrameOrders.summarize`; dots are single runs."""
+def plot_temporal_ablation(
+    ablation: dict[str, dict[str, Any]], path: str | os.PathLike, baselines: Baselines | None = None
+) -> None:
+    """
+    Draws top-1 of frames in order, shuffled and repeated, from `FrameOrders.summarize`; dots are single runs, the
+    baseline is a dashed line.
+    """
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()
     for place, accuracy in enumerate(ablation.values()):
@@ -111,5 +145,7 @@ def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.P
         axes.scatter(np.linspace(place - 0.25, place + 0.25, len(runs)), runs, s=8, color="black", zorder=2)
     axes.set_xticks(range(len(ablation)), [f"frames {name}" if name != "standard" else name for name in ablation])
     axes.set(ylabel="top-1 (%)", ylim=(0, 100))
+    if "eval_top1" in (baselines or {}):
+        draw_baseline(axes, *baselines["eval_top1"])
     axes.grid(axis="y", alpha=0.3)
     save_picture(figure, path)
