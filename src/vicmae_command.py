@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("vicmae_hf.commands.evaluate", "evaluate a classifier of videos or images"),
     "probe": ("vicmae_hf.commands.probe", "linear probe of an encoder, beside one with random weights"),
     "features": ("vicmae_hf.commands.features", "write the features of videos and images to a file"),
+    "pictures": ("vicmae_hf.pretraining.pictures", "show what an encoder has learned, beside random weights"),
     "pack": ("vicmae_hf.commands.pack", "decode videos once and store their frames, to train faster"),
     "prepare": ("vicmae_hf.commands.prepare", "check a dataset against its official list"),
     "convert": ("vicmae_hf.convert_checkpoint", "convert checkpoints of ViC-MAE's authors, MAE and ViTMAE"),

@@ -15,6 +15,7 @@ from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..processors import build_processors
 from ..reports.baselines import pretraining_baselines
+from ..reports.encoder_pictures import write_encoder_pictures
 from ..reports.model_card import write_pretraining_card
 from ..reports.plots import plot_losses, plot_reconstructions
 from ..reports.reconstructions import reconstruct_views
@@ -100,9 +101,10 @@ def write_report(
             num_compared //= arguments.gradient_accumulation_steps
         plot_losses(metrics, plots / "losses.png", pretraining_baselines(model.config, num_compared))
     views = torch.stack([sample["pixel_values"] for sample in dataset.examples(NUM_PICTURED_SAMPLES)])
-    results["num_failed"] = len(dataset.bad_files)  # pictures may be of files that no update reached
     columns, text = reconstruct_views(model, views, processor.image_mean, processor.image_std)
     plot_reconstructions(columns, plots / "reconstructions.png", text)
+    write_encoder_pictures(model.vicmae, dataset, processor, plots)
+    results["num_failed"] = len(dataset.bad_files)  # pictures may be of files that no update reached
     write_pretraining_card(output_dir, settings, results)
     # Results come last, because they say that the run is finished: a run killed before this line writes its report
     # when it is resumed.

@@ -95,6 +95,8 @@ CLASSIFICATION_SETTINGS = [
     "cutmix",
     *COMMON_SETTINGS,
 ]
+# Of a pretraining; a run over single images has no film.
+PICTURES = ["losses.png", "reconstructions.png", "neighbours.png", "features.webp", "attention.png"]
 CLIP_SETTINGS = ["num_frames", "frames_per_second"]
 
 
@@ -121,7 +123,8 @@ def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], re
         for name in ("loss", "reconstruction_loss", "contrastive_loss")
         if name in results
     ]
-    pictures = "![losses](plots/losses.png)\n\n![reconstructions](plots/reconstructions.png)"
+    plots = Path(output_dir) / "plots"
+    pictures = [f"![{path.stem}](plots/{path.name})" for path in map(plots.joinpath, PICTURES) if path.exists()]
     _write_card(
         output_dir,
         arguments,
@@ -135,7 +138,7 @@ def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], re
             "image, pretrained with `vicmae_hf`. An encoder for features or for finetuning, without a classifier."
         ),
         program=ENCODER_PROGRAM.format(source=_source(output_dir, arguments)),
-        below_figures=f"\n\n{pictures}",
+        below_figures="".join(f"\n\n{picture}" for picture in pictures),
         limits=(
             "The model reflects the data it was trained on, with its gaps and biases. It was not evaluated on any "
             "downstream task\nby the run that wrote this card: the losses above are of training batches."

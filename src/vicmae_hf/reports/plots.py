@@ -43,7 +43,7 @@ def plot_losses(
         values = [line.get(name, np.nan) for line in metrics]
         # With dots where they are few: a single value is no line.
         axes.plot([line["step"] for line in metrics], values, ".-" if len(metrics) <= MAX_DOTS else "-")
-        axes.set(title=name.replace("_", " "), xlabel="update")
+        axes.set(title=name.replace("_", " "), xlabel="update", xlim=(0, 1.03 * metrics[-1]["step"]))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # 0.693, not 3e-3 beside a "+0.69" above
         axes.grid(alpha=0.3)
@@ -108,6 +108,79 @@ def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLi
 def write_below(figure: Figure, lines: Sequence[str]) -> None:
     """Writes lines of text at the lower left of a figure."""
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9)
+
+
+def plot_neighbours(
+    frames: torch.Tensor,
+    queries: torch.Tensor,
+    neighbours: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    path: str | os.PathLike,
+) -> None:
+    """
+    Draws frames, and beside each the nearest to it by the trained and by the untrained encoder.
+
+    Args:
+        frames: `(N, 3, H, W)`, uint8; queries: indices of frames, `(Q,)`.
+        neighbours: of either encoder, indices of frames `(Q, K)` and their similarities.
+    """
+    num_rows, num_neighbours = neighbours[0][0].shape
+    height, width = frames.shape[-2:]
+    columns = [1, 0.15, *[1] * num_neighbours, 0.15, *[1] * num_neighbours]  # widths; two are gaps
+    starts = [2, 3 + num_neighbours]  # the columns where the neighbours begin
+    figure = Figure(figsize=(1.3 * sum(columns), 1.5 * num_rows * height / width + 0.9), layout="constrained")
+    grid = figure.subplots(num_rows, len(columns), squeeze=False, width_ratios=columns)
+    for axes in grid.flat:
+        axes.axis("off")
+    for title, column in zip(("frame", "nearest, trained", "nearest, random weights"), (0, *starts), strict=True):
+        grid[0, column].set_title(f"{title}\n", fontsize=10, loc="left")
+    for row, query in enumerate(queries.tolist()):
+        show_image(grid[row, 0], frames[query])
+        for start, (indices, similarities) in zip(starts, neighbours, strict=True):
+            for place, (index, similarity) in enumerate(zip(indices[row].tolist(), similarities[row], strict=True)):
+                axes = grid[row, start + place]
+                show_image(axes, frames[index])
+                axes.text(0.5, 1.02, f"{similarity:.3f}", ha="center", transform=axes.transAxes, fontsize=7)
+    text = (
+        f"The nearest of {len(frames)} frames, in other files where there are several; above each the cosine "
+        "similarity of the pooled features. Random weights, too, find frames of like colours."
+    )
+    write_below(figure, wrap(text, round(16 * sum(columns))))
+    save_picture(figure, path)
+
+
+def plot_attention(
+    frames: torch.Tensor, attention: Sequence[torch.Tensor], grid: tuple[int, int], path: str | os.PathLike
+) -> None:
+    """
+    Draws frames, and below each the attention of the class token by the trained and by the untrained encoder.
+
+    Args:
+        frames: `(N, 3, H, W)`, uint8; attention: of either encoder, `(N, L)`, 1 is an even share.
+        grid: rows and columns of patches.
+    """
+    height, width = frames.shape[-2:]
+    figure = Figure(figsize=(1.5 * len(frames) + 1.2, 4.5 * height / width + 0.9), layout="constrained")
+    rows = figure.subplots(3, len(frames), squeeze=False)
+    largest = max(2.0, *(float(each.quantile(0.99)) for each in attention))  # one scale, or they could not be compared
+    for title, axes in zip(("frame", "trained", "random weights"), rows[:, 0], strict=True):
+        axes.set_ylabel(title)
+    for axes in rows.flat:
+        axes.set(xticks=[], yticks=[])
+    for column, frame in enumerate(frames):
+        show_image(rows[0, column], frame)
+        for row, each in zip(rows[1:], attention, strict=True):
+            image = row[column].imshow(
+                each[column].view(*grid).numpy(), vmin=0, vmax=largest, extent=(0, width, height, 0)
+            )
+    figure.colorbar(image, ax=rows[1:], shrink=0.8, label="times an even share")
+    text = "Attention of the class token to the patches in the last layer, mean of its heads."
+    write_below(figure, wrap(text, max(20 * len(frames), 40)))
+    save_picture(figure, path)
+
+
+def show_image(axes: Axes, image: torch.Tensor) -> None:
+    """Shows an image `(3, H, W)`, uint8."""
+    axes.imshow(image.permute(1, 2, 0).numpy())
 
 
 def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> None:

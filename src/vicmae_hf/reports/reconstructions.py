@@ -11,10 +11,10 @@ from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
 
 
 def with_random_weights(model: PreTrainedModel, seed: int = 0, **options: Any) -> PreTrainedModel:
-    """Builds the same model, on the same device, with random weights, in eval mode. `options` go to its class."""
+    """Builds the same model on the same device, with random weights, in eval mode. `options` go to its class."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which would seed the GPUs, too
-        return type(model)(model.config, **options).to(model.device).eval()
+        return type(model)(model.config, **options).to(model.device, model.dtype).eval()
 
 
 @torch.no_grad()

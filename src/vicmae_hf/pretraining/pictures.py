@@ -1,0 +1,68 @@
+"""
+Shows what an encoder has learned, beside the same for random weights: nearest neighbours of eight frames, attention of
+the class token, and a film of the features of a video. Pretraining ends with the same pictures.
+
+Examples:
+
+    vicmae pictures my_videos --model_name_or_path outputs/mine -o pictures
+    vicmae pictures recording.mp4 --model_name_or_path outputs/mine -o pictures
+
+docs/evaluation.md says how to read them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..command_line import parse_arguments
+from ..data.media.bad_files import BadFiles, BadFilesArguments
+from ..data.media.reading import MediaLoader, ReadingArguments
+from ..data.samples.frame_sampling import FrameSampling
+from ..data.samples.pairs import FramePairDataset
+from ..data.sources.sources import SourceSettings, open_source
+from ..evaluation.features import load_encoder
+from ..files import check_writable, writing
+from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
+from ..settings import REQUIRED, setting
+from ..training.session import run_script
+
+
+@dataclass(kw_only=True)
+class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
+    model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
+    data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store that the frames are of")
+    output_dir: str = setting(REQUIRED, f"folder for {', '.join(PICTURES)}")
+    image_range: str | None = setting(
+        None, "of images of more than 8 bits: type, file or LOW,HIGH; default: as the model's processor says"
+    )
+
+
+def run(arguments: PicturesArguments) -> dict[str, Any]:
+    folder = Path(arguments.output_dir)
+    check_writable(folder / PICTURES[0])
+    model, processor = load_encoder(arguments.model_name_or_path, "frame")
+    if arguments.image_range is None:
+        arguments.image_range = processor.image_range
+    source = open_source(arguments.data, arguments)
+    dataset = FramePairDataset(
+        [source],
+        WholeView(model.config.image_height_and_width),
+        FrameSampling(),
+        BadFiles(folder / "bad_files.jsonl", len(source), arguments.max_bad_files),
+        MediaLoader(arguments.video_backend, arguments.seconds_per_file),
+        num_patches=1,  # for the names of samples
+    )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_encoder_pictures(model.to(Accelerator().device), dataset, processor, folder)
+    dataset.bad_files.finish()
+    pictures = [str(folder / name) for name in PICTURES if (folder / name).exists()]
+    print(f"{', '.join(pictures)}; {len(dataset.bad_files)} unreadable files.")
+    return {"pictures": pictures, "num_failed": len(dataset.bad_files)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_script(lambda: run(parse_arguments(PicturesArguments, argv)))
