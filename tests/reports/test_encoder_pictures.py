@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from packed_stores import pack
 from PIL import Image
 from tiny_models import random_tensor, shake, tiny_config
 from video_files import numbered_frames, read_numbers, write_video
@@ -86,6 +87,14 @@ def test_frames_are_whole_and_no_two_the_same(folder):
     # A picture of 32 x 48: the middle.
     middle = torch.from_numpy(numbered_frames(1, 32, 48, seed=1)[0]).permute(2, 0, 1)[:, :, 8:40]
     torch.testing.assert_close(frames[names.index(str(folder / "1.png"))], middle)
+
+
+def test_a_stream_gives_frames_and_no_film(folder, tmp_path):
+    pack(folder, tmp_path / "store")
+    stream = load_frame_pairs(tmp_path / "store", 32, streaming=True, num_patches=16)
+    frames, names = read_frames(stream, (32, 32))
+    assert len(frames) == len(names) == 5
+    assert read_film(stream, (32, 32)) is None
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 100), (100, 40), (7, 9)])

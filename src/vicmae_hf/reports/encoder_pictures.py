@@ -3,7 +3,9 @@
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +24,10 @@ from .plots import plot_attention, plot_neighbours
 from .reconstructions import with_random_weights
 
 
+if TYPE_CHECKING:  # only for annotations: most people never load it
+    from ..data.samples.streaming import FramePairStream
+
+
 logger = logging.getLogger(__name__)
 
 PICTURES = ("neighbours.png", "attention.png", "features.webp")
@@ -38,14 +44,14 @@ Compute = Callable[[ViCMAEModel, torch.Tensor], torch.Tensor]
 
 
 def write_encoder_pictures(
-    encoder: ViCMAEModel, dataset: FramePairDataset, processor: ViCMAEImageProcessor, folder: Path
+    encoder: ViCMAEModel, dataset: "FramePairDataset | FramePairStream", processor: ViCMAEImageProcessor, folder: Path
 ) -> None:
     """
     Writes `PICTURES` into a folder, in which none of an older run is left. Without a video there is no film, and with
     a single frame there are no neighbours; the log says so.
 
     Args:
-        dataset: gives the frames; of a stream, only those of samples.
+        dataset: has the files that the frames are of.
         processor: has the mean and standard deviation by which pixels are normalised.
 
     Raises:
@@ -76,7 +82,7 @@ def write_encoder_pictures(
     )
     film = read_film(dataset, size)
     if film is None:
-        logger.warning("No film of features: no video of several frames was found.")
+        logger.warning("No film of features: no video was found; a stream is not searched.")
     else:
         colours = [principal_colours(features) for features in by_each(patch_features, film)]
         write_film(film, colours, patch_grid(encoder), FILM_FRAMES_PER_SECOND, folder / "features.webp")
@@ -105,15 +111,18 @@ class WholeView:
         return transforms.center_crop(scaled, list(self.size))
 
 
-def read_frames(dataset: FramePairDataset, size: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+def read_frames(
+    dataset: "FramePairDataset | FramePairStream", size: tuple[int, int]
+) -> tuple[torch.Tensor, list[str]]:
     """
     Reads frames of files spread over the dataset, several of each if there are few: `(N, 3, H, W)`, uint8, no two the
     same; and the names of their files.
     """
-    whole = copy.copy(dataset)
-    whole.view = WholeView(size)
-    if isinstance(dataset, FramePairDataset):  # of a stream, the samples that it has
-        whole.num_samples = max(16, 4 * dataset.num_files)
+    if isinstance(dataset, FramePairDataset):
+        whole = copy.copy(dataset)
+        whole.view, whole.num_samples = WholeView(size), max(16, 4 * dataset.num_files)
+    else:
+        whole = replace(dataset, view=WholeView(size))
     names: dict[bytes, str] = {}
     frames = []
     for sample in whole.examples(MAX_FRAMES):
@@ -125,7 +134,7 @@ def read_frames(dataset: FramePairDataset, size: tuple[int, int]) -> tuple[torch
     return torch.stack(frames), list(names.values())
 
 
-def read_film(dataset: FramePairDataset, size: tuple[int, int]) -> torch.Tensor | None:
+def read_film(dataset: "FramePairDataset | FramePairStream", size: tuple[int, int]) -> torch.Tensor | None:
     """Reads four seconds of the first video found, of files spread over the dataset: `(T, 3, H, W)`, uint8."""
     if not isinstance(dataset, FramePairDataset):  # a stream has samples, and no files to open
         return None
