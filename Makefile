@@ -1,5 +1,5 @@
 # Targets: pretrain (demo), downstream (finetuning and evaluation of the demo's model), study (of the baselines), test,
-# test-slow, test-faults (kills, damaged files, memory), style, bench. All of them make .venv first if there is none.
+# test-slow, test-faults (kills, damaged files, memory), style, docs (the site, in site/), bench. All of them make .venv first if there is none.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,11 +8,11 @@ FFCV := .venv-ffcv
 # One process on this machine; the flags spare a new user accelerate's questions, and its traceback after an error.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: pretrain downstream study test test-slow test-faults style bench bench-ffcv
+.PHONY: pretrain downstream study test test-slow test-faults style docs bench bench-ffcv
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt tests/link_ffmpeg.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,docs]"
 	$(BIN)/python tests/link_ffmpeg.py $(VENV)/ffmpeg
 	touch $@
 
@@ -62,6 +62,10 @@ test-faults: $(VENV)/installed
 style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# A warning is an error. The variable spares the banner of mkdocs-material about MkDocs 2, which it does not use.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # VIDEOS: any folder of videos. ffcv is measured too where `make bench-ffcv` has built it.
 VIDEOS ?= data/demo/appearance

@@ -51,7 +51,8 @@ def finetune(train_data: Data, *, eval_data: Data, task: str, output_dir: Data, 
                            model_name_or_path="outputs/mine")
 
     Args:
-        train_data, eval_data: labelled folder ROOT/CLASS_NAME/FILE, list, or dataset with labels.
+        train_data: labelled folder ROOT/CLASS_NAME/FILE, list, or dataset with labels.
+        eval_data: the same, held out.
         task: "image" or "video".
         output_dir: where everything is written.
         settings: as the flags of `vicmae finetune`, without "--"; `method="linear"` keeps the encoder as it is.
