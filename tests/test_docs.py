@@ -1,16 +1,21 @@
-"""What documents, recipes and scripts name is there: files, headings, modules."""
+"""What documents, recipes and scripts name is there: files, headings, modules. Navigation and API pages are whole."""
 
+import os
 import pkgutil
 import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("examples/**/*.md")),
 ]
 WITH_PATHS = [
@@ -81,3 +86,66 @@ def test_what_is_missing_is_found(tmp_path):
     )
     assert missing_names(document) == ["docs/lost.md", "vicmae_hf.lost"]
     assert broken_links(document) == ["lost.md", "#lost", "lost.png"]
+
+
+class SiteLoader(yaml.SafeLoader):
+    """Reads mkdocs.yml, and passes over the names of functions in it."""
+
+
+SiteLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
+
+
+def pages_of(navigation: list | dict | str) -> list[str]:
+    """The pages below a part of the navigation, in their order."""
+    if isinstance(navigation, str):
+        return [navigation]
+    parts = navigation.values() if isinstance(navigation, dict) else navigation
+    return [page for part in parts for page in pages_of(part)]
+
+
+def documented_names(folder: Path) -> list[str]:
+    """What the pages of a folder take from docstrings (`::: NAME`)."""
+    pages = sorted(folder.glob("**/*.md"))
+    return [
+        name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+
+
+def test_the_navigation_names_every_page_once():
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=SiteLoader)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
+    assert Counter(pages_of(site["nav"])) == Counter(pages), "nav of mkdocs.yml"
+    assert pages_of([{"A": "a.md"}, {"B": [{"C": "c.md"}, "d.md"]}]) == ["a.md", "c.md", "d.md"]
+
+
+def test_the_api_pages_have_every_public_name():
+    names = documented_names(ROOT / "docs" / "api")
+    public = [
+        f"{package}.{name}"
+        for package in ("vicmae_hf", "vicmae_hf.data")
+        for name in pkgutil.resolve_name(package).__all__
+    ]
+    assert set(public) <= set(names), "docs/api"
+    assert max(Counter(names).values()) == 1
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "api" / "models.html").read_text(encoding="utf-8")
+    assert "pixel_values: images" in page or "two views of every sample" in page
+    everything = "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("**/*.html"))
+    # Reading needs no network, either.
+    assert re.findall(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)[^"]*"', everything) == []
+    assert (tmp_path / "search" / "search_index.json").exists()

@@ -1,4 +1,4 @@
-"""What is built and released: the version stands once, the wheel holds the package, tools' files agree with each other."""
+"""What is built and released: the version stands once, the wheel holds the package, the files of tools agree."""
 
 import os
 import re
