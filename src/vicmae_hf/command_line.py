@@ -46,6 +46,8 @@ GROUPS = {
     "num_train_epochs": "training",
     "contrastive_start_epoch": "training",
     "label_smoothing": "training",
+    "preset": "training",
+    "freeze_layers": "model",
     "seed": "run",
     "logging_steps": "run",
     "output_dir": "run",

@@ -3,7 +3,7 @@ Pretrains ViC-MAE on folders of videos and images, lists, Parquet files or datas
 
 Examples:
 
-    vicmae pretrain my_videos -o outputs/mine
+    vicmae pretrain my_videos -o outputs/mine --preset small-data
     vicmae pretrain examples/pytorch/configs/pretrain_vit_base.yaml my_videos -o outputs/vit_base
 
 Settings come from the file and from flags, flags win. docs/pretraining.md explains.
@@ -17,6 +17,7 @@ from accelerate.logging import get_logger
 from ..configuration_vicmae import ViCMAEConfig
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import PretrainingArguments
+from ..pretraining.presets import PresetArguments, freeze_layers
 from ..pretraining.run import run_pretraining
 from ..training.session import build_model, end_session, start_session
 from .calling import Data, call, start
@@ -25,9 +26,10 @@ from .calling import Data, call, start
 logger = get_logger(__name__)
 
 
-def run(arguments: PretrainingArguments) -> dict[str, Any]:
+def run(arguments: PresetArguments) -> dict[str, Any]:
     accelerator = start_session(arguments)
     model = build_model(ViCMAEForPreTraining, arguments)
+    freeze_layers(model, arguments.freeze_layers)
     warn_of_plain_mae(model.config, arguments)
     results = run_pretraining(accelerator, model, arguments)
     if accelerator.is_main_process:
@@ -50,7 +52,7 @@ def warn_of_plain_mae(config: ViCMAEConfig, arguments: PretrainingArguments) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    start(PretrainingArguments, run, argv)
+    start(PresetArguments, run, argv)
 
 
 def pretrain(train_data: Data | Sequence[Data], *, output_dir: Data, **settings: Any) -> dict[str, Any]:
@@ -72,4 +74,4 @@ def pretrain(train_data: Data | Sequence[Data], *, output_dir: Data, **settings:
         InputError: if data, checkpoint or folder cannot be used; more kinds in `run_pretraining`.
         RunStopped: if the run was asked to stop (a notebook's stop button does); it left a checkpoint.
     """
-    return call(PretrainingArguments, run, {"train_data": train_data, "output_dir": output_dir, **settings})
+    return call(PresetArguments, run, {"train_data": train_data, "output_dir": output_dir, **settings})

@@ -25,6 +25,7 @@ from .arguments import PretrainingArguments
 from .collapse import CollapseFigures
 from .flops import update_flops
 from .online_probe import OnlineProbe
+from .presets import fit_to_data
 from .pretraining import Measure, build_frame_pairs, pretrain
 
 
@@ -54,6 +55,7 @@ def run_pretraining(
     if probe_source is not None:
         refuse_several_labels(probe_source, "--probe_data")
     dataset = build_frame_pairs(accelerator, model.config, arguments)
+    fit_to_data(arguments, model.config, dataset.num_samples, accelerator.num_processes)
     processors = build_processors(model.config, arguments.image_range)
     measures: list[Measure] = [CollapseFigures(accelerator, arguments.logging_steps)]
     if probe_source is not None:

@@ -1,0 +1,119 @@
+"""Settings that follow from the data, and layers that training leaves as they are."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from launching import run_here
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import tiny_config, tiny_overrides
+
+from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
+from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.pretraining.arguments import PretrainingArguments
+from vicmae_hf.pretraining.presets import PresetArguments, fit_to_data, freeze_layers
+from vicmae_hf.settings import ArgumentsError
+
+
+def parse(*flags):
+    return parse_arguments(PresetArguments, ["clips", "-o", "out", *map(str, flags)])
+
+
+def fitted(num_samples, *flags, num_processes=1):
+    arguments = parse("--preset", "small-data", *flags)
+    fit_to_data(arguments, ViCMAEConfig(), num_samples, num_processes)
+    return arguments
+
+
+def test_without_a_preset_all_is_as_it_was():
+    arguments = parse()
+    plain = parse_arguments(PretrainingArguments, ["clips", "-o", "out"])
+    assert {name: getattr(arguments, name) for name in vars(plain)} == vars(plain)
+
+
+def test_forty_recordings_of_five_minutes():
+    """1,200 segments of 10 s, 18 batches of 64 an epoch, 556 epochs to 10,000 updates."""
+    arguments = fitted(1200)
+    assert (arguments.segment_seconds, arguments.per_device_train_batch_size) == (10, 64)
+    assert (arguments.num_train_epochs, arguments.checkpointing_steps) == (556, 1000)
+    assert (arguments.warmup_epochs, arguments.contrastive_start_epoch) == pytest.approx((27.8, 139))
+    # 1.5e-4 * 4096 / 256 = 2.4e-3 is Table 1's peak; the root of 64 / 4096 is 1 / 8.
+    assert arguments.base_learning_rate * 64 / 256 == pytest.approx(2.4e-3 / 8)
+    assert "hidden_size=384" in arguments.config_overrides
+
+
+def test_forty_clips():
+    """Batches of 16, two an epoch; 800 epochs at most."""
+    arguments = fitted(40)
+    assert (arguments.per_device_train_batch_size, arguments.num_train_epochs) == (16, 800)
+    assert (arguments.contrastive_start_epoch, arguments.checkpointing_steps) == (200, 160)
+    arguments = fitted(40, "--gradient_accumulation_steps", 2, num_processes=2)
+    assert arguments.per_device_train_batch_size == 4
+
+
+def test_what_is_given_stays_also_where_it_is_the_default():
+    given = ["--num_train_epochs", 800, "--warmup_epochs", 40, "--per_device_train_batch_size", 32]
+    arguments = fitted(1200, *given, "--segment_seconds", 5, "--config_overrides", "num_hidden_layers=3")
+    assert (arguments.num_train_epochs, arguments.warmup_epochs, arguments.segment_seconds) == (800, 40, 5)
+    assert (arguments.per_device_train_batch_size, arguments.contrastive_start_epoch) == (32, 200)
+    assert arguments.config_overrides == "num_hidden_layers=3"
+
+
+def test_a_run_of_so_many_updates_and_one_from_weights():
+    arguments = fitted(1280, "--max_train_steps", 400, "--model_name_or_path", "mae")
+    assert arguments.checkpointing_steps == 40
+    assert arguments.warmup_epochs * 20 == arguments.contrastive_start_epoch * 20 == pytest.approx(20)
+    assert arguments.config_overrides is None
+
+
+def test_too_large_a_schedule_and_batch_get_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        fit_to_data(parse(), ViCMAEConfig(), 40, 1)
+    schedule, repeats = (record.getMessage() for record in caplog.records)
+    assert "starts after 200 of 800. --preset small-data" in schedule
+    assert "only 40 samples" in repeats and "false negatives" in repeats
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        fit_to_data(parse("--num_train_epochs", 100), ViCMAEConfig(contrastive_loss="none"), 40, 1)
+        fit_to_data(parse(), ViCMAEConfig(), 1_000_000, 1)
+    assert caplog.records == []
+
+
+def test_frozen_layers_get_no_gradient():
+    model = ViCMAEForPreTraining(tiny_config())
+    freeze_layers(model, 1)
+    model(torch.randn(2, 2, 3, 16, 16)).loss.backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    frozen = {
+        name for name, _ in model.named_parameters() if name.startswith(("vicmae.embeddings.", "vicmae.layers.0."))
+    }
+    assert frozen and without == frozen
+    with pytest.raises(ArgumentsError, match="--freeze_layers 3: the encoder has 2 layers"):
+        freeze_layers(model, 3)
+    with pytest.raises(ArgumentsError, match="give it by --model_name_or_path"):
+        parse("--freeze_layers", 1)
+
+
+def test_a_run_on_frozen_layers_of_a_run_with_the_preset(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(12):
+        pixels = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    common = ["--train_data", tmp_path / "images", "--dataloader_num_workers", 0, "--preset", "small-data"]
+    common += ["--image_size", 32, "--num_train_epochs", 8]
+    model = ["--config_overrides", tiny_overrides(num_hidden_layers=2)]
+    process = run_here("run_pretraining.py", *common, *model, "--output_dir", tmp_path / "first")
+    assert process.returncode == 0, process.stderr
+    # 12 images in batches of 4: 24 updates, and a checkpoint after every second one, of which 3 are kept.
+    assert {path.name for path in (tmp_path / "first").glob("checkpoint-*")} == {
+        *("checkpoint-20", "checkpoint-22", "checkpoint-24")
+    }
+    weights = ["--model_name_or_path", tmp_path / "first", "--freeze_layers", 1]
+    process = run_here("run_pretraining.py", *common, *weights, "--output_dir", tmp_path / "second")
+    assert process.returncode == 0, process.stderr
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    weights = {name for name, _ in ViCMAEForPreTraining.from_pretrained(tmp_path / "second").named_parameters()}
+    assert same & weights == {name for name in weights if name.startswith(("vicmae.embeddings.", "vicmae.layers.0."))}
