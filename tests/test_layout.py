@@ -34,6 +34,7 @@ FLOORS = [
     ["training", "reports"],
     ["evaluation"],
     ["pretraining", "classification"],
+    ["planning"],
     ["commands"],
     ["commands/help", "__init__"],
 ]

@@ -47,6 +47,7 @@ GROUPS = {
     "contrastive_start_epoch": "training",
     "label_smoothing": "training",
     "preset": "training",
+    "plan": "run",
     "freeze_layers": "model",
     "seed": "run",
     "logging_steps": "run",
@@ -74,6 +75,7 @@ GROUPS = {
     "seconds_per_file": "reading files",
     "per_device_eval_batch_size": "processes",
     "num_proc": "processes",
+    "num_processes": "processes",
     "dataloader_num_workers": "processes",
     "report_to": "trackers and Hub",
 }

@@ -100,6 +100,8 @@ class ClassificationArguments(TrainingArguments, HeldOutSettings):
     mixup: float | None = setting(None, "alpha of mixup, 0 is none; default: finetune 0.8, linear none", minimum=0)
     cutmix: float = setting(0.0, "alpha of cutmix; with mixup, each batch draws one of both", minimum=0)
 
+    plan: bool = setting(False, "say what the run would take, as `vicmae plan`, and train nothing")
+
     def __post_init__(self):
         # None means that the user set nothing; so even a value that equals the other method's default is kept.
         chosen = {name for name in METHOD_DEFAULTS[self.method] if getattr(self, name) is not None}

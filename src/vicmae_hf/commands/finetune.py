@@ -24,6 +24,10 @@ from .calling import Data, call, start
 
 
 def run(arguments: ClassificationArguments) -> dict[str, Any]:
+    if arguments.plan:
+        from .plan import plan_launched  # imported here, because a training needs none of it
+
+        return plan_launched(arguments)
     accelerator = start_session(arguments)
     with accelerator.main_process_first():
         train_source, eval_source = open_sources(arguments)

@@ -27,6 +27,10 @@ logger = get_logger(__name__)
 
 
 def run(arguments: PresetArguments) -> dict[str, Any]:
+    if arguments.plan:
+        from .plan import plan_launched  # imported here, because a training needs none of it
+
+        return plan_launched(arguments)
     accelerator = start_session(arguments)
     model = build_model(ViCMAEForPreTraining, arguments)
     freeze_layers(model, arguments.freeze_layers)

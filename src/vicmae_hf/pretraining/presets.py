@@ -62,6 +62,7 @@ class PresetArguments(PretrainingArguments):
     freeze_layers: int | None = setting(
         None, "keep embeddings and so many first layers of the encoder as --model_name_or_path has them", minimum=1
     )
+    plan: bool = setting(False, "say what the run would take, as `vicmae plan`, and train nothing")
 
     def __post_init__(self):
         self.has_default_schedule = self.num_train_epochs is None and self.max_train_steps is None
@@ -110,7 +111,8 @@ def fit_to_data(arguments: PretrainingArguments, config: ViCMAEConfig, num_sampl
         num_steps = max(num_samples // batch_size, 1)
         logger.warning(
             "The schedule is Table 1's, for more than a million samples; here are %d, an epoch has %d updates, and "
-            "the contrastive loss starts after %d of %d. --preset small-data fits the settings to the data.",
+            "the contrastive loss starts after %d of %d. --preset small-data fits the settings to the data, "
+            "and `vicmae plan` says what a run takes.",
             num_samples,
             num_steps,
             math.ceil(arguments.contrastive_start_epoch * num_steps),

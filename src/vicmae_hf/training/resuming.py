@@ -22,7 +22,7 @@ class CheckpointError(InputError):
 MAY_CHANGE = {
     *("output_dir", "train_data", "eval_data", "probe_data", "data_root", "probe_steps"),
     *("logging_steps", "checkpointing_steps", "save_total_limit", "report_to", "push_to_hub", "hub_model_id"),
-    *("project", "run_name", "private"),
+    *("project", "run_name", "private", "plan"),
     *("resume_from_checkpoint", "overwrite_output_dir", "num_train_epochs", "max_train_steps", "max_skipped_updates"),
     *("dataloader_num_workers", "seconds_per_file", "max_bad_files", "gradient_checkpointing"),
     *("torch_compile", "num_threads"),

@@ -1,0 +1,75 @@
+"""
+Says what a pretraining would take, and trains nothing: files and hours, updates and checkpoints, FLOPs, memory, time
+here and on named GPUs, and whether a frame store is worth it.
+
+Examples:
+
+    vicmae plan my_videos --preset small-data
+    vicmae plan examples/pytorch/configs/pretrain_vit_base.yaml my_videos --num_processes 8 --output plan.json
+
+It takes the settings of `vicmae pretrain`. docs/planning.md says how each figure is found.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..classification.arguments import ClassificationArguments
+from ..files import check_writable, write_json
+from ..planning.costs import DEFAULT_MFU
+from ..planning.plan import plan_training
+from ..planning.report import report
+from ..planning.trainings import open_classification, open_pretraining, scratch_folder
+from ..pretraining.presets import PresetArguments
+from ..settings import setting
+from ..training.engines import check_engine
+from .calling import start
+
+
+@dataclass(kw_only=True)
+class PlanArguments(PresetArguments):
+    output_dir: str | None = setting(None, "of the run; nothing is written there")
+    output: str | None = setting(None, "file for all figures, such as plan.json")
+    num_processes: int = setting(1, "processes of the run, one for each GPU", minimum=1)
+    mfu: float = setting(DEFAULT_MFU, "share of the FLOP/s of named GPUs that the run makes", above=0, maximum=1)
+
+
+def run(arguments: PlanArguments) -> dict[str, Any]:
+    return plan_of(arguments, arguments.num_processes, arguments.mfu, arguments.output)
+
+
+def plan_of(
+    arguments: PresetArguments | ClassificationArguments,
+    num_processes: int,
+    mfu: float = DEFAULT_MFU,
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Plans a training by its settings, prints the plan, and writes it if there is an `output`."""
+    if output is not None:
+        check_writable(output)
+    check_engine(arguments.mixed_precision)
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    is_pretraining = isinstance(arguments, PresetArguments)
+    open_training = open_pretraining if is_pretraining else open_classification
+    with scratch_folder(arguments):
+        plan = plan_training(accelerator, open_training(accelerator, arguments, num_processes), mfu)
+    plan["settings"]["output_dir"] = arguments.output_dir
+    print(report(plan))
+    if output is not None:
+        write_json(output, plan)
+        print(f"All figures: {output}")
+    return plan
+
+
+def plan_launched(arguments: PresetArguments | ClassificationArguments) -> dict[str, Any]:
+    """`--plan` of a training: the first of its processes plans for all of them."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        return {}
+    return plan_of(arguments, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    start(PlanArguments, run, argv)

@@ -1,0 +1,141 @@
+"""Says a plan in words."""
+
+from typing import Any
+
+from .costs import CUDA_GIB
+from .plan import GIB, fits
+
+
+def readable_size(num_bytes: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def readable_time(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length or (unit == "h" and seconds >= length):
+            return f"{seconds / length:.2g} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def report(plan: dict[str, Any]) -> str:
+    """Says a plan in words, of the width of a terminal."""
+    return "\n".join(
+        [
+            *report_data(plan["data"]),
+            *report_run(plan["run"], plan["settings"]),
+            *report_checkpoints(plan["checkpoints"]),
+            *report_costs(plan["compute"], plan["memory"]),
+            *report_time(plan["time"], plan["memory"]),
+            *report_store(plan["frame_store"], plan["time"]),
+        ]
+    )
+
+
+def report_data(data: dict[str, Any]) -> list[str]:
+    size = "" if data["bytes"] is None else f", {readable_size(data['bytes'])}"
+    divided = "" if data["num_items"] == data["num_files"] else f" ({data['num_items']:,} segments)"
+    sampled = "all" if data["num_sampled"] == data["num_items"] else f"{data['num_sampled']} at random"
+    lines = [
+        f"data          {', '.join(data['names'])}: {data['num_files']:,} files{divided}{size}",
+        f"              {data['videos']:,} videos{' or segments' * bool(divided)} of {data['hours']:.3g} h, "
+        f"{data['images']:,} images (read: {sampled})",
+    ]
+    bound = data["unreadable_share_at_most"]
+    at_most = "" if bound == data["unreadable_share"] else f"; of all, with 95 % confidence, at most {bound:.1%}"
+    lines.append(f"              unreadable: {len(data['failures'])} of {data['num_sampled']}{at_most}")
+    return lines + [f"              - {failure['error']}" for failure in data["failures"][:3]]
+
+
+def report_run(run: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    division = " x ".join(str(number) for number in (*map(settings.get, names), run["num_processes"]))
+    lines = [
+        f"run           {run['num_steps']:,} updates: {run['epochs']:g} epochs of {run['steps_per_epoch']:,}; "
+        f"{run['total_batch_size']:,} samples each ({division}: batch x accumulation x processes)",
+        f"              warmup until update {run['warmup_steps']:.0f}, peak learning rate {run['learning_rate']:.3g}",
+    ]
+    start = run["contrastive_start_step"]
+    if start is not None:
+        lines.append(
+            f"              the contrastive loss counts from update {start:,} on (epoch "
+            f"{run['contrastive_start_epoch']:.4g}, {start / run['num_steps']:.0%} of the run)"
+        )
+    if run["repeats_samples"]:
+        consequence = "" if start is None else ", and repeats are false negatives"
+        lines.append(f"              fewer samples than a batch: a batch repeats them{consequence}")
+    return lines
+
+
+def report_checkpoints(checkpoints: dict[str, Any]) -> list[str]:
+    steps = checkpoints["steps"]
+    if not steps:
+        return ["checkpoints   none (--checkpointing_steps 0)"]
+    shown = [f"{step:,}" for step in (steps if len(steps) <= 4 else [*steps[:2], steps[-1]])]
+    if len(steps) > 4:
+        shown.insert(2, "...")
+    return [
+        f"checkpoints   {len(steps)}, of {readable_size(checkpoints['bytes_each'])} each, after updates "
+        f"{', '.join(shown)}; {readable_size(checkpoints['bytes_at_most'])} on disk at most"
+    ]
+
+
+def report_costs(compute: dict[str, Any], memory: dict[str, Any]) -> list[str]:
+    trained = compute["num_trained"]
+    part = "" if trained == compute["num_parameters"] else f", {trained / 1e6:.3g} of them trained"
+    totals = {name: f"{total / GIB:.3g} GiB" for name, total in memory["total"].items()}
+    lines = [
+        f"computation   {compute['flops']:.2e} FLOPs ({compute['flops_per_update']:.2e} an update), "
+        f"{compute['num_parameters'] / 1e6:.3g} million parameters{part}",
+        f"memory        about {totals['float32']} in float32, {totals['bf16']} in bf16, of each process: "
+        f"{memory['states'] / GIB:.2g} GiB are weights, gradients and AdamW's;",
+        "              activations are counted: what forward passes of 2 and of 4 samples keep; CUDA itself takes "
+        f"{CUDA_GIB} GiB more",
+    ]
+    if memory["out_of_memory"]:
+        lines.append("              measured on this GPU: out of memory")
+    elif memory["measured_on_gpu"] is not None:
+        lines.append(f"              measured on this GPU: {memory['measured_on_gpu'] / GIB:.3g} GiB")
+    return lines
+
+
+def report_time(times: dict[str, Any], memory: dict[str, Any]) -> list[str]:
+    lines, here = [], times["here"]
+    if here is not None:
+        lines.append(
+            f"time          here {readable_time(here['seconds'])}: {here['samples_per_second']:.3g} samples/s, "
+            f"measured on updates of {here['batch_of_measurement']} ({here['device']})"
+        )
+    mfu = times["gpus"][0]["mfu"]
+    lines += [
+        f"{'' if lines else 'time':<14}computed, with one GPU for each process, in bf16, at {mfu:.0%} of its FLOP/s "
+        "(MFU; docs/performance.md: ViT-B",
+        "              17 to 25 %, ViT-L 27 to 38 % on an H100), and at least 2.8 ms a layer and step:",
+        "                GPU             samples/s         time   with this machine's loading   memory",
+    ]
+    for gpu in times["gpus"]:
+        fit = "fits" if fits(memory, gpu["gib"]) else "too small"
+        alone, loaded = (readable_time(gpu[name]) for name in ("seconds", "seconds_with_loading_here"))
+        waits = f"{loaded}, waits {gpu['wait_share_with_loading_here']:.0%}"
+        rate = f"{gpu['samples_per_second']:,.0f}"
+        lines.append(f"                {gpu['name']:<15} {rate:>9} {alone:>12}   {waits:>27}   {fit}")
+    return lines
+
+
+def report_store(store: dict[str, Any], times: dict[str, Any]) -> list[str]:
+    if store["is_stored"]:
+        return ["frame store   the data is one already"]
+    lines = [
+        f"frame store   {readable_size(store['bytes'])}, packed in {readable_time(store['pack_seconds'])} by "
+        f"{store['pack_processes']} processes (vicmae pack --num_proc {store['pack_processes']})",
+        f"              a sample takes {1000 * store['read_seconds']:.3g} ms from it, "
+        f"{1000 * store['file_read_seconds']:.3g} ms from these files; {times['loading_processes']} loading processes "
+        "for each of the run",
+    ]
+    if not store["worth_it"]:
+        return [*lines, "              not worth it: packing takes longer than it saves in one run"]
+    saved = [f"{name} {readable_time(store['seconds_saved'][name])}" for name in store["worth_it"]]
+    return [*lines, f"              worth it, as a run is shorter by: {', '.join(saved)}"]
