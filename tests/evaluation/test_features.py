@@ -21,14 +21,13 @@ from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import open_source
 from vicmae_hf.errors import InputError
+from vicmae_hf.evaluation.feature_files import check_feature_file, write_features
 from vicmae_hf.evaluation.features import (
     build_feature_views,
-    check_feature_file,
     embed_views,
     extract_embeddings,
     load_encoder,
     pooled,
-    write_features,
 )
 from vicmae_hf.processors import build_processors
 from vicmae_hf.video_processing_vicmae import sample_frame_indices
@@ -156,7 +155,9 @@ def test_files_of_features_hold_names_and_classes(media, tmp_path):
     write_features(tmp_path / "new" / "features.parquet", unlabelled, replace(features, failures=[]), {})
     assert pyarrow.parquet.read_table(tmp_path / "new" / "features.parquet").column_names == ["file", "embedding"]
     assert not record.exists()
-    with pytest.raises(InputError, match=r"features\.npy: expected a name that ends in \.parquet or \.safetensors"):
+    with pytest.raises(
+        InputError, match=r"features\.npy: expected a name that ends in \.parquet, \.csv or \.safetensors"
+    ):
         check_feature_file("features.npy")
 
 

@@ -1,33 +1,40 @@
 """
-Embeds every video or image of a folder, list, Parquet file, dataset or frame store with a ViC-MAE encoder.
+Embeds every video or image of a folder, list, Parquet file, dataset or frame store with a ViC-MAE encoder, or each
+second of long recordings. Run again, an interrupted command goes on.
 
 Examples:
 
     vicmae features my_videos --model_name_or_path outputs/mine -o features.parquet
-    vicmae features my_videos --model_name_or_path outputs/mine -o features.safetensors --pooling clip
+    vicmae features my_recordings --model_name_or_path outputs/mine -o features.csv --every_seconds 1
 
 docs/evaluation.md says what the files hold.
 """
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import Accelerator
 
 from ..data.media.reading import MediaLoader
+from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import open_with_labels, read_class_names
+from ..data.sources.segments import SteppedSource
 from ..evaluation.arguments import InferenceArguments
+from ..evaluation.feature_files import check_feature_file, check_table, embed_in_parts, identify, write_features
 from ..evaluation.features import (
+    build_embed,
     build_feature_views,
-    check_feature_file,
-    extract_embeddings,
+    build_step_views,
     load_encoder,
     warn_if_blind_to_order,
-    write_features,
 )
 from ..files import check_writable
-from ..settings import REQUIRED, setting
+from ..modeling_vicmae import ViCMAEModel
+from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.engines import check_engine
 from .calling import Data, call, start
 
@@ -38,61 +45,110 @@ class ExportArguments(InferenceArguments):
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store, with or without labels")
     labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
     label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
-    output: str = setting(REQUIRED, "FILE.parquet or FILE.safetensors")
-    pooling: Literal["frame", "clip"] = setting(
-        "frame", "mean of the embeddings of single frames, or the embedding of one clip"
+    output: str = setting(REQUIRED, "FILE.parquet, FILE.csv or FILE.safetensors")
+    every_seconds: float | None = setting(
+        None, "a row for each step of so many seconds of a video, with its times; default: one row a file", above=0
     )
-    num_frames: int | None = setting(None, "frames of a video; default: 8 for frame, the model's for clip", minimum=1)
+    pooling: Literal["frame", "clip", "patch"] = setting(
+        "frame",
+        "mean of the embeddings of single frames, the embedding of one clip, or the embeddings of the patches, each "
+        "the mean over single frames",
+    )
+    layer: int | None = setting(
+        None, "tokens after so many layers, without the final norm; default: the encoder's output", minimum=0
+    )
+    num_frames: int | None = setting(
+        None,
+        "frames of a video or a step; default: 8 for frame and patch (of a step 1), the model's for clip",
+        minimum=1,
+    )
     per_device_eval_batch_size: int = setting(32, "frames or clips in a forward pass", minimum=1)
 
     def __post_init__(self):
         super().__post_init__()
         check_feature_file(self.output)
+        if self.every_seconds is not None:
+            for name in ("segment_seconds", "nominal_frames_per_second", "frames_per_second"):
+                if getattr(self, name) is not None:
+                    raise ArgumentsError(f"--every_seconds {self.every_seconds:g}: expected no --{name} beside it.")
+
+
+# Settings on which embeddings depend; the names of the items and the weights are compared by themselves.
+IDENTITY = ("every_seconds", "pooling", "layer", "num_frames", "frames_per_second", "image_range", "mixed_precision")
 
 
 def run(arguments: ExportArguments) -> dict[str, Any]:
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    output = Path(arguments.output)
     if accelerator.is_main_process:
-        check_writable(arguments.output)
-    is_clip = arguments.pooling == "clip"
+        check_writable(output)
     model, processor = load_encoder(arguments.model_name_or_path, arguments.pooling)
-    if arguments.num_frames is None:
-        arguments.num_frames = model.config.num_frames if is_clip else 8
-    if is_clip:
-        warn_if_blind_to_order(model, arguments.num_frames)
-    if arguments.frames_per_second is None and is_clip:
-        arguments.frames_per_second = processor.fps
-    if arguments.image_range is None:
-        arguments.image_range = processor.image_range
-    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
-    owner = f"--label_names {arguments.label_names}"
-    source = open_with_labels(arguments.data, arguments.labelled, names, owner, arguments)
-    dataset = build_feature_views(
-        source,
-        processor,
-        MediaLoader(arguments.video_backend, arguments.seconds_per_file),
-        pooling=arguments.pooling,
-        num_frames=arguments.num_frames,
-        frames_per_second=arguments.frames_per_second or None,
-    )
-    features = extract_embeddings(
+    model = model.to(accelerator.device)
+    embed = build_embed(accelerator, model, arguments.pooling, arguments.layer)
+    fill_in(arguments, model, processor)
+    dataset = open_views(arguments, processor)
+    folder = output.with_name(f"{output.name}.parts")
+    identity = identify(model, dataset.source, {name: getattr(arguments, name) for name in IDENTITY})
+    features = embed_in_parts(
         accelerator,
-        model.to(accelerator.device),
+        model,
+        embed,
         dataset,
+        folder,
+        identity,
         batch_size=arguments.per_device_eval_batch_size,
         num_workers=arguments.dataloader_num_workers,
     )
+    results = {"failures": features.failures}
     if accelerator.is_main_process:
-        write_features(arguments.output, source, features, asdict(arguments))
+        source, times = dataset.source, None
+        if isinstance(source, SteppedSource):
+            times = source.step_times(features.indices.numpy())
+            features, source = (
+                replace(features, indices=torch.from_numpy(source.places)[features.indices]),
+                source.source,
+            )
+            results |= {"starts": times[:, 0], "ends": times[:, 1]}
+        write_features(output, source, features, asdict(arguments), times)
+        shutil.rmtree(folder)
+        files = [source[index].name for index in features.indices.tolist()]
+        results |= {"files": files, "embeddings": features.embeddings}
         print(
-            f"{len(features.indices)} embeddings of {features.embeddings.shape[1]} numbers in {arguments.output}, "
+            f"{len(files)} embeddings of {' x '.join(map(str, features.embeddings.shape[1:]))} numbers in {output}, "
             f"{len(features.failures)} unreadable files."
         )
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    files = [source[index].name for index in features.indices.tolist()]
-    return {"files": files, "embeddings": features.embeddings, "failures": features.failures}
+    return results
+
+
+def fill_in(arguments: ExportArguments, model: ViCMAEModel, processor: Any) -> None:
+    """Fills in the settings whose defaults are the model's, so that the output names what they were."""
+    is_clip = arguments.pooling == "clip"
+    if arguments.num_frames is None:
+        of_frames = 8 if arguments.every_seconds is None else 1
+        arguments.num_frames = model.config.num_frames if is_clip else of_frames
+    if is_clip:
+        warn_if_blind_to_order(model, arguments.num_frames)
+    if arguments.frames_per_second is None and is_clip and arguments.every_seconds is None:
+        arguments.frames_per_second = processor.fps
+    if arguments.image_range is None:
+        arguments.image_range = processor.image_range
+
+
+def open_views(arguments: ExportArguments, processor: Any) -> ViewDataset:
+    """Opens the data, and makes the views of each file or of each step."""
+    names = None if arguments.label_names is None else read_class_names(arguments.label_names)
+    owner = f"--label_names {arguments.label_names}"
+    source = open_with_labels(arguments.data, arguments.labelled, names, owner, arguments)
+    check_table(arguments.output, arguments.pooling, source.labels)
+    loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
+    views = {"pooling": arguments.pooling, "num_frames": arguments.num_frames}
+    if arguments.every_seconds is not None:
+        return build_step_views(source, processor, loader, seconds=arguments.every_seconds, **views)
+    rate = arguments.frames_per_second or None
+    return build_feature_views(source, processor, loader, frames_per_second=rate, **views)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,17 +157,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def extract_features(data: Data, *, model_name_or_path: Data, output: Data, **settings: Any) -> dict[str, Any]:
     """
-    Embeds every video or image of a source in this process, on one GPU or the CPU.
+    Embeds every video or image of a source, or each step of time, in this process, on one GPU or the CPU.
 
     Args:
         data: folder, list, Parquet file, dataset or frame store, with or without labels.
         model_name_or_path: any ViC-MAE, MAE or ViTMAE checkpoint; its encoder is used.
-        output: FILE.parquet or FILE.safetensors.
+        output: FILE.parquet, FILE.csv or FILE.safetensors.
         settings: as the flags of `vicmae features`, without "--".
 
     Returns:
-        What the file holds: `files`, names of the N files that could be read; `embeddings`, float32 `(N, D)`; and
-        `failures`, `{"path", "error"}` of each of the others.
+        What the file holds: `files`, names of the N files that could be read, with `every_seconds` of N steps;
+        `embeddings`, float32 `(N, D)`, of patches `(N, h, w, D)`; with `every_seconds` `starts` and `ends` `(N,)`,
+        seconds; and `failures`, `{"path", "error"}` of each file that could not be read.
 
     Raises:
         ArgumentsError: if a setting is unknown or wrong.

@@ -1,27 +1,21 @@
-"""Extracts features of frozen encoders, of every video or image, and writes them to files."""
+"""Extracts features of frozen encoders, of every video or image, or of steps of time."""
 
-import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 
 from ..convert_checkpoint import own_checkpoint
 from ..data.media.reading import MediaLoader
+from ..data.samples.steps import FRAMES_IN_ONE_GO, StepDataset
 from ..data.samples.views import ViewDataset, ViewProtocol, choose_preprocessing
-from ..data.sources.label_lists import name_labels
-from ..data.sources.labelled import LabelledSource, number_classes
+from ..data.sources.labelled import LabelledSource
+from ..data.sources.segments import cut_into_steps
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
-from ..files import partial_file, writing
 from ..modeling_vicmae import ViCMAEModel
 from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .feature_table import EmbeddingFile, Features
@@ -31,10 +25,11 @@ from .prediction import average_views, collect_rounds, evaluating, split_items, 
 logger = get_logger(__name__)
 
 
-def load_encoder(name: str, pooling: Literal["frame", "clip"]) -> tuple[ViCMAEModel, Any]:
+def load_encoder(name: str, pooling: Literal["frame", "clip", "patch"]) -> tuple[ViCMAEModel, Any]:
     """
     Loads the encoder of any ViC-MAE checkpoint (pretrained, finetuned, or an encoder alone), and its processor: the
-    image processor for `pooling="frame"`, the video processor for "clip". Checkpoints of MAE and ViTMAE are converted.
+    video processor for `pooling="clip"`, the image processor for the others. Checkpoints of MAE and ViTMAE are
+    converted.
 
     Raises:
         InputError: if there is no such checkpoint, it is of another model, or lacks weights or the processor.
@@ -62,7 +57,7 @@ def build_feature_views(
     processor: Any,
     loader: MediaLoader,
     *,
-    pooling: Literal["frame", "clip"],
+    pooling: Literal["frame", "clip", "patch"],
     num_frames: int,
     frames_per_second: float | None = None,
 ) -> ViewDataset:
@@ -70,9 +65,10 @@ def build_feature_views(
     Makes the views of each item that are embedded.
 
     Args:
-        processor: the encoder's image processor for "frame", its video processor for "clip".
+        processor: the encoder's video processor for "clip", its image processor for the others.
         pooling: "frame": `num_frames` single frames, the middles of equal parts of the video, whose embeddings are
-            averaged (an image is embedded once). "clip": one clip of `num_frames` frames, embedded as a whole.
+            averaged (an image is embedded once), and so "patch". "clip": one clip of `num_frames` frames, embedded as
+            a whole.
         frames_per_second: rate of a clip; None spreads it over the whole video.
     """
     # "frame": as many clips of one frame as frames are wanted, so that the mean over views is the mean over frames.
@@ -129,6 +125,67 @@ def pooled(accelerator: Accelerator, models: Sequence[ViCMAEModel]) -> Callable[
     return embed
 
 
+def build_embed(
+    accelerator: Accelerator, model: ViCMAEModel, pooling: Literal["frame", "clip", "patch"], layer: int | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """
+    Returns a function: views `(V, ...)` -> their embeddings: pooled as the encoder pools, `(V, D)`, or for "patch"
+    of each patch of a frame, `(V, h, w, D)`.
+
+    Args:
+        layer: 0 for the embeddings, K for the tokens after K layers, without the final norm; None for the encoder's
+            output.
+
+    Raises:
+        InputError: if the encoder has no such layer.
+    """
+    num_layers = model.config.num_hidden_layers
+    if layer is not None and not 0 <= layer <= num_layers:
+        raise InputError(f"--layer must be between 0 and {num_layers}, the layers of the encoder, got {layer}.")
+
+    def embed(views: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            views = views.to(model.dtype)
+            if layer is None:
+                outputs = model(views)
+                tokens, pooled_tokens = outputs.last_hidden_state, outputs.pooler_output
+            else:
+                tokens = model.embeddings(views)  # (V, 1 + t * L, D)
+                for block in model.layers[:layer]:
+                    tokens = block(tokens)
+                length = views.shape[1] // model.config.tubelet_size if views.ndim == 5 else 1
+                pooled_tokens = model.pool(tokens, length)
+        if pooling != "patch":
+            return pooled_tokens.float()
+        patch_size = model.config.patch_size
+        return tokens[:, 1:].unflatten(1, (views.shape[-2] // patch_size, views.shape[-1] // patch_size)).float()
+
+    return embed
+
+
+def build_step_views(
+    source: LabelledSource | MediaSource,
+    processor: Any,
+    loader: MediaLoader,
+    *,
+    seconds: float,
+    pooling: Literal["frame", "clip", "patch"],
+    num_frames: int,
+) -> StepDataset:
+    """
+    Makes the views of each step of `seconds`: `num_frames` single frames, or one clip of them.
+
+    Raises:
+        InputError: if the source cannot be cut into steps.
+    """
+    if not isinstance(source, MediaSource):
+        raise InputError(f"{source.name}: expected videos for --every_seconds, not a frame store.")
+    steps_per_item = max(FRAMES_IN_ONE_GO // num_frames, 1)
+    steps = cut_into_steps(source, seconds, steps_per_item, loader.seconds_per_file)
+    task = "video" if pooling == "clip" else "image"
+    return StepDataset(steps, choose_preprocessing(processor), loader, task=task, num_frames=num_frames)
+
+
 def embed_views(
     accelerator: Accelerator,
     embed: Callable[[torch.Tensor], torch.Tensor],
@@ -181,59 +238,3 @@ def view_rows(weights: torch.Tensor, num_views: int) -> torch.Tensor:
     """
     counts = (weights[0] * num_views).round().long()
     return torch.arange(len(counts)).repeat_interleave(counts)
-
-
-def matrix_column(matrix: torch.Tensor) -> pa.FixedSizeListArray:
-    """Makes a column of N lists of a matrix `(N, D)`."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.flatten().numpy()), matrix.shape[1])
-
-
-def write_features(path: str | os.PathLike, source: MediaSource, features: Features, settings: dict[str, Any]) -> None:
-    """
-    Writes embeddings with the names of their files, and their class names if the source has labels.
-
-    A Parquet file has the columns `file`, `embedding` (list of D float32) and `class` (a list of names where items may
-    have several), and the settings as JSON in the metadata of its schema, key `settings`. A safetensors file has the
-    tensors `embeddings` `(N, D)` and `labels`, `(N,)` or targets `(N, C)`, and in its metadata, as JSON, `files`,
-    `class_names` and `settings`. Unreadable items go to `PATH.bad_files.jsonl`.
-
-    Raises:
-        InputError: if `path` ends otherwise or cannot be written. A file of that name is whole, or as it was.
-    """
-    path = check_feature_file(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    indices = features.indices.tolist()
-    files = [source[index].name for index in indices]
-    labels = None if source.labels is None else torch.as_tensor(source.labels)[features.indices]
-    class_names = source.class_names
-    if class_names is None and labels is not None:
-        class_names = number_classes(source.labels)
-    if path.suffix == ".parquet":
-        columns = {"file": files, "embedding": matrix_column(features.embeddings)}
-        if labels is not None:
-            # Names and not indices: a Parquet file is read without this package.
-            columns["class"] = name_labels(labels.numpy(), class_names)
-        table = pa.table(columns)
-        table = table.replace_schema_metadata({"settings": json.dumps(settings)})
-        with partial_file(path) as partial:
-            pyarrow.parquet.write_table(table, partial)
-    else:
-        tensors = {"embeddings": features.embeddings.contiguous()}
-        metadata = {"files": files, "settings": settings}  # safetensors holds tensors and texts, hence JSON below
-        if labels is not None:
-            tensors["labels"], metadata["class_names"] = labels.contiguous(), class_names
-        with partial_file(path) as partial:
-            save_file(tensors, partial, metadata={name: json.dumps(value) for name, value in metadata.items()})
-    write_failures(path.with_name(f"{path.name}.bad_files.jsonl"), features.failures)
-
-
-def check_feature_file(path: str | os.PathLike) -> Path:
-    """Raises an InputError if a file of features would be of no known format, or a folder has its name."""
-    # A function of its own: scripts call it before they compute for hours.
-    path = Path(path)
-    if path.suffix not in (".parquet", ".safetensors"):
-        raise InputError(f"{path}: expected a name that ends in .parquet or .safetensors.")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected the name of a file.")
-    return path

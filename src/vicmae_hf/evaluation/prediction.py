@@ -317,6 +317,7 @@ def collect_rounds(
     *,
     batch_size: int,
     num_workers: int,
+    num_read: int = 0,
 ) -> Iterator[Collected]:
     """
     Applies `compute` to every item once, and yields what came of the next items, in their order. The processes share
@@ -326,6 +327,7 @@ def collect_rounds(
         compute: a batch (see `collate_views`) -> by name, values on the CPU, one for each of its B items.
         batch_size: views that a batch should hold; it has at least one item.
         num_workers: processes that load, for each process that computes.
+        num_read: items that were read before, by a run that was interrupted.
 
     Raises:
         InputError: if no item can be read, or the processes have found different ones.
@@ -339,7 +341,7 @@ def collect_rounds(
     # The first process has the most batches. All take part in as many rounds, the others perhaps without a batch.
     num_batches = math.ceil(len(range(0, len(dataset), accelerator.num_processes)) / items_per_batch)
     is_silent = not accelerator.is_main_process or None  # None: without a terminal, where a bar would fill the log
-    num_read, first_error = 0, None
+    first_error = None
     with tqdm(desc="evaluating", total=len(share), unit="file", disable=is_silent, leave=False) as progress:
         for _ in range(0, num_batches, BATCHES_OF_A_ROUND):
             parts, failures = [], []

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..files import check_writable, partial_file, write_csv, write_json, writing
 from ..reports.baselines import classification_baselines
 from ..reports.plots import plot_confusion, plot_temporal_ablation
-from .features import matrix_column
+from .feature_files import matrix_column
 from .multi_label import average_precisions
 from .prediction import FIGURES, Predictions, ViewPredictions, likeliest_classes, shown_figures, write_failures
 from .temporal_ablation import FrameOrders

@@ -1,6 +1,6 @@
 """Makes test views: clips of a video and crops of its frames, preprocessed as the model expects them."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -94,24 +94,33 @@ class ViewDataset(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = {"index": index}
-        item = self.source[index]
         clips = {}  # number of clips -> their frame indices (num_clips, T); filled while the video is open
 
         def choose_frames(reader: MediaReader) -> np.ndarray:
-            warn_of_repetitions(item.name, reader.timestamps, self.frames_per_second)
+            warn_of_repetitions(self.source[index].name, reader.timestamps, self.frames_per_second)
             clips.update({num_clips: self.choose_clips(reader, num_clips) for num_clips in self.clip_counts})
             return distinct_frames(clips)
 
+        return self.read(index, choose_frames, lambda frames: self.make_views(frames, clips))
+
+    def read(
+        self,
+        index: int,
+        choose_frames: Callable[[MediaReader], np.ndarray],
+        make_views: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    ) -> dict[str, Any]:
+        """Reads the frames of an item that `choose_frames` names, of which `make_views` makes views and weights."""
+        item = self.source[index]
         # No replacement, as training has it: another item in its place would change what is measured.
         try:
             frames = self.loader.read_frames(item, choose_frames)
         except MediaDecodingError as error:
             message, is_transient = str(error), isinstance(error, TimeLimitError)
             message = message if item.name in message else f"{item.name}: {message}"
-            return sample | {"error": message, "is_transient": is_transient}
-        views, weights = self.make_views(frames, clips)
-        return sample | {"pixel_values": views if self.task == "video" else views[:, 0], "weights": weights}
+            return {"index": index, "error": message, "is_transient": is_transient}
+        views, weights = make_views(frames)
+        views = views if self.task == "video" else views[:, 0]
+        return {"index": index, "pixel_values": views, "weights": weights}
 
     def normalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Views of any items -> float32, on the device that they are on."""

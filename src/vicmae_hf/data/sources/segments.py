@@ -1,12 +1,17 @@
-"""Divides long recordings into segments, so that an epoch, a batch and a row of a store mean the same as for clips."""
+"""
+Divides long recordings: into segments, so that an epoch, a batch and a row of a store mean the same as for clips; into
+steps of time, of which each has features of its own.
+"""
 
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 from ...errors import MediaDecodingError
 from ..media.excerpts import name_excerpt
@@ -17,6 +22,7 @@ from .sources import MediaSource
 logger = logging.getLogger(__name__)
 
 NUM_THREADS = 8  # that open files; they wait for disks
+SHORTEST_REST = 0.1  # of a step; what is left over at the end of a video and shorter belongs to the step before
 
 
 class SegmentedSource:
@@ -64,6 +70,39 @@ class SegmentedSource:
         sizes = self.source.list_sizes()
         return [sizes[place] for place in self.places]
 
+    def select(self, indices: np.ndarray) -> "SegmentedSource":
+        """Leaves some of the segments."""
+        return SegmentedSource(self.source, self.places[indices], [self.times[index] for index in indices])
+
+
+class SteppedSource(SegmentedSource):
+    """
+    Steps of time of the items of a source. An item is several steps that follow each other, because opening a
+    recording for each of them would take longer than reading it.
+
+    Args:
+        source, places: as above.
+        bounds: of each item, the seconds of the recording at which its S steps begin and the last one ends,
+            `(S + 1,)`; None for an image, and for a video that could not be opened.
+    """
+
+    def __init__(self, source: MediaSource, places: np.ndarray, bounds: Sequence[np.ndarray | None]):
+        times = [None if steps is None else (float(steps[0]), float(steps[-1])) for steps in bounds]
+        super().__init__(source, places, times)
+        self.bounds = bounds
+
+    def step_times(self, items: np.ndarray) -> torch.Tensor:
+        """
+        Lists the times of rows `(R,)` of embeddings, of which each item has one for each of its steps, one after the
+        other: starts and ends `(R, 2)`, float64; NaN for an image.
+        """
+        distinct = np.unique(items)
+        bounds = [np.full(2, np.nan) if self.bounds[item] is None else self.bounds[item] for item in distinct]
+        return torch.from_numpy(np.concatenate([np.stack([steps[:-1], steps[1:]], axis=1) for steps in bounds]))
+
+    def select(self, indices: np.ndarray) -> "SteppedSource":
+        return SteppedSource(self.source, self.places[indices], [self.bounds[index] for index in indices])
+
 
 def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) -> SegmentedSource:
     """
@@ -72,12 +111,7 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) 
     are read. Where the source's table has durations, no file is opened.
     """
 
-    def span(index: int) -> tuple[float, float]:
-        duration = None if source.durations is None else source.durations[index]
-        return find_span(source[index], seconds_per_file) if duration is None else (0.0, duration)
-
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        spans = list(pool.map(span, range(len(source))))
+    spans = find_spans(source, seconds_per_file)
     places, times = [], []
     for place, (start, duration) in enumerate(spans):
         count = max(int(duration / seconds + 0.5), 1)
@@ -86,6 +120,38 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) 
         times += [None] if count == 1 else list(pairwise(bounds))
     logger.warning("%s: %d files are %d segments of about %g s.", source.name, len(source), len(places), seconds)
     return SegmentedSource(source, np.array(places, dtype=np.int64), times)
+
+
+def cut_into_steps(
+    source: MediaSource, seconds: float, steps_per_item: int, seconds_per_file: float = 60.0
+) -> SteppedSource:
+    """
+    Cuts each video of a source into steps of `seconds` from its beginning, or from that of the part that a list names.
+    The last one is shorter, or up to a tenth longer. No file is opened where the source's table has durations.
+    """
+    places, bounds = [], []
+    for place, (start, duration) in enumerate(find_spans(source, seconds_per_file)):
+        if duration == 0:
+            places.append(place)
+            bounds.append(None)
+            continue
+        count = max(math.ceil(duration / seconds - SHORTEST_REST), 1)
+        times = (start + np.append(np.arange(count) * seconds, duration)).round(6)  # (steps + 1,)
+        firsts = range(0, count, steps_per_item)
+        places += [place] * len(firsts)
+        bounds += [times[first : first + steps_per_item + 1] for first in firsts]
+    return SteppedSource(source, np.array(places, dtype=np.int64), bounds)
+
+
+def find_spans(source: MediaSource, seconds_per_file: float) -> list[tuple[float, float]]:
+    """Finds start and duration of each item (see `find_span`), without opening it where the table has durations."""
+
+    def span(index: int) -> tuple[float, float]:
+        duration = None if source.durations is None else source.durations[index]
+        return find_span(source[index], seconds_per_file) if duration is None else (0.0, duration)
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(span, range(len(source))))
 
 
 def name_segment(name: str, item: EncodedItem, times: tuple[float, float]) -> str:
