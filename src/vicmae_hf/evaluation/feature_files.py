@@ -18,7 +18,6 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..data.media.bad_files import write_failures
 from ..data.samples.views import ViewDataset
 from ..data.sources.label_lists import name_labels
 from ..data.sources.labelled import number_classes
@@ -29,7 +28,7 @@ from ..files import partial_file, read_json, write_json, writing
 from ..modeling_vicmae import ViCMAEModel
 from ..training.resuming import fingerprint
 from .feature_table import EmbeddingFile, Features
-from .prediction import collect_rounds, evaluating, split_items
+from .prediction import collect_rounds, evaluating, split_items, write_failures
 
 
 class FeatureParts:

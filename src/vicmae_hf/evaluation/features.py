@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..modeling_vicmae import ViCMAEModel
 from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .feature_table import EmbeddingFile, Features
-from .prediction import average_views, collect_rounds, evaluating, split_items, write_failures
+from .prediction import average_views, collect_rounds, evaluating, split_items
 
 
 logger = get_logger(__name__)
