@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -46,6 +48,15 @@ def test_the_card_of_a_classifier_can_be_read_by_the_hub(task, tmp_path):
     assert "90 files, 2 unreadable" in text
     assert "config_overrides" not in text
     assert "## Limits" in text
+
+
+def test_the_card_of_a_pretraining_shows_the_pictures_that_there_are(tmp_path):
+    (tmp_path / "plots").mkdir()
+    for name in ("losses.png", "attention.png", "other.png"):
+        (tmp_path / "plots" / name).touch()
+    write_pretraining_card(tmp_path, ARGUMENTS, RESULTS)
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert re.findall(r"!\[.*", text) == ["![losses](plots/losses.png)", "![attention](plots/attention.png)"]
 
 
 def test_the_licence_is_that_of_the_weights_a_run_started_from(tmp_path):

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 
+from ..data.media.bad_files import BadFilesError
 from ..data.media.reading import MediaLoader
 from ..data.samples.pairs import FramePairDataset
 from ..data.sources.labelled import open_labelled, refuse_several_labels
@@ -28,6 +30,8 @@ from .online_probe import OnlineProbe
 from .presets import fit_to_data
 from .pretraining import Measure, build_frame_pairs, pretrain
 
+
+logger = get_logger(__name__)
 
 NUM_PICTURED_SAMPLES = 8  # rows of the picture of reconstructions
 
@@ -105,7 +109,10 @@ def write_report(
     views = torch.stack([sample["pixel_values"] for sample in dataset.examples(NUM_PICTURED_SAMPLES)])
     columns, text = reconstruct_views(model, views, processor.image_mean, processor.image_std)
     plot_reconstructions(columns, plots / "reconstructions.png", text)
-    write_encoder_pictures(model.vicmae, dataset, processor, plots)
+    try:
+        write_encoder_pictures(model.vicmae, dataset, processor, plots)
+    except BadFilesError as error:  # of files that no update reached: the run itself is done
+        logger.warning("No more pictures: %s", error)
     results["num_failed"] = len(dataset.bad_files)  # pictures may be of files that no update reached
     write_pretraining_card(output_dir, settings, results)
     # Results come last, because they say that the run is finished: a run killed before this line writes its report

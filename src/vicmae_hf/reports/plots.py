@@ -92,7 +92,7 @@ def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLi
     them the text.
     """
     num_rows, _, height, width = next(iter(columns.values())).shape
-    lines = wrap(text, 30 * len(columns))
+    lines = wrap(text, 27 * len(columns))
     size = (2 * len(columns), 2 * num_rows * height / width + 0.4 + 0.18 * len(lines))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(num_rows, len(columns), squeeze=False)

@@ -104,10 +104,11 @@ def test_a_run_leaves_what_the_contract_lists(finished, data):
     bad_files = read_lines(folder / "bad_files.jsonl")
     assert [entry["path"] for entry in bad_files] == [str(data / "appearance" / "train" / "broken.mp4")]
     assert bad_files[0]["error"]
-    for name in ["losses.png", "reconstructions.png"]:
+    card = (folder / "README.md").read_text()
+    for name in ["losses.png", "reconstructions.png", "neighbours.png", "attention.png", "features.webp"]:
         with Image.open(folder / "plots" / name) as picture:
             assert min(picture.size) > 100
-    card = (folder / "README.md").read_text()
+        assert f"(plots/{name})" in card
     assert card.startswith("---\n")
     assert "library_name: transformers" in card
     assert list(folder.glob("**/events.out.tfevents*"))
