@@ -68,9 +68,10 @@ def write_encoder_pictures(
         parts = [normalize(part.to(encoder.device)) for part in frames.split(BATCH_SIZE)]
         return [torch.cat([compute(each, part).float().cpu() for part in parts]) for each in encoders]
 
+    frames, names = read_frames(dataset, size)
+    film = read_film(dataset, size)
     was_training = encoder.training
     encoder.eval()
-    frames, names = read_frames(dataset, size)
     shown = torch.arange(min(NUM_SHOWN, len(frames))) * (len(frames) // min(NUM_SHOWN, len(frames)))
     neighbours = [nearest(features, names, shown) for features in by_each(pool, frames)]
     if neighbours[0][0].shape[1]:
@@ -80,7 +81,6 @@ def write_encoder_pictures(
     plot_attention(
         frames[shown], by_each(class_attention, frames[shown]), patch_grid(encoder), folder / "attention.png"
     )
-    film = read_film(dataset, size)
     if film is None:
         logger.warning("No film of features: no video was found; a stream is not searched.")
     else:

@@ -125,26 +125,33 @@ def plot_neighbours(
     """
     num_rows, num_neighbours = neighbours[0][0].shape
     height, width = frames.shape[-2:]
-    columns = [1, 0.15, *[1] * num_neighbours, 0.15, *[1] * num_neighbours]  # widths; two are gaps
-    starts = [2, 3 + num_neighbours]  # the columns where the neighbours begin
-    figure = Figure(figsize=(1.3 * sum(columns), 1.5 * num_rows * height / width + 0.9), layout="constrained")
-    grid = figure.subplots(num_rows, len(columns), squeeze=False, width_ratios=columns)
-    for axes in grid.flat:
-        axes.axis("off")
+    step = (1.08 * width, 1.15 * height)  # from one image to the next, with room for a number above
+    # Columns, with a gap before each group. All in one panel: a panel for each image would take seconds.
+    starts = [1.2, 1.4 + num_neighbours]
+    num_columns = starts[1] + num_neighbours
+    size = (1.4 * num_columns, 1.3 * (num_rows * step[1] + 0.3 * height) / width + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
     for title, column in zip(("frame", "nearest, trained", "nearest, random weights"), (0, *starts), strict=True):
-        grid[0, column].set_title(f"{title}\n", fontsize=10, loc="left")
+        axes.text(column * step[0], -0.25 * height, title, fontsize=11)
+
+    def show(frame: torch.Tensor, column: float, row: int, number: str = "") -> None:
+        left, top = column * step[0], row * step[1]
+        axes.imshow(frame.permute(1, 2, 0).numpy(), extent=(left, left + width, top + height, top))
+        axes.text(left + width / 2, top - 0.02 * height, number, ha="center", fontsize=7)
+
     for row, query in enumerate(queries.tolist()):
-        show_image(grid[row, 0], frames[query])
+        show(frames[query], 0, row)
         for start, (indices, similarities) in zip(starts, neighbours, strict=True):
-            for place, (index, similarity) in enumerate(zip(indices[row].tolist(), similarities[row], strict=True)):
-                axes = grid[row, start + place]
-                show_image(axes, frames[index])
-                axes.text(0.5, 1.02, f"{similarity:.3f}", ha="center", transform=axes.transAxes, fontsize=7)
+            for place, (index, similarity) in enumerate(zip(indices[row], similarities[row], strict=True)):
+                show(frames[index], start + place, row, f"{similarity:.3f}")
+    axes.set(xlim=(0, num_columns * step[0]), ylim=(num_rows * step[1], -0.5 * height))  # images move them
     text = (
         f"The nearest of {len(frames)} frames, in other files where there are several; above each the cosine "
         "similarity of the pooled features. Random weights, too, find frames of like colours."
     )
-    write_below(figure, wrap(text, round(16 * sum(columns))))
+    write_below(figure, wrap(text, round(17 * num_columns)))
     save_picture(figure, path)
 
 
@@ -167,7 +174,7 @@ def plot_attention(
     for axes in rows.flat:
         axes.set(xticks=[], yticks=[])
     for column, frame in enumerate(frames):
-        show_image(rows[0, column], frame)
+        rows[0, column].imshow(frame.permute(1, 2, 0).numpy())
         for row, each in zip(rows[1:], attention, strict=True):
             image = row[column].imshow(
                 each[column].view(*grid).numpy(), vmin=0, vmax=largest, extent=(0, width, height, 0)
@@ -176,11 +183,6 @@ def plot_attention(
     text = "Attention of the class token to the patches in the last layer, mean of its heads."
     write_below(figure, wrap(text, max(20 * len(frames), 40)))
     save_picture(figure, path)
-
-
-def show_image(axes: Axes, image: torch.Tensor) -> None:
-    """Shows an image `(3, H, W)`, uint8."""
-    axes.imshow(image.permute(1, 2, 0).numpy())
 
 
 def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike) -> None:
