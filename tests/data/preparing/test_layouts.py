@@ -215,6 +215,8 @@ def test_imagenet_folders(tmp_path):
 
 def test_imagenet_validation_images_without_folders(tmp_path):
     write(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG", picture(0))
+    with pytest.raises(InputError, match=r"expected folders of classes \(CLASS_NAME/FILE\), found none"):
+        prepare_dataset("folder", tmp_path / "val", tmp_path / "out")
     with pytest.raises(InputError, match=r"val: expected folders of classes \(n01440764, n01443537, \.\.\.\)"):
         prepare_dataset("imagenet", tmp_path, tmp_path / "out", "val")
 
@@ -496,3 +498,5 @@ def test_lists_that_are_no_table_of_files(tmp_path, text, reason):
         path.write_text(text)
     with pytest.raises(InputError, match=reason):
         prepare_dataset("list", tmp_path, tmp_path / "out", annotations=path, class_names=["jump", "run"])
+    with pytest.raises(InputError, match=r"--root .*gone: expected a folder" if path else reason):
+        prepare_dataset("list", tmp_path / "gone", tmp_path / "out", annotations=path)

@@ -331,6 +331,8 @@ def list_listed(request: Request) -> Listing:
     """
     if request.annotations is None:
         raise InputError("--dataset list: expected the list as --annotations FILE; --root is where its paths begin.")
+    if not Path(request.root).is_dir():
+        raise InputError(f"--root {request.root}: expected a folder, in which the paths of the list begin.")
     path, media = Path(request.annotations), find_media(request, ["."])
     columns = read_list(path)
     written = take_column(path, columns, PATH_COLUMNS)
@@ -382,7 +384,8 @@ def list_class_folders(
     indices = index_of(class_names)
     folders = class_folders(media)
     if not folders:
-        raise InputError(f"{media}: expected folders of classes ({', '.join(class_names[:2])}, ...), found none.")
+        expected = ", ".join([*class_names[:2], "..."]) if class_names else "CLASS_NAME/FILE"
+        raise InputError(f"{media}: expected folders of classes ({expected}), found none.")
     for folder in folders:
         look_up(folder, indices, os.path.join(media, folder))
     files = index_files(media, extensions, name_of)

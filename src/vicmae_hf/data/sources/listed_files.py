@@ -16,6 +16,7 @@ from .sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, SourceSettings
 logger = logging.getLogger(__name__)
 
 SEPARATOR = re.compile(r"[\s,;]+")
+MAX_DEPTH = 100  # of folders that are listed one after the other
 NUMBERS_AT_END = re.compile(r"([\s,;]+-?\d+)+$")
 
 
@@ -40,17 +41,19 @@ def find_files(
     """
     folders = Folders()
     found, missing, others = [], [], []
+    has_folder = False
     for number, entry in zip(numbers, written, strict=True):
         if not isinstance(entry, str) or not entry:
             raise InputError(f"{path}, line {number}: expected a path, got {entry!r}.")
         file = folders.find(os.path.join(root, entry))
         if file is None:
-            missing.append(f"{entry} (line {number})")
+            missing.append(f"{entry if len(entry) < 500 else entry[:500] + '...'} (line {number})")
         elif not (
             os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
             or (settings.frame_folders and os.path.isdir(file))
         ):
             others.append(f"{entry} (line {number})")
+            has_folder |= os.path.isdir(file)
         found.append(file or os.path.join(root, entry))
     if missing:
         message = f"{path}: {len(missing):,} of {len(written):,} files are missing, the first: {missing[0]}."
@@ -63,8 +66,9 @@ def find_files(
             raise InputError(f"{message} --max_bad_files {share} allows fewer. {remedy}") from error
         logger.warning("%s They %s. %s", message, fate, remedy)
     if others:
+        hint = " If folders hold the frames of videos, say --frame_folders." if has_folder else ""
         raise InputError(
-            f"{path}: {len(others):,} of {len(written):,} files are no videos or images, the first: {others[0]}."
+            f"{path}: {len(others):,} of {len(written):,} files are no videos or images, the first: {others[0]}.{hint}"
         )
     return found
 
@@ -115,6 +119,8 @@ class Folders:
 
     def find(self, path: str) -> str | None:
         """Returns the path of a file or folder as the disk has it; None if there is none."""
+        if path.count(os.sep) > MAX_DEPTH:
+            return path if os.path.exists(path) else None
         folder, name = os.path.split(path)
         if folder not in self.listings:
             self.listings[folder] = self.list(folder)
