@@ -10,6 +10,7 @@ from video_files import numbered_frames, read_numbers, write_video
 from vicmae_hf.data.media.bad_files import BadFilesArguments
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.preparing.packing import PackingInput
+from vicmae_hf.data.samples.pairs import load_frame_pairs
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import SourceSettings, open_source
 from vicmae_hf.errors import InputError, MediaDecodingError
@@ -240,6 +241,11 @@ def test_frame_folders_with_a_first_frame_or_missing(tmp_path, caplog):
         ("b.mp4 1\nd.png 0\nd.png\n", "line 3: expected `path label`, got 'd.png'"),
         ("b.mp4 163 1\n", "line 1: expected one label after the path, got '163 1'"),
         ("b.mp4 0 3\nd.png run\n", "in all lines if one has several, as line 1 with '0 3'; got 'run' in line 2"),
+        ("path,label,label\nb.mp4,1,2\n", "its header has the column label twice"),
+        ('[{"path": "b.mp4"}, {"path": "d.png"}]', "expected JSON lines, an object in each, got a JSON array"),
+        ('[\n {"path": "b.mp4"}\n]', "expected JSON lines, an object in each, got a JSON array"),
+        (f"{'x/' * 2500}b.mp4 1\n", "1 of 1 files are missing, the first: x/x/"),
+        ("my clips 1\n", "the first: my clips .* If folders hold the frames of videos, say --frame_folders"),
         ("train.csv 1\n", "1 of 1 files are no videos or images, the first: train.csv"),
         ("path,start,end\nb.mp4,2,1.5\n", "line 2: ends at 1.5 s, which is not after its start, 2.0 s"),
         ("path,start\nb.mp4,soon\n", "line 2: expected seconds from 0 on as `start`, got 'soon'"),
@@ -342,6 +348,41 @@ def test_several_names_none_and_no_label(folder):
     assert open_source(folder / "train.jsonl").labels.tolist() == [[1], [-1]]
     with pytest.raises(InputError, match=r"1 of 2 items have no label, the first: .*/d\.png"):
         open_labelled(folder / "train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (["1", "1000000000"], "expected labels to be class indices below 1,000,000, got 1000000000"),
+        (["0", "9" * 5000], "below 1,000,000, got 9999999999"),
+        (["0,1000000000", "1"], "below 1,000,000, got 1000000000"),
+        (["0,-1", "1"], "got lists with empty or negative ones"),
+        (["0.5", "3"], r"expected class names, or class indices, as labels; got the number 0\.5"),
+        (["1", "1e3"], "got the number 1e3"),
+        (["1", "-inf"], "got the number -inf"),
+        (["[[0], [1]]", "[2]"], r"line 2: expected a label or a list of labels, got \[\[0\], \[1\]\]"),
+    ],
+)
+def test_labels_that_are_numbers_of_something_else(folder, labels, reason):
+    path = folder / "train.csv"
+    rows = [f'{name},"{label}"\n' for name, label in zip(["b.mp4", "d.png"], labels, strict=True)]
+    path.write_text("path,label\n" + "".join(rows))
+    with pytest.raises(InputError, match=reason) as raised:
+        open_labelled(path)
+    assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+    # Pretraining needs no labels.
+    assert len(load_frame_pairs(path, 32)) == 2
+
+
+def test_one_name_makes_names_of_numbers(folder, caplog):
+    source = open_labelled(write(folder / "train.txt", "b.mp4 7\nmy clips/a, 1.mp4 O\nd.png 10\n"))
+    assert source.class_names == ["10", "7", "O"]
+    assert "labels like 10 count as names, not as indices, because there are others like O" in caplog.text
+
+
+def test_delimiters_at_the_end_of_lines(folder):
+    path = write(folder / "train.csv", '"b.mp4",7,\nd.png,0,\n')
+    assert open_labelled(path).labels.tolist() == [7, 0]
 
 
 def test_names_that_look_like_several_labels(folder):

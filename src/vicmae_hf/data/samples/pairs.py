@@ -177,6 +177,7 @@ def load_frame_pairs(
     names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not names:
         raise DataSourceError("No data source was given: expected a path or a list of paths.")
+    settings.reads_labels = False
     loader = MediaLoader(settings.video_backend, settings.seconds_per_file)
     view = RandomView(image_size, settings.crop_scale, settings.horizontal_flip, settings.color_augmentation)
     sampling = part_of(settings, FrameSampling)

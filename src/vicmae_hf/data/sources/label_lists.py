@@ -12,32 +12,35 @@ MAX_TARGETS = 2**34  # bytes; more would be for indices that are numbers of some
 
 
 def index_label_lists(
-    values: Sequence[Sequence[str | int] | None], class_names: list[str] | None = None
+    where: str,
+    values: Sequence[Sequence[str | int] | None],
+    class_names: list[str] | None = None,
 ) -> tuple[np.ndarray, list[str] | None]:
     """
     Turns lists of class names, or of indices, into targets, int8 `(N, C)`: 1 where an item has the class. An empty
     list is an item of no class. None stands for no label, and gives a row of -1.
 
     Args:
+        where: what messages begin with.
         class_names: of the indices. Default: the sorted names; or no names, with as many classes as the largest index
             asks for.
 
     Raises:
         InputError: if a list has a negative number, something empty, or a class twice, as a list of 0 and 1 has.
     """
-    labels, found_names = index_labels([label for value in values for label in value or ()])
+    labels, found_names = index_labels(where, [label for value in values for label in value or ()])
     class_names = found_names if class_names is None else class_names
     num_classes = len(class_names) if class_names is not None else int(labels.max(initial=-1)) + 1
     if (labels < 0).any() or labels.max(initial=-1) >= num_classes or len(values) * num_classes > MAX_TARGETS:
         raise InputError(
-            "expected lists of class names, or of class indices from 0 on, as labels; got lists with "
+            f"{where}: expected lists of class names, or of class indices from 0 on, as labels; got lists with "
             + ("empty or negative ones." if (labels < 0).any() else f"the index {labels.max()}.")
         )
     targets = np.zeros((len(values), num_classes), dtype=np.int8)
     counts = np.array([len(value or ()) for value in values], dtype=np.int64)
     targets[np.repeat(np.arange(len(values)), counts), labels] = 1
     if len(twice := np.flatnonzero(targets.sum(1) < counts)):
-        raise InputError(f"expected each class once in a list of labels, got {values[twice[0]]}.")
+        raise InputError(f"{where}: expected each class once in a list of labels, got {values[twice[0]]}.")
     targets[[row for row, value in enumerate(values) if value is None]] = -1
     return targets, class_names
 

@@ -27,7 +27,6 @@ from .sources import (
 logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-MAX_CLASSES = 1_000_000  # larger indices are numbers of something else
 
 
 @dataclass(frozen=True)
@@ -219,8 +218,6 @@ def describe_labels(source: MediaSource | FrameStoreSource) -> str:
 def number_classes(labels: np.ndarray) -> list[str]:
     """Names classes that have only indices: "0", "1", ..., to the largest of `labels`, `(N,)` or `(N, C)`."""
     largest = int(labels.max(initial=-1)) if labels.ndim == 1 else labels.shape[1] - 1
-    if largest >= MAX_CLASSES:
-        raise InputError(f"expected labels to be class indices below {MAX_CLASSES:,}, got {largest}.")
     return [str(label) for label in range(largest + 1)]
 
 

@@ -41,7 +41,7 @@ MEDIA_NAME = re.compile(
     "|".join(rf"{re.escape(extension)}\b" for extension in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS), re.IGNORECASE
 )
 INDEX = re.compile(r"\d+")
-SEVERAL_INDICES = re.compile(r"\d+([\s,;]+\d+)+")
+SEVERAL_INDICES = re.compile(r"-?\d+([\s,;]+-?\d+)+")  # a negative one is refused
 
 Columns = dict[str, list[Any]]
 
@@ -92,9 +92,9 @@ def open_list(name: str, path: Path, settings: SourceSettings) -> ListedSource:
     paths = find_files(path, root, columns[LINE], written, settings)
     starts, ends = read_times(path, columns)
     known = {LINE, *PATH_COLUMNS, *LABEL_NAMES, *TIME_COLUMNS["start"], *TIME_COLUMNS["end"], settings.label_column}
-    if others := [column for column in columns if column not in known]:
+    if others := [column for column in columns if column and column not in known]:
         logger.warning("%s: the columns %s are not used.", path, ", ".join(others))
-    labels = take_column(path, columns, LABEL_NAMES, settings.label_column)
+    labels = take_column(path, columns, LABEL_NAMES, settings.label_column) if settings.reads_labels else None
     indices, class_names = (None, None) if labels is None else read_label_values(path, columns[LINE], labels)
     names = [
         entry if math.isnan(start) and math.isnan(end) else f"{entry} {name_excerpt(*drop_nan(start, end))}"
@@ -179,6 +179,8 @@ def read_list(path: Path, frames_root: Path | None = None) -> Columns:
         raise InputError(f"{path}: is empty; expected a list of videos or images, one `path label` a line.")
     if lines[0][1].lstrip().startswith("{"):
         return read_json_columns(path, lines)
+    if re.match(r"\s*\[\s*(\{|$)", lines[0][1]):
+        raise InputError(f"{path}: expected JSON lines, an object in each, got a JSON array.")
     header, delimiter = find_header(lines[0][1])
     try:
         if header is None:
@@ -268,6 +270,8 @@ def find_header(line: str) -> tuple[list[str] | None, str]:
 
 def read_columns(path: Path, header: list[str], rows) -> Columns:
     """Makes columns of rows `(line number, cells)`. Raises an InputError for a row of another length."""
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise InputError(f"{path}: its header has the column {twice[0]} twice.")
     numbers, columns = [], [[] for _ in header]
     for number, cells in rows:
         cells = [cell.strip() for cell in cells]
@@ -321,6 +325,7 @@ def split_lines(path: Path, lines: list[tuple[int, str]], delimiter: str | None,
     paths, labels = [], []
     for number, line in lines:
         media, label = split_path(line, delimiter)
+        label = label.rstrip(delimiter + WHITESPACE)  # at the end of the line
         # VideoMAE's lists for pretraining have "path 0 -1", where -1 stands for no label.
         if re.fullmatch(r"\d+\s+-1", label):
             label = "-1"
@@ -387,11 +392,7 @@ def read_label_values(path: Path, numbers: Sequence[int], labels: list[Any]) -> 
     several, into targets `(N, C)` (see `index_label_lists`). Several are a list of JSON lines or Parquet, indices with
     spaces, commas or semicolons between them, or a list as Python and pandas write it. Any other text names one class.
     """
-    for number, label in zip(numbers, labels, strict=True):
-        if isinstance(label, dict) or (
-            isinstance(label, list) and any(isinstance(entry, list | dict) for entry in label)
-        ):
-            raise InputError(f"{path}, line {number}: expected a label or a list of labels, got {label}.")
+    check_flat(path, numbers, labels)
     texts = ["" if label is None else str(label).strip() for label in labels]
     if not any(isinstance(label, list) for label in labels):
         filled = [text for text in texts if text and text != "-1"]
@@ -401,14 +402,20 @@ def read_label_values(path: Path, numbers: Sequence[int], labels: list[Any]) -> 
             try:
                 lists = [ast.literal_eval(text) if text else None for text in texts]
             except (ValueError, SyntaxError):  # names in brackets
-                return index_labels(labels)
+                return index_labels(str(path), labels)
             labels = lists
+            check_flat(path, numbers, labels)
         else:
-            return index_labels(labels)
-    try:
-        return index_label_lists([label if isinstance(label, list | None) else [label] for label in labels])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+            return index_labels(str(path), labels)
+    return index_label_lists(str(path), [label if isinstance(label, list | None) else [label] for label in labels])
+
+
+def check_flat(path: Path, numbers: Sequence[int], labels: list[Any]) -> None:
+    """Raises an InputError if a label is more than a text, a number, or a list of these."""
+    for number, label in zip(numbers, labels, strict=True):
+        entries = label if isinstance(label, list) else [label]
+        if any(isinstance(entry, list | dict) for entry in entries):
+            raise InputError(f"{path}, line {number}: expected a label or a list of labels, got {label}.")
 
 
 def read_times(path: Path, columns: Columns) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,8 @@ class DataSourceError(InputError):
 class SourceSettings(Settings):
     """Settings of how the names of data are understood, for `open_source`."""
 
+    reads_labels = True  # set by who needs none, and takes data whatever their labels are
+
     data_root: str | None = setting(None, "folder that the paths of a list begin in; default: the list's own")
     split: str | None = setting(None, "split of a dataset on the Hub; default: train")
     config_name: str | None = setting(None, "configuration of a dataset on the Hub")

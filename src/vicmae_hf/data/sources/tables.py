@@ -21,9 +21,10 @@ from .sources import STORE_FILE, DataSourceError, MediaSource, SourceSettings
 logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("label", "labels")  # names of a column of labels that is no ClassLabel, first come first
+MAX_CLASSES = 1_000_000  # larger indices are numbers of something else
 # Whole numbers, also as pandas writes them where some are missing.
-MAX_DIGITS = 12
 INDEX = re.compile(r"[+-]?\d+(\.0+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def load_hub_dataset(
 
 def source_of(name: str, dataset: datasets.Dataset, settings: SourceSettings) -> MediaSource | FrameStoreSource:
     """Makes a source of a table. Raises a DataSourceError if it has no column of videos, images or stored frames."""
-    labels = read_labels(name, dataset, settings.label_column)
+    labels = read_labels(name, dataset, settings.label_column) if settings.reads_labels else (None, None)
     if has_frames(dataset.features):
         missing = [column for column in ROW_COLUMNS if column not in dataset.column_names]
         if missing or len(dataset) == 0:
@@ -140,14 +141,12 @@ def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple
         raise InputError(
             f"{name}: expected class names or indices in column {column!r} (--label_column), got {feature}."
         )
+    where = f"{name}, column {column!r}"
     if entry is feature:
-        return index_labels(values.to_pylist())
+        return index_labels(where, values.to_pylist())
     from .label_lists import index_label_lists  # imported here, because few items have several labels
 
-    try:
-        return index_label_lists(values.to_pylist(), getattr(entry, "names", None))
-    except InputError as error:
-        raise InputError(f"{name}, column {column!r}: {error}") from error
+    return index_label_lists(where, values.to_pylist(), getattr(entry, "names", None))
 
 
 def entry_of(feature: Any) -> Any:
@@ -177,19 +176,32 @@ def find_label_column(features: datasets.Features) -> str | None:
     return next((column for column in named if columns or is_label(entry_of(features[column]))), None)
 
 
-def index_labels(values: Sequence[str | int | float | None]) -> tuple[np.ndarray, list[str] | None]:
+def index_labels(where: str, values: Sequence[str | int | float | None]) -> tuple[np.ndarray, list[str] | None]:
     """
     Turns class names into indices of the sorted names, int64 `(N,)`. Numbers alone are indices already, and have no
-    names. Empty values and negative numbers become -1, which stands for no label.
+    names. Empty values and negative numbers become -1, which stands for no label. Messages call their place `where`.
+
+    Raises:
+        InputError: if they are numbers, but not all of them whole and below `MAX_CLASSES`.
     """
     # One form for letters with marks, because file systems and editors write them in two.
     texts = [unicodedata.normalize("NFC", "" if value is None else str(value).strip()) for value in values]
     texts = ["" if text.lower() == "nan" else text for text in texts]  # as pandas writes what is missing
     if all(INDEX.fullmatch(text) for text in texts if text):
-        if large := [text for text in texts if len(text) > MAX_DIGITS]:
-            raise InputError(f"expected class names, or indices of at most {MAX_DIGITS} digits, got {large[0]}.")
-        return np.array([max(int(float(text)), -1) if text else -1 for text in texts], dtype=np.int64), None
+        if large := [text for text in texts if text and float(text) >= MAX_CLASSES]:
+            raise InputError(
+                f"{where}: expected labels to be class indices below {MAX_CLASSES:,}, got {large[0][:40]}."
+            )
+        return np.array([int(max(float(text), -1)) if text else -1 for text in texts], dtype=np.int64), None
+    if all(NUMBER.fullmatch(text) for text in texts if text):
+        other = next(text for text in texts if text and not INDEX.fullmatch(text))
+        raise InputError(f"{where}: expected class names, or class indices, as labels; got the number {other}.")
     texts = ["" if INDEX.fullmatch(text) and text.startswith("-") else text for text in texts]
     class_names = sorted(set(texts) - {""})
+    numbers = [class_name for class_name in class_names if INDEX.fullmatch(class_name)]
+    if numbers:
+        other = next(class_name for class_name in class_names if not INDEX.fullmatch(class_name))
+        message = "%s: labels like %s count as names, not as indices, because there are others like %s."
+        logger.warning(message, where, numbers[0], other)
     positions = {class_name: index for index, class_name in enumerate(class_names)}
     return np.array([positions.get(text, -1) for text in texts], dtype=np.int64), class_names
