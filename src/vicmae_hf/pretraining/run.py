@@ -113,7 +113,8 @@ def write_report(
         write_encoder_pictures(model.vicmae, dataset, processor, plots)
     except BadFilesError as error:  # of files that no update reached: the run itself is done
         logger.warning("No more pictures: %s", error)
-    results["num_failed"] = len(dataset.bad_files)  # pictures may be of files that no update reached
+    dataset.bad_files.finish()  # pictures may be of files that no update reached
+    results["num_failed"] = len(dataset.bad_files)
     write_pretraining_card(output_dir, settings, results)
     # Results come last, because they say that the run is finished: a run killed before this line writes its report
     # when it is resumed.

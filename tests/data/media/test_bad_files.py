@@ -126,6 +126,19 @@ def test_a_line_that_is_still_being_written_is_read_later(tmp_path):
     assert list(bad_files.errors) == ["/data/é0.mp4", "/data/é1.mp4"]
 
 
+def test_what_is_found_after_the_end_is_recorded(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="vicmae_hf.data.media.bad_files")
+    bad_files = BadFiles(tmp_path / "bad_files.jsonl", 10, 1.0)
+    bad_files.add("a short name", "broken")
+    bad_files.finish()
+    for name in ("a much longer name than that one", "another"):
+        bad_files.add(name, "broken")
+    bad_files.finish()
+    assert "no record" not in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_files.jsonl"]
+    assert len(BadFiles(tmp_path / "bad_files.jsonl", 10, 1.0)) == 3
+
+
 def test_a_line_that_is_no_record_is_passed_over_and_told(tmp_path, caplog):
     """Half a line of a killed process with a whole one behind it, a list, an object without a path."""
     caplog.set_level(logging.WARNING, logger="vicmae_hf.data.media.bad_files")

@@ -117,6 +117,8 @@ class BadFiles:
         self.merge()
         if self.path is not None:
             shutil.rmtree(self.parts, ignore_errors=True)
+            # What is read later, for a picture, begins them anew.
+            self.positions = {record: position for record, position in self.positions.items() if record == self.path}
 
     def must_wait(self, name: str) -> bool:
         """Whether a file is to be left alone for now, as found in any worker or process (no other waits as long)."""
