@@ -12,34 +12,37 @@ class ViCMAEConfig(PreTrainedConfig):
     Settings of a ViC-MAE model. The defaults are ViT-B/16 with the paper's objective.
 
     Encoder (supplement, section A):
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: the ViT's sizes.
-        hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, initializer_range, layer_norm_eps, qkv_bias: as
-            in Transformers' ViT. Linear layers start from Xavier-uniform; `initializer_range` is for the tokens.
-        image_size (`int` or `(height, width)`): pixels; patch_size: pixels; num_channels.
-        num_frames, tubelet_size: frames of a clip, and frames that one patch embedding spans. They matter for clips
-            (`ViCMAEModel`, `ViCMAEForVideoClassification`); pretraining and image models embed single frames.
-        pooling (`"cls"`, `"mean"` or `"tubelets"`): `pooler_output` and the classifiers read the class token, the mean
-            of the patch tokens, or their means over each tubelet of `num_frames` frames, in the order of time.
-        norm_after_pooling: whether the encoder's final norm is applied to the mean instead of to each token, as
-            finetuned ViTs of the MAE family do (their `fc_norm`). For classifiers with `pooling="mean"`.
-        drop_path_rate: stochastic depth of the last layer; it grows linearly from 0 at the first (Table 2).
+
+    - hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: the ViT's sizes.
+    - hidden_act, hidden_dropout_prob, attention_probs_dropout_prob, initializer_range, layer_norm_eps, qkv_bias: as
+      in Transformers' ViT. Linear layers start from Xavier-uniform; `initializer_range` is for the tokens.
+    - image_size (`int` or `(height, width)`): pixels; patch_size: pixels; num_channels.
+    - num_frames, tubelet_size: frames of a clip, and frames that one patch embedding spans. They matter for clips
+      (`ViCMAEModel`, `ViCMAEForVideoClassification`); pretraining and image models embed single frames.
+    - pooling (`"cls"`, `"mean"` or `"tubelets"`): `pooler_output` and the classifiers read the class token, the mean
+      of the patch tokens, or their means over each tubelet of `num_frames` frames, in the order of time.
+    - norm_after_pooling: whether the encoder's final norm is applied to the mean instead of to each token, as
+      finetuned ViTs of the MAE family do (their `fc_norm`). For classifiers with `pooling="mean"`.
+    - drop_path_rate: stochastic depth of the last layer; it grows linearly from 0 at the first (Table 2).
 
     Decoder: decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size.
 
     Masked-autoencoder objective (Algorithm 1):
-        mask_ratio: share of a frame's patches that is hidden from the encoder.
-        norm_pix_loss: whether each target patch is normalised by its own mean and variance.
-        reconstruct (`"first"` or `"both"`): which of the two views is reconstructed. Algorithm 1: the first.
+
+    - mask_ratio: share of a frame's patches that is hidden from the encoder.
+    - norm_pix_loss: whether each target patch is normalised by its own mean and variance.
+    - reconstruct (`"first"` or `"both"`): which of the two views is reconstructed. Algorithm 1: the first.
 
     Contrastive objective:
-        contrastive_loss: `"info_nce"` (Algorithm 1), `"nt_xent"` (the authors' released code), `"simsiam"` and
-            `"vicreg"` (supplement, section B), or `"none"` (plain MAE, no projector).
-        contrastive_weight: lambda of `loss = reconstruction_loss + lambda * contrastive_loss` (Table 1).
-        temperature: similarities are divided by it; exp(tau) of Algorithm 1 is `1 / temperature`.
-        learnable_temperature: whether tau is trained.
-        projector_hidden_size, projector_output_size: widths of the projector; `None` is twice `hidden_size`
-            (`"simsiam"` compares projections with the encoder's output, so there the output is `hidden_size`).
-        vicreg_invariance_weight, vicreg_variance_weight, vicreg_covariance_weight: lambda, mu, nu of equation (4).
+
+    - contrastive_loss: `"info_nce"` (Algorithm 1), `"nt_xent"` (the authors' released code), `"simsiam"` and
+      `"vicreg"` (supplement, section B), or `"none"` (plain MAE, no projector).
+    - contrastive_weight: lambda of `loss = reconstruction_loss + lambda * contrastive_loss` (Table 1).
+    - temperature: similarities are divided by it; exp(tau) of Algorithm 1 is `1 / temperature`.
+    - learnable_temperature: whether tau is trained.
+    - projector_hidden_size, projector_output_size: widths of the projector; `None` is twice `hidden_size`
+      (`"simsiam"` compares projections with the encoder's output, so there the output is `hidden_size`).
+    - vicreg_invariance_weight, vicreg_variance_weight, vicreg_covariance_weight: lambda, mu, nu of equation (4).
 
     Raises:
         ValueError: if settings are out of range or contradict each other.
