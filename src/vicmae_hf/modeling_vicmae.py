@@ -35,23 +35,23 @@ logger = logging.get_logger(__name__)
 class ViCMAEForPreTrainingOutput(ModelOutput):
     r"""
     Attributes:
-        loss (`torch.Tensor` of shape `()`):
+        loss (torch.Tensor of shape ()):
             `reconstruction_loss + contrastive_weight * contrastive_loss`.
-        reconstruction_loss (`torch.Tensor` of shape `()`):
+        reconstruction_loss (torch.Tensor of shape ()):
             Mean squared error over the masked patches of the reconstructed views.
-        contrastive_loss (`torch.Tensor` of shape `()`, *optional*):
+        contrastive_loss (torch.Tensor of shape (), optional):
             The contrastive part before weighting; `None` for plain MAE, and for one sample in training.
-        logits (`torch.Tensor` of shape `(B, V, L, p * p * C)`):
+        logits (torch.Tensor of shape (B, V, L, p * p * C)):
             Reconstructed patches; pixels are ordered row, column, channel.
-        mask (`torch.Tensor` of shape `(B, 2, L)`):
+        mask (torch.Tensor of shape (B, 2, L)):
             1 where a patch was hidden from the encoder, 0 where it was kept.
-        ids_restore (`torch.LongTensor` of shape `(B, 2, L)`):
+        ids_restore (torch.LongTensor of shape (B, 2, L)):
             Rank of every patch in its view's noise: patch l was kept if `ids_restore[..., l] < K`.
-        features (`torch.Tensor` of shape `(B, 2, D)`):
+        features (torch.Tensor of shape (B, 2, D)):
             The visible patches of each view, pooled by `config.pooling`: features for a probe.
-        projections (`torch.Tensor` of shape `(B, 2, P)`, *optional*):
+        projections (torch.Tensor of shape (B, 2, P), optional):
             The projector's output, which the contrastive part normalises and compares. `None` as `contrastive_loss`.
-        hidden_states, attentions (`tuple` of `torch.Tensor`, *optional*):
+        hidden_states, attentions (tuple of torch.Tensor, optional):
             The encoder's, a sample's views one after the other: `(2 * B, 1 + K, D)`, `(2 * B, heads, 1 + K, 1 + K)`.
     """
 
