@@ -111,7 +111,7 @@ def _run_forked(command: list[str], environment: dict[str, str], logs: str) -> N
 class Together:
     """A script in processes that find each other, as those of torchrun do, beside the test."""
 
-    def __init__(self, script: str, *flags, num_processes: int = 2):
+    def __init__(self, script: str, *flags, num_processes: int = 2, **environment: str):
         # They meet at a store of this process, so that no port is chosen which something else could take meanwhile.
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         world = {
@@ -120,6 +120,7 @@ class Together:
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "WORLD_SIZE": str(num_processes),
             "LOCAL_WORLD_SIZE": str(num_processes),
+            **environment,
         }
         self.command = [script, *flags]
         self.ranks = [
@@ -144,9 +145,9 @@ class Together:
         return subprocess.CompletedProcess(self.command, returncode, stdout, stderr)
 
 
-def run_together(script: str, *flags, num_processes: int = 2) -> subprocess.CompletedProcess:
+def run_together(script: str, *flags, num_processes: int = 2, **environment: str) -> subprocess.CompletedProcess:
     """As torchrun, in processes that find each other, to their end."""
-    return Together(script, *flags, num_processes=num_processes).finish()
+    return Together(script, *flags, num_processes=num_processes, **environment).finish()
 
 
 def run_here(script: str, *flags) -> subprocess.CompletedProcess:

@@ -31,7 +31,6 @@ def assert_refused(process, engine):
 @pytest.mark.parametrize(
     ("environment", "engine"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP"),
         # Accelerate would say that DeepSpeed is not installed.
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
@@ -51,11 +50,15 @@ def test_an_engine_that_is_not_supported_is_refused(environment, engine, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_that_computes_refuses_it(script, tmp_path, monkeypatch):
+# FSDP2 is for pretraining.
+@pytest.mark.parametrize(
+    ("script", "engine"), [*((script, "DeepSpeed") for script in SCRIPTS), *((s, "FSDP") for s in [*SCRIPTS][1:])]
+)
+def test_every_script_that_computes_refuses_it(script, engine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    process = Forked(script, *SCRIPTS[script], ACCELERATE_USE_DEEPSPEED="true").finish()
-    assert_refused(process, "DeepSpeed")
+    environment = {f"ACCELERATE_USE_{engine.upper()}": "true", "FSDP_VERSION": "2"}
+    process = Forked(script, *SCRIPTS[script], **environment).finish()
+    assert_refused(process, engine)
     assert len(process.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -86,6 +89,7 @@ def test_tpus_are_refused(monkeypatch, request):
 
 def test_the_launcher_s_flag_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    process = run("run_pretraining.py", *SCRIPTS["run_pretraining.py"], launcher=[*ACCELERATE, "--use_fsdp"])
+    launcher = [*ACCELERATE, "--use_fsdp"]
+    process = run("run_classification.py", *SCRIPTS["run_classification.py"], launcher=launcher)
     assert_refused(process, "FSDP")
     assert not (tmp_path / "out").exists()

@@ -31,7 +31,7 @@ def run(arguments: PresetArguments) -> dict[str, Any]:
         from .plan import plan_launched  # imported here, because a training needs none of it
 
         return plan_launched(arguments)
-    accelerator = start_session(arguments)
+    accelerator = start_session(arguments, can_shard=True)
     model = build_model(ViCMAEForPreTraining, arguments)
     freeze_layers(model, arguments.freeze_layers)
     warn_of_plain_mae(model.config, arguments)

@@ -114,7 +114,7 @@ def pretrain(
     accelerator.wait_for_everyone()  # workers of any process may still record bad files
     if accelerator.is_main_process:
         dataset.bad_files.finish()
-        run.save_model(model)
+    run.save_model(model)
     results["pairs_per_second"] = results.pop("samples_per_second")
     length = {"num_steps": schedule.num_steps, "epochs": schedule.num_steps / schedule.steps_per_epoch}
     files = {"num_train_files": dataset.num_files, "num_failed": len(dataset.bad_files)}

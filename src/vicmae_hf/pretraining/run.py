@@ -21,6 +21,7 @@ from ..reports.encoder_pictures import write_encoder_pictures
 from ..reports.model_card import write_pretraining_card
 from ..reports.plots import plot_losses, plot_reconstructions
 from ..reports.reconstructions import reconstruct_views
+from ..training.engines import check_shardable
 from ..training.reporting import RESULTS_FILE, peak_memory_mib, read_metrics, read_results
 from ..training.run_folder import RunFolder
 from .arguments import PretrainingArguments
@@ -76,6 +77,7 @@ def run_pretraining(
                 num_workers=arguments.dataloader_num_workers,
             )
         )
+    check_shardable(accelerator, model)
     num_pairs = arguments.per_device_train_batch_size
     flops_per_pair = update_flops(model.config, num_pairs) / num_pairs
     run = RunFolder(accelerator, arguments, "pairs", flops_per_sample=flops_per_pair)
@@ -84,6 +86,8 @@ def run_pretraining(
         return read_results(arguments.output_dir)
     results |= peak_memory_mib(accelerator.device)
     if accelerator.is_main_process:
+        if accelerator.is_fsdp2:  # which would have all processes take part in a forward pass
+            model = ViCMAEForPreTraining.from_pretrained(arguments.output_dir)
         write_report(model, dataset, processors[0], arguments, results)
     accelerator.wait_for_everyone()  # for the report, before the upload or the end
     return results

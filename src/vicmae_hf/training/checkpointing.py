@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_model
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError
 from ..files import read_json, write_json
+from .engines import gather_model, gather_optimizer, load_optimizer, load_weights
 from .resuming import CheckpointError, check_same_run, describe_changes, reading
 
 
@@ -29,6 +31,8 @@ STATE_FILE = "training_state.json"  # the step, and the settings of the run
 CHECKSUMS_FILE = "checksums.json"  # size and SHA-256 of every other file
 # These files say that a run is done, and with what. A run that begins anew must not find those of another.
 RESULTS_OF_A_RUN = ("all_results.json", "train_files.txt")
+
+Whole = tuple[PreTrainedModel | None, dict[str, Any]]  # model and state of the optimizer
 
 
 def unwrap(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
@@ -191,11 +195,12 @@ class Checkpoints:
             CheckpointError: if it cannot be written.
             NonFiniteError: if a weight is not finite.
         """
+        whole = self._gather() if self.accelerator.is_fsdp2 else None
         if self.accelerator.is_main_process:
             partial = self.output_dir / f".partial-checkpoint-{step}"
             final = self.output_dir / f"checkpoint-{step}"
             try:
-                self._write(partial, final, step)
+                self._write(partial, final, step, whole)
             except NonFiniteError:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -214,7 +219,10 @@ class Checkpoints:
         state = read_json(checkpoint / STATE_FILE)
         with reading(checkpoint):
             check_same_run(str(checkpoint), state["run_settings"], self.run_settings)
-            self.accelerator.load_state(str(checkpoint))
+            if self.accelerator.is_fsdp2:
+                self._load_whole(checkpoint)
+            else:
+                self.accelerator.load_state(str(checkpoint))
             # Accelerate's count of batches, which it restores in the main process only: an update begins here, however
             # the batch was divided before.
             self.accelerator.step = 0
@@ -291,10 +299,13 @@ class Checkpoints:
             else:
                 path.unlink()
 
-    def _write(self, partial: Path, final: Path, step: int) -> None:
+    def _write(self, partial: Path, final: Path, step: int, whole: Whole | None) -> None:
         shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
         partial.mkdir(parents=True)
-        self.accelerator.save_state(str(partial))
+        if whole is None:
+            self.accelerator.save_state(str(partial))
+        else:
+            self._write_whole(partial, *whole)
         for part in self.parts:
             part.save(partial)
         write_json(partial / STATE_FILE, {"step": step, "run_settings": self.run_settings})
@@ -307,6 +318,23 @@ class Checkpoints:
         # Only now, so that a whole checkpoint is there at any time.
         for path in list_checkpoints(self.output_dir)[: -self.save_total_limit] if self.save_total_limit else []:
             self._remove(path)
+
+    # Of a model that FSDP2 divides, a checkpoint has the same files as of others, so that a run may go on with or
+    # without FSDP. Accelerate would write a part for each process, in a format that needs FSDP.
+    def _gather(self) -> Whole:
+        model, optimizer = self.accelerator._models[0], self.accelerator._optimizers[0]
+        return gather_model(self.accelerator, model), gather_optimizer(self.accelerator, optimizer)
+
+    def _write_whole(self, folder: Path, model: PreTrainedModel, optimizer: dict[str, Any]) -> None:
+        save_finite(model, folder)
+        torch.save(optimizer, folder / "optimizer.bin")
+        # What is left is the state of the random numbers.
+        save_accelerator_state(str(folder), [], [], [], [], self.accelerator.process_index, self.accelerator.step)
+
+    def _load_whole(self, folder: Path) -> None:
+        load_weights(self.accelerator._models[0], folder / "model.safetensors")
+        load_optimizer(self.accelerator._optimizers[0], folder / "optimizer.bin")
+        load_accelerator_state([], [], [], [], str(folder), self.accelerator.process_index)
 
     # Accelerate calls these two instead of saving the model itself. In its own format a checkpoint of several
     # processes would not open in one, nor with `from_pretrained`.

@@ -291,7 +291,8 @@ def gradient_norm(model: nn.Module) -> torch.Tensor:
     infinite under a finite loss.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).float()
+    norm = torch.nn.utils.get_total_norm(gradients).float()
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of parts in several processes (FSDP2)
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from ..errors import InputError, NonFiniteError
 from ..files import write_json, writing
 from .arguments import TrainingArguments
 from .checkpointing import CheckpointPart, Checkpoints, save_finite, sync_to_disk
+from .engines import gather_model
 from .optimization import Schedule
 from .reporting import RESULTS_FILE, MetricsLog, finish_trackers, read_metrics, settings_of_run
 from .resuming import CheckpointError, check_same_in_all_processes, fingerprint
@@ -136,10 +137,12 @@ class RunFolder:
         self.checkpoints.save(step)
 
     def save_model(self, model: PreTrainedModel) -> None:
-        """Saves the trained model. Raises a NonFiniteError if a weight is infinite or NaN."""
-        with writing(self.path):
-            save_finite(model, self.path)
-            sync_to_disk(self.path.glob("*.safetensors"))  # before the results, which say that it is there
+        """Saves the trained model; all processes call it. Raises a NonFiniteError if a weight is infinite or NaN."""
+        whole = gather_model(self.accelerator, model)
+        if self.accelerator.is_main_process:
+            with writing(self.path):
+                save_finite(whole, self.path)
+                sync_to_disk(self.path.glob("*.safetensors"))  # before the results, which say that it is there
 
     def note_stop(self, number: signal.Signals, step: int) -> None:
         """Leaves a mark for job scripts, which do not see a script's exit status behind a launcher."""

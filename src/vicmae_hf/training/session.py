@@ -41,7 +41,14 @@ from ..modeling_vicmae import ViCMAEForPreTraining
 from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
-from .engines import check_engine, choose_precision_of_products, compile_layers, set_threads
+from .engines import (
+    check_engine,
+    check_sharding,
+    choose_precision_of_products,
+    compile_layers,
+    set_threads,
+    set_up_sharding,
+)
 from .reporting import RESULTS_FILE, finish_trackers, track_pictures
 from .resuming import CheckpointError
 from .stopping import STOPPED_EXIT_STATUS, RunStopped
@@ -169,10 +176,14 @@ def stop_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def start_session(arguments: TrainingArguments) -> Accelerator:
+def start_session(arguments: TrainingArguments, can_shard: bool = False) -> Accelerator:
     """
     Starts the accelerator with its trackers, and makes an output folder that is safe to write to. All that can fail
     because of the settings fails here, before any data is read.
+
+    Args:
+        arguments: of the run; what the launcher decides is filled in.
+        can_shard: whether the training goes with FSDP2.
 
     Raises:
         ArgumentsError: if accelerate's configuration has an engine that is not supported, the output folder holds a
@@ -180,7 +191,8 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         InputError: if the output folder cannot be made or written to.
     """
     stop_with_launcher()
-    check_engine(arguments.mixed_precision)
+    check_engine(arguments.mixed_precision, can_shard)
+    check_sharding(arguments)
     check_trackers(arguments.report_to)
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
@@ -192,6 +204,7 @@ def start_session(arguments: TrainingArguments) -> Accelerator:
         # processes, and sending them at every step would cost time.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+    set_up_sharding(accelerator)
     arguments.mixed_precision = accelerator.mixed_precision  # the launcher may have set it
     choose_precision_of_products(arguments.mixed_precision)
     adopt_accumulation(arguments, accelerator.gradient_accumulation_steps)

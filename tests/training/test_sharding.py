@@ -1,0 +1,120 @@
+"""FSDP2, as accelerate's configuration chooses it: two CPU processes train as without it, and can be resumed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from launching import Forked, run_together
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import tiny_overrides
+
+from vicmae_hf import ViCMAEForPreTraining
+
+
+# What `accelerate launch` sets for a configuration with FSDP2; the last two are its defaults.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(16):
+        pixels = np.random.default_rng(index).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((48, 48)).save(folder / f"{index}.png")
+    return folder
+
+
+def flags(data, output_dir, *others):
+    """Four updates an epoch on two processes."""
+    return [
+        *("--train_data", data, "--output_dir", output_dir, "--image_size", 32),
+        *("--config_overrides", tiny_overrides(drop_path_rate=0.1)),
+        *("--num_train_epochs", 2, "--warmup_epochs", 1, "--contrastive_start_epoch", 1, "--base_learning_rate", 0.1),
+        *("--dataloader_num_workers", 0, "--logging_steps", 1, "--checkpointing_steps", 4),
+        *("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, *others),
+    ]
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        [line[name] for name in ("loss", "reconstruction_loss", "contrastive_loss", "gradient_norm")] for line in lines
+    ]
+
+
+def cut(folder, copy):
+    """Copies a run as if it had been killed after the fourth update."""
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoint-8")
+    (copy / "all_results.json").unlink()
+    return copy
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_saves_and_resumes_as_without_it(data, tmp_path):
+    def pretrain(folder, *others, is_divided):
+        environment = FSDP2 if is_divided else {}
+        process = run_together("run_pretraining.py", *flags(data, folder, *others), **environment)
+        assert process.returncode == 0, process.stderr
+        # Its warning is a sign that FSDP2 was really there.
+        assert ("FSDPViCMAEForPreTraining" in process.stderr) == is_divided
+        return process
+
+    plain, divided = tmp_path / "plain", tmp_path / "divided"
+    pretrain(plain, is_divided=False)
+    pretrain(divided, is_divided=True)
+    assert len(losses(plain)) == 8
+    np.testing.assert_allclose(losses(divided), losses(plain), rtol=1e-4)
+
+    assert not list(divided.glob("*.index.json"))  # one file
+    model = ViCMAEForPreTraining.from_pretrained(divided)
+    assert model.config.architectures == ["ViCMAEForPreTraining"]
+    expected = load_file(plain / "model.safetensors")
+    assert model.state_dict().keys() == expected.keys()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
+    assert (divided / "plots" / "reconstructions.png").exists()
+
+    resume = ("--resume_from_checkpoint", "latest")
+    again = cut(divided, tmp_path / "again")
+    assert "Going on from step 4" in pretrain(again, *resume, is_divided=True).stderr
+    assert losses(again) == losses(divided)
+    files = [folder / "model.safetensors" for folder in (again, divided)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    # Its checkpoints are those of any run.
+    without = cut(divided, tmp_path / "without")
+    pretrain(without, *resume, is_divided=False)
+    np.testing.assert_allclose(losses(without), losses(plain), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("others", "environment", "reason"),
+    [
+        (["--contrast_across_accumulation"], {}, "--contrast_across_accumulation encodes past FSDP's forward pass"),
+        (["--probe_data", "data"], {}, "--probe_data needs the whole encoder"),
+        (["--mixed_precision", "fp16"], {}, "the gradient scaler of fp16"),
+        ([], {"ACCELERATE_MIXED_PRECISION": "fp16"}, "the gradient scaler of fp16"),
+        ([], {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "leave out dynamo_backend"),
+        ([], {"FSDP_VERSION": "1"}, "fsdp_version is 1; set fsdp_version: 2"),
+        ([], {"FSDP_OFFLOAD_PARAMS": "true"}, "set fsdp_offload_params: false"),
+        ([], {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "give --gradient_checkpointing"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, others, environment, reason
+):
+    monkeypatch.chdir(tmp_path)
+    # Neither data nor model is there: reading them would be another error.
+    process = Forked("run_pretraining.py", *flags("no_data", "out", *others), **(FSDP2 | environment)).finish()
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: accelerate's configuration chooses FSDP: ") and reason in line
+    assert list(tmp_path.iterdir()) == []
