@@ -1,0 +1,63 @@
+"""Two nodes on one machine: two launchers that meet at a port of the loopback, a process in each."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from launching import ON_CPU, script_path
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import tiny_overrides
+
+
+def run_on_two_nodes(*flags):
+    """Runs `run_pretraining.py` to its end under two launchers; returns what both print."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    nodes = []
+    for rank in range(2):
+        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1"]
+        launcher += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+        command = [sys.executable, *launcher, script_path("run_pretraining.py"), *map(str, flags)]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        nodes.append(subprocess.Popen(command, env={**os.environ, **ON_CPU}, **streams))
+    try:
+        printed = "".join(node.communicate(timeout=240)[0] for node in nodes)
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], printed
+    return printed
+
+
+@pytest.mark.slow
+def test_two_nodes_pretrain_and_resume(tmp_path):
+    data, whole, resumed = tmp_path / "data", tmp_path / "whole", tmp_path / "resumed"
+    data.mkdir()
+    for index in range(16):
+        pixels = np.random.default_rng(index).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((48, 48)).save(data / f"{index}.png")
+    flags = [
+        *("--train_data", data, "--image_size", 32, "--config_overrides", tiny_overrides(drop_path_rate=0.1)),
+        *("--num_train_epochs", 2, "--warmup_epochs", 1, "--contrastive_start_epoch", 1),
+        *("--dataloader_num_workers", 1, "--logging_steps", 1, "--checkpointing_steps", 2),
+        *("--per_device_train_batch_size", 2),
+    ]
+    run_on_two_nodes(*flags, "--output_dir", whole)
+    assert json.loads((whole / "arguments.json").read_text())["num_processes"] == 2
+    # As if both had been killed after the fourth update.
+    shutil.copytree(whole, resumed)
+    for name in ("checkpoint-6", "checkpoint-8"):
+        shutil.rmtree(resumed / name)
+    (resumed / "all_results.json").unlink()
+    printed = run_on_two_nodes(*flags, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
+    assert "Going on from step 4" in printed
+    expected, found = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
