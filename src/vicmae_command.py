@@ -30,7 +30,7 @@ COMMANDS = {
     "pack": ("vicmae_hf.commands.pack", "decode videos once and store their frames, to train faster"),
     "prepare": ("vicmae_hf.commands.prepare", "check a dataset against its official list"),
     "plan": ("vicmae_hf.commands.plan", "say what a pretraining would take: updates, time, memory, checkpoints"),
-    "convert": ("vicmae_hf.convert_checkpoint", "convert checkpoints of ViC-MAE's authors, MAE and ViTMAE"),
+    "convert": ("vicmae_hf.convert_checkpoint.conversion", "convert checkpoints of ViC-MAE's authors, MAE and ViTMAE"),
 }
 # They run in one process for each GPU.
 IN_SEVERAL_PROCESSES = ("pretrain", "finetune", "evaluate", "features")

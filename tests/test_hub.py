@@ -54,8 +54,9 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_vicmae.ViCMAEForPreTraining",
     "AutoModelForImageClassification": "modeling_vicmae.ViCMAEForImageClassification",
     "AutoModelForVideoClassification": "modeling_vicmae.ViCMAEForVideoClassification",
+    "AutoBackbone": "backbone_vicmae.ViCMAEBackbone",
 }
-MODEL_CODE = {"configuration_vicmae.py", "modeling_vicmae.py"}
+MODEL_CODE = {"configuration_vicmae.py", "modeling_vicmae.py", "backbone_vicmae.py"}
 PROCESSOR_CODE = {
     "image_processing_vicmae.py",
     "media_reading_vicmae.py",

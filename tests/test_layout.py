@@ -17,6 +17,7 @@ MAX_FILES = 10
 MODEL_FILES = [
     "configuration_vicmae",
     "modeling_vicmae",
+    "backbone_vicmae",
     "image_processing_vicmae",
     "media_reading_vicmae",
     "video_processing_vicmae",
@@ -200,6 +201,7 @@ def crooked(tmp_path):
         "settings.py": "from . import errors\n",
         "configuration_vicmae.py": "import torch\nfrom transformers import PreTrainedConfig\n",
         "modeling_vicmae.py": "from .configuration_vicmae import ViCMAEConfig\nfrom .errors import InputError\n",
+        "backbone_vicmae.py": "",
         "image_processing_vicmae.py": "from . import configuration_vicmae\n",
         "media_reading_vicmae.py": "",
         "video_processing_vicmae.py": "import vicmae_hf.settings\nfrom vicmae_hf.files import late\n",

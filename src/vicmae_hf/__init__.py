@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -35,7 +36,25 @@ AutoImageProcessor.register(
 )
 AutoVideoProcessor.register(ViCMAEConfig, ViCMAEVideoProcessor)
 
+
+class _Backbone:
+    """Stands for `ViCMAEBackbone` at `AutoBackbone`, and imports it when it is built: pretraining needs none of it."""
+
+    config_class = ViCMAEConfig
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "ViCMAEBackbone":
+        return __getattr__("ViCMAEBackbone").from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def _from_config(cls, *args, **kwargs) -> "ViCMAEBackbone":
+        return __getattr__("ViCMAEBackbone")._from_config(*args, **kwargs)
+
+
+AutoBackbone.register(ViCMAEConfig, _Backbone)
+
 if TYPE_CHECKING:
+    from .backbone_vicmae import ViCMAEBackbone
     from .commands.evaluate import evaluate
     from .commands.features import extract_features
     from .commands.finetune import finetune
@@ -43,8 +62,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Functions -> their modules, which are imported when they are asked for: whoever only loads a model needs none of it.
-_FUNCTIONS = {
+# Names -> their modules, which are imported when they are asked for: whoever only loads a model needs none of it.
+_LAZY = {
+    "ViCMAEBackbone": ".backbone_vicmae",
     "evaluate": ".commands.evaluate",
     "extract_features": ".commands.features",
     "finetune": ".commands.finetune",
@@ -53,12 +73,13 @@ _FUNCTIONS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return getattr(import_module(_FUNCTIONS[name], __name__), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
+    "ViCMAEBackbone",
     "ViCMAEConfig",
     "ViCMAEForImageClassification",
     "ViCMAEForPreTraining",

@@ -3,11 +3,12 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 
 @strict
-class ViCMAEConfig(PreTrainedConfig):
+class ViCMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Settings of a ViC-MAE model. The defaults are ViT-B/16 with the paper's objective.
 
@@ -43,6 +44,8 @@ class ViCMAEConfig(PreTrainedConfig):
     - projector_hidden_size, projector_output_size: widths of the projector; `None` is twice `hidden_size`
       (`"simsiam"` compares projections with the encoder's output, so there the output is `hidden_size`).
     - vicreg_invariance_weight, vicreg_variance_weight, vicreg_covariance_weight: lambda, mu, nu of equation (4).
+
+    Backbone: out_features (`"stem"`, `"stage1"`, ... for the layers) or out_indices (0, 1, ...), `None` is the last.
 
     Raises:
         ValueError: if settings are out of range or contradict each other.
@@ -88,12 +91,17 @@ class ViCMAEConfig(PreTrainedConfig):
     vicreg_invariance_weight: float | int = 25.0
     vicreg_variance_weight: float | int = 25.0
     vicreg_covariance_weight: float | int = 1.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         if self.projector_hidden_size is None:
             self.projector_hidden_size = 2 * self.hidden_size
         if self.projector_output_size is None:
             self.projector_output_size = self.hidden_size * (1 if self.contrastive_loss == "simsiam" else 2)
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if out_features is not None or out_indices is not None:
+            self.set_output_features_output_indices(out_features, out_indices)
         super().__post_init__(**kwargs)
         # Called here, because `@strict` turns the errors of its own validators into some that are no ValueError.
         self.validate_vicmae()
@@ -107,6 +115,10 @@ class ViCMAEConfig(PreTrainedConfig):
         return height, width
 
     @property
+    def stage_names(self) -> list[str]:  # of a backbone's feature maps: before the first layer, and after each
+        return ["stem", *(f"stage{layer + 1}" for layer in range(self.num_hidden_layers))]
+
+    @property
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches in an image of `image_size`."""
         height, width = self.image_height_and_width
@@ -114,24 +126,12 @@ class ViCMAEConfig(PreTrainedConfig):
 
     def validate_vicmae(self):
         """Raises a ValueError that names the setting, its value, and what was expected."""
-        positive_fields = [
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "patch_size",
-            "num_channels",
-            "num_frames",
-            "tubelet_size",
-            "decoder_hidden_size",
-            "decoder_num_hidden_layers",
-            "decoder_num_attention_heads",
-            "decoder_intermediate_size",
-            "projector_hidden_size",
-            "projector_output_size",
-            "temperature",
-        ]
-        for name in positive_fields:
+        positive_fields = (
+            "hidden_size num_hidden_layers num_attention_heads intermediate_size patch_size num_channels num_frames "
+            "tubelet_size decoder_hidden_size decoder_num_hidden_layers decoder_num_attention_heads "
+            "decoder_intermediate_size projector_hidden_size projector_output_size temperature"
+        )
+        for name in positive_fields.split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ["hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"]:
@@ -139,9 +139,7 @@ class ViCMAEConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}.")
         for name in [
             "contrastive_weight",
-            "vicreg_invariance_weight",
-            "vicreg_variance_weight",
-            "vicreg_covariance_weight",
+            *(f"vicreg_{part}_weight" for part in ("invariance", "variance", "covariance")),
         ]:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")

@@ -6,6 +6,7 @@ p patch size, V reconstructed views.
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -716,6 +717,11 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Saves as Transformers does, which by itself would write only the saved class into `auto_map`."""
         self.config.auto_map = dict(AUTO_MAP)
+        backbone = os.path.join(os.path.dirname(__file__), "backbone_vicmae.py")  # nothing imports it from here
+        if os.path.exists(backbone):
+            self.config.auto_map["AutoBackbone"] = "backbone_vicmae.ViCMAEBackbone"
+            os.makedirs(save_directory, exist_ok=True)
+            shutil.copy(backbone, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     # `from_pretrained` builds a model without memory for its tensors. What the checkpoint lacks, buffers such as

@@ -1,4 +1,4 @@
-"""What a run computes with: engines, of which FSDP2 divides a model; compiled layers, threads, precision of products."""
+"""What a run computes with: engines (FSDP2 divides a model), compiled layers, threads, precision of products."""
 
 import logging
 import os

@@ -30,19 +30,19 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, ViTMAEConfig
 
-from .command_line import one_line, parse_arguments, parse_config_overrides
-from .configuration_vicmae import ViCMAEConfig
-from .errors import InputError
-from .files import check_writable, read_json, writing
-from .modeling_vicmae import (
+from ..command_line import one_line, parse_arguments, parse_config_overrides
+from ..configuration_vicmae import ViCMAEConfig
+from ..errors import InputError
+from ..files import check_writable, read_json, writing
+from ..modeling_vicmae import (
     ViCMAEForImageClassification,
     ViCMAEForPreTraining,
     ViCMAEModel,
     ViCMAEPreTrainedModel,
     resample_positions,
 )
-from .processors import build_processors
-from .settings import REQUIRED, ArgumentsError, Settings, setting
+from ..processors import build_processors
+from ..settings import REQUIRED, ArgumentsError, Settings, setting
 
 
 logger = logging.getLogger(__name__)
@@ -705,7 +705,3 @@ def describe(model: ViCMAEPreTrainedModel) -> str:
         f"{config}\nRecognised: {kinds[name]}. Converted: {len(tensors)} tensors, "
         f"{sum(tensor.numel() for tensor in tensors):,} values, all that {name} has."
     )
-
-
-if __name__ == "__main__":
-    main()
