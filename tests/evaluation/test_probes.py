@@ -14,6 +14,7 @@ from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.evaluation.features import build_feature_views
 from vicmae_hf.evaluation.prediction import accuracy
 from vicmae_hf.evaluation.probes import (
+    attentive_accuracy,
     balanced_subset,
     build_linear_optimizer,
     linear_probe,
@@ -113,12 +114,59 @@ def test_probes_beside_untrained_encoders(tmp_path):
                 rows.append(encoder.eval()(pixel_values).pooler_output)
         return labelled_table(torch.stack(rows), torch.tensor([0, 0, 1, 1]), 2)
 
+    def tokens_of(encoder):
+        rows = []
+        for index in range(4):
+            with source[index].open("pyav") as video:
+                middles = [(2 * part + 1) * video.num_frames // 8 for part in range(4)]
+                pixel_values = processor(list(video.get_frames(middles)), return_tensors="pt").pixel_values
+            with torch.no_grad():
+                rows.append(encoder.eval()(pixel_values).last_hidden_state[:, 1:].flatten(1))
+        return labelled_table(torch.stack(rows), torch.tensor([0, 0, 1, 1]), 2)
+
+    both = probe_beside_untrained(Accelerator(cpu=True), model, views, views, num_seeds=2, attentive=True)
+    known = balanced_subset(torch.tensor([0, 0, 1, 1]), 0.8, 1)
+    top1 = attentive_accuracy(tokens_of(model).select(known), tokens_of(model), width=16, num_heads=2, seed=1)
+    assert both["runs"]["pretrained"][1]["attentive_top1"] == top1
+    for name in ("eval_top1", "eval_knn_top1", "untrained_eval_top1"):  # of the same features
+        assert both[name] == results[name]
     expected = linear_probe(features_of(model), features_of(model), range(2))
     assert results["runs"]["pretrained"] == expected
     set_seed(1)
     untrained = features_of(ViCMAEModel(model.config))
     assert results["runs"]["untrained"][1] == linear_probe(untrained, untrained, [1])[0]
     assert results["eval_top1"] == pytest.approx(sum(run["top1"] for run in expected) / 2)
+
+
+def marked_tokens(num_items, seed):
+    """
+    Items of two views of 3 tokens of 8 numbers. One token, anywhere, is marked, and its sign is the class; the others
+    carry noise, which the mean of all does not leave out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_items) % 2
+    tokens = torch.randn(num_items, 6, 8, generator=generator)
+    places = torch.randint(0, 6, (num_items,), generator=generator)
+    tokens[:, :, 0] = -3
+    tokens[torch.arange(num_items), places, 0] = 3
+    tokens[torch.arange(num_items), places, 1] = 2.0 * (2 * labels - 1)
+    return labelled_table(tokens.reshape(num_items, 2, 24), labels, 2)
+
+
+def test_an_attentive_probe_finds_the_token_that_tells():
+    train, evaluation = marked_tokens(300, 0), marked_tokens(100, 1)
+    options = {"width": 8, "num_heads": 2, "seed": 0}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    attentive = attentive_accuracy(train, evaluation, **options)
+    assert attentive > 85
+    assert torch.equal(torch.get_rng_state(), state)
+    assert attentive_accuracy(train, evaluation, **options) == attentive
+    means = [
+        labelled_table(samples.features.embeddings.reshape(-1, 6, 8).mean(1), samples.labels, 2)
+        for samples in (train, evaluation)
+    ]
+    assert linear_probe(*means, [0])[0]["top1"] < attentive - 5
 
 
 def test_the_first_update_of_a_linear_classifier_may_be_passed_over():

@@ -1,11 +1,11 @@
 """
-Linear probe of a frozen encoder on labelled folders (ROOT/CLASS_NAME/FILE), beside the same probe of an encoder with
+Linear probe, and with --attentive an attentive one, of a frozen encoder on labelled folders (ROOT/CLASS_NAME/FILE), beside the same probe of an encoder with
 random weights.
 
 Examples:
 
     vicmae probe labelled/train --eval_data labelled/eval --model_name_or_path outputs/mine -o outputs/mine/probe
-    vicmae probe labels.csv --eval_data held_out.csv --model_name_or_path outputs/mine -o outputs/probe --num_seeds 1
+    vicmae probe labels.csv --eval_data held_out.csv --model_name_or_path outputs/mine -o outputs/probe --attentive
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,10 @@ class ProbeArguments(ProcessArguments, HeldOutSettings):
     output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
     label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
     num_frames: int = setting(8, "frames taken from a video", minimum=1)
+    attentive: bool = setting(
+        False,
+        "train attentive probes, too: cross-attention over all patch tokens, which are kept on the disk (TMPDIR)",
+    )
     num_seeds: int = setting(
         5, "probes, each on its own 80 % of the training files; untrained encoders likewise", minimum=1
     )
@@ -67,6 +71,7 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
         evaluation,
         arguments.num_seeds,
         num_workers=arguments.dataloader_num_workers,
+        attentive=arguments.attentive,
     )
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -80,9 +85,20 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
         f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
         f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
         f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
+        f"{describe_attentive(results)}"
         f"{results['num_failed']} unreadable files. Results: {output_dir / 'all_results.json'}"
     )
     return results
+
+
+def describe_attentive(results: dict[str, Any]) -> str:
+    if "eval_attentive_top1" not in results:
+        return ""
+    figures = (f"{name} {results[f'{prefix}eval_attentive_top1']:.1f} %" for name, prefix in PROBED.items())
+    return f"Attentive probe: {', '.join(figures)}\n"
+
+
+PROBED = {"pretrained": "", "untrained": "untrained_"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

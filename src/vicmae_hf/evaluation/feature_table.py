@@ -74,6 +74,10 @@ class Features:
         """Leaves some items, by number or by truth."""
         return replace(self, rows=self.rows[items], indices=self.indices[items])
 
+    def columns(self, first: int, end: int | None) -> "Features":
+        """Leaves a part of every embedding."""
+        return replace(self, embeddings=self.embeddings[:, first:end])
+
     def chunk(self, parts: int) -> list["Features"]:
         """Divides every embedding into equal parts."""
         return [replace(self, embeddings=part) for part in self.embeddings.chunk(parts, dim=1)]
@@ -115,6 +119,10 @@ class LabelledFeatures(torch.utils.data.Dataset):
     def select(self, items: torch.Tensor) -> "LabelledFeatures":
         """Leaves some items, by number or by truth."""
         return replace(self, features=self.features.select(items), labels=self.labels[items])
+
+    def columns(self, first: int, end: int | None) -> "LabelledFeatures":
+        """Leaves a part of every embedding."""
+        return replace(self, features=self.features.columns(first, end))
 
     def chunk(self, parts: int) -> list["LabelledFeatures"]:
         """Divides every embedding into equal parts."""

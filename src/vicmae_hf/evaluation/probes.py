@@ -1,7 +1,7 @@
-"""Trains linear probes on frozen features (Table 3)."""
+"""Trains probes on frozen features: linear ones (Table 3), and attentive ones (V-JEPA)."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import set_seed
 
+from ..configuration_vicmae import ViCMAEConfig
 from ..data.samples.label_fraction import take_share
 from ..data.samples.views import ViewDataset
 from ..modeling_vicmae import ViCMAEModel
@@ -25,6 +26,12 @@ LINEAR_EPOCHS = 90
 LINEAR_WARMUP_EPOCHS = 10.0
 LINEAR_BASE_LEARNING_RATE = 0.1
 LINEAR_MOMENTUM = 0.9
+
+# The attentive probe of V-JEPA (Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from
+# Video", 2024): 20 epochs of AdamW with cosine decay.
+ATTENTIVE_EPOCHS = 20
+ATTENTIVE_LEARNING_RATE = 1e-3
+ATTENTIVE_WEIGHT_DECAY = 0.01
 
 
 def start_linear_head(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.BatchNorm1d:
@@ -85,6 +92,90 @@ def train_linear_probe(
     return probe.eval()
 
 
+class AttentiveClassifier(nn.Module):
+    """
+    One block of cross-attention with a learned query over all tokens of an item, and a linear classifier: it learns
+    which tokens matter, where a mean would mix them.
+    """
+
+    def __init__(self, width: int, num_heads: int, num_classes: int):
+        super().__init__()
+        self.query = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.layernorm_tokens = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.layernorm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens `(B, N, D)` -> logits `(B, num_classes)`."""
+        tokens = self.layernorm_tokens(tokens)
+        query = self.query.expand(len(tokens), -1, -1)  # (B, 1, D)
+        hidden_states = query + self.attention(query, tokens, tokens, need_weights=False)[0]
+        hidden_states = hidden_states + self.mlp(self.layernorm(hidden_states))
+        return self.classifier(hidden_states[:, 0])
+
+
+def pooled_width(config: ViCMAEConfig) -> int:
+    """Numbers of an encoder's `pooler_output`."""
+    length = config.num_frames // config.tubelet_size if config.pooling == "tubelets" else 1
+    return length * config.hidden_size
+
+
+def pooled_and_tokens(
+    accelerator: Accelerator, models: Sequence[ViCMAEModel]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns a function: images `(V, ...)` -> for each of several encoders `pooler_output`, then L patch tokens."""
+
+    def embed(views: torch.Tensor) -> torch.Tensor:
+        columns = []
+        with accelerator.autocast():
+            for model in models:
+                outputs = model(views.to(model.dtype))
+                columns += [outputs.pooler_output.float(), outputs.last_hidden_state[:, 1:].flatten(1).float()]
+        return torch.cat(columns, dim=1)
+
+    return embed
+
+
+def take_tokens(samples: LabelledFeatures, items: torch.Tensor, width: int) -> torch.Tensor:
+    """Returns the tokens of all views of some items, `(B, V * L, D)`; an embedding holds those of a view."""
+    return samples.features.embeddings[samples.features.rows[items]].reshape(len(items), -1, width)
+
+
+def train_attentive_probe(
+    samples: LabelledFeatures, *, width: int, num_heads: int, seed: int, batch_size: int = 32
+) -> AttentiveClassifier:
+    """Trains an attentive classifier on tokens of labelled items (see `take_tokens`), D being `width`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = AttentiveClassifier(width, num_heads, len(samples.class_names))
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=0.0, weight_decay=ATTENTIVE_WEIGHT_DECAY)
+    batches = [
+        batch
+        for _ in range(ATTENTIVE_EPOCHS)
+        for batch in torch.randperm(len(samples.labels), generator=generator).split(batch_size)
+    ]
+    for step, items in enumerate(batches):
+        set_learning_rate(optimizer, ATTENTIVE_LEARNING_RATE, learning_rate_factor(step, 0, len(batches)))
+        optimizer.zero_grad()
+        F.cross_entropy(probe(take_tokens(samples, items, width)), samples.labels[items]).backward()
+        optimizer.step()
+    return probe.eval()
+
+
+def attentive_accuracy(
+    train: LabelledFeatures, evaluation: LabelledFeatures, *, width: int, num_heads: int, seed: int
+) -> float:
+    """Trains an attentive probe and returns its top-1 accuracy in percent on held-out files."""
+    probe = train_attentive_probe(train, width=width, num_heads=num_heads, seed=seed)
+    with torch.no_grad():
+        items = torch.arange(len(evaluation.labels)).split(32)
+        scores = torch.cat([probe(take_tokens(evaluation, batch, width)) for batch in items])
+    return accuracy(scores, evaluation.labels)["top1"]
+
+
 def balanced_subset(labels: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
     """
     Draws a random `fraction` of every class, at least one of each: indices. With the same seed, a smaller fraction is
@@ -111,19 +202,29 @@ def probe_accuracy(train: LabelledFeatures, evaluation: LabelledFeatures, seed: 
 
 
 def linear_probe(
-    train: LabelledFeatures, evaluation: LabelledFeatures, seeds: Sequence[int]
+    train: LabelledFeatures, evaluation: LabelledFeatures, seeds: Sequence[int], config: ViCMAEConfig | None = None
 ) -> list[dict[str, float]]:
     """
     Returns for each seed the accuracies of `probe_accuracy`, and as `knn_top1` the accuracy of nearest neighbours, for
     which a file's views are averaged. Each seed learns from its own random 80 % of every class's training files. So
     the spread shows how much depends on which files were labelled.
+
+    Args:
+        config: of the encoder, whose tokens follow its pooled output in each embedding; adds `attentive_top1`.
     """
     results = []
+    width = None if config is None else pooled_width(config)
+    pooled_train, pooled_evaluation = (samples.columns(0, width) for samples in (train, evaluation))
     for seed in seeds:
-        known = train.select(balanced_subset(train.labels, 0.8, seed))
-        votes = nearest_neighbour_scores(known, evaluation.features)
+        subset = balanced_subset(train.labels, 0.8, seed)
+        known = pooled_train.select(subset)
+        votes = nearest_neighbour_scores(known, pooled_evaluation.features)
         top1 = accuracy(votes, evaluation.labels)["top1"]
-        results.append(probe_accuracy(known, evaluation, seed) | {"knn_top1": top1})
+        results.append(probe_accuracy(known, pooled_evaluation, seed) | {"knn_top1": top1})
+        if config is not None:
+            tokens = (samples.columns(width, None) for samples in (train.select(subset), evaluation))
+            options = {"width": config.hidden_size, "num_heads": config.num_attention_heads, "seed": seed}
+            results[-1]["attentive_top1"] = attentive_accuracy(*tokens, **options)
     return results
 
 
@@ -134,14 +235,16 @@ def embed_labelled(
     *,
     batch_size: int,
     num_workers: int,
+    with_tokens: bool = False,
 ) -> list[LabelledFeatures]:
     """
     Computes features of every view by itself, with the labels of their files, by each of several encoders in eval
-    mode. Every file is read once for all of them.
+    mode; `with_tokens` the patch tokens, too (see `pooled_and_tokens`). Every file is read once for all of them.
     """
     loading = {"batch_size": batch_size, "num_workers": num_workers}
+    embed = (pooled_and_tokens if with_tokens else pooled)(accelerator, encoders)
     with torch.no_grad():
-        features = embed_views(accelerator, pooled(accelerator, encoders), views, average=False, **loading)
+        features = embed_views(accelerator, embed, views, average=False, **loading)
     return LabelledFeatures.of(features, views.source).chunk(len(encoders))
 
 
@@ -154,6 +257,7 @@ def probe_beside_untrained(
     *,
     batch_size: int = 256,
     num_workers: int = 0,
+    attentive: bool = False,
 ) -> dict[str, Any]:
     """
     Runs `linear_probe` on an encoder with the seeds 0, 1, ..., and on as many encoders of its kind with random
@@ -163,29 +267,31 @@ def probe_beside_untrained(
         train_views, eval_views: single frames of labelled files.
         batch_size: frames in a forward pass.
         num_workers: processes that read files.
+        attentive: whether attentive probes are trained, too, on the tokens of the same views.
 
     Returns:
-        `eval_top1`, `eval_top5`, `eval_knn_top1`, means in percent, and `eval_top1_spread`, their standard deviation;
-        the same for random weights, with `untrained_` before the names; numbers of classes and files; each probe under
-        `runs`; `failures`, the files that could not be read.
+        `eval_top1`, `eval_top5`, `eval_knn_top1`, with `attentive` also `eval_attentive_top1`, means in percent, and
+        `eval_top1_spread`, the standard deviation of the first; the same for random weights, with `untrained_` before
+        the names; numbers of classes and files; each probe under `runs`; `failures`, the files that could not be read.
     """
     encoders = [model]
     for seed in range(num_seeds):
         set_seed(seed)  # of the random weights
         encoders.append(ViCMAEModel(model.config))
     encoders = [encoder.to(accelerator.device).eval() for encoder in encoders]
-    loading = {"batch_size": batch_size, "num_workers": num_workers}
+    loading = {"batch_size": batch_size, "num_workers": num_workers, "with_tokens": attentive}
+    config = model.config if attentive else None
     (train, *untrained_train), (evaluation, *untrained_evaluation) = (
         embed_labelled(accelerator, encoders, views, **loading) for views in (train_views, eval_views)
     )
     untrained = enumerate(zip(untrained_train, untrained_evaluation, strict=True))
     runs = {
-        "pretrained": linear_probe(train, evaluation, range(num_seeds)),
-        "untrained": [run for seed, features in untrained for run in linear_probe(*features, [seed])],
+        "pretrained": linear_probe(train, evaluation, range(num_seeds), config),
+        "untrained": [run for seed, features in untrained for run in linear_probe(*features, [seed], config)],
     }
     results = {}
     for prefix, probes in zip(("", "untrained_"), runs.values(), strict=True):
-        for name in ("top1", "top5", "knn_top1"):
+        for name in ("top1", "top5", "knn_top1", *(["attentive_top1"] if attentive else [])):
             results[f"{prefix}eval_{name}"] = statistics.fmean(probe[name] for probe in probes)
         top1 = [probe["top1"] for probe in probes]
         results[f"{prefix}eval_top1_spread"] = statistics.stdev(top1) if num_seeds > 1 else 0.0  # undefined for one
