@@ -2,11 +2,13 @@
 
 Shapes use B batch, T frames, C channels, H x W pixels, L patches of a frame, K visible patches, D hidden size,
 p patch size, V reconstructed views.
+
+Transformers finds the files that saved weights carry by their lines of imports. This line is for it alone:
+    from .backbone_vicmae import ViCMAEBackbone
 """
 
 import math
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -675,6 +677,7 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_vicmae.ViCMAEForPreTraining",
     "AutoModelForImageClassification": "modeling_vicmae.ViCMAEForImageClassification",
     "AutoModelForVideoClassification": "modeling_vicmae.ViCMAEForVideoClassification",
+    "AutoBackbone": "backbone_vicmae.ViCMAEBackbone",
 }
 
 
@@ -717,11 +720,6 @@ class ViCMAEPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Saves as Transformers does, which by itself would write only the saved class into `auto_map`."""
         self.config.auto_map = dict(AUTO_MAP)
-        backbone = os.path.join(os.path.dirname(__file__), "backbone_vicmae.py")  # nothing imports it from here
-        if os.path.exists(backbone):
-            self.config.auto_map["AutoBackbone"] = "backbone_vicmae.ViCMAEBackbone"
-            os.makedirs(save_directory, exist_ok=True)
-            shutil.copy(backbone, save_directory)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     # `from_pretrained` builds a model without memory for its tensors. What the checkpoint lacks, buffers such as

@@ -1,6 +1,6 @@
 """
-Linear probe, and with --attentive an attentive one, of a frozen encoder on labelled folders (ROOT/CLASS_NAME/FILE), beside the same probe of an encoder with
-random weights.
+Linear probe of a frozen encoder on labelled folders (ROOT/CLASS_NAME/FILE), beside the same probe of an encoder with
+random weights; with --attentive also a probe with attention over all patch tokens.
 
 Examples:
 

@@ -1,0 +1,81 @@
+"""Exported files give the model's outputs, for any batch size."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from tiny_models import random_tensor, shake, tiny_config
+
+from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEForVideoClassification
+from vicmae_hf.commands import export
+from vicmae_hf.errors import InputError
+from vicmae_hf.processors import build_processors
+
+
+NO_ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+FORMATS = [
+    "torch_export",
+    pytest.param("onnx", marks=pytest.mark.skipif(bool(NO_ONNX), reason=f"not installed: {NO_ONNX}")),
+]
+
+
+def save(folder, model_class, **settings):
+    model = shake(model_class(tiny_config(**settings))).eval()
+    model.save_pretrained(folder)
+    for processor in build_processors(model.config):
+        processor.save_pretrained(folder)
+    return model
+
+
+def run_file(path, views):
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(views)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(values) for values in session.run(None, {"pixel_values": views.numpy()})]
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize(
+    ("model_class", "shape"),
+    [(ViCMAEForImageClassification, (3, 16, 16)), (ViCMAEForVideoClassification, (4, 3, 16, 16))],
+)
+def test_classifiers(file_format, model_class, shape, tmp_path, capsys):
+    model = save(tmp_path / "model", model_class, pooling="mean")
+    path = tmp_path / f"model{export.SUFFIXES[file_format]}"
+    export.main(["--model_name_or_path", str(tmp_path / "model"), "--format", file_format, "-o", str(path)])
+    assert "logits: differs from the model's by" in capsys.readouterr().out
+    views = random_tensor(5, *shape)
+    with torch.no_grad():
+        expected = model(views).logits
+    torch.testing.assert_close(run_file(path, views)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_encoder_of_clips(tmp_path):
+    model = save(tmp_path / "model", ViCMAEForPreTraining).vicmae
+    path = tmp_path / "encoder.pt2"
+    flags = ["--model_name_or_path", str(tmp_path / "model"), "--task", "video", "--format", "torch_export"]
+    export.main([*flags, "-o", str(path)])
+    clips = random_tensor(2, 4, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(clips)
+    tokens, pooled = run_file(path, clips)
+    torch.testing.assert_close(tokens, expected.last_hidden_state, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-4, rtol=1e-4)
+
+
+def test_other_outputs_are_told(tmp_path, monkeypatch, capsys):
+    save(tmp_path / "model", ViCMAEForImageClassification)
+    wrong = lambda model, views, path: lambda views: [model(views)[0] + 1]  # noqa: E731
+    monkeypatch.setattr(export, "export_program", wrong)
+    arguments = export.ExportModelArguments(
+        model_name_or_path=str(tmp_path / "model"), output=str(tmp_path / "model.pt2"), format="torch_export"
+    )
+    with pytest.raises(InputError, match="its outputs are not the model's"):
+        export.run(arguments)
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs onnx, onnxscript, onnxruntime: pip install"):
+        export.run(export.ExportModelArguments(model_name_or_path="x", output="x.onnx"))
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.onnx for onnx"):
+        export.ExportModelArguments(model_name_or_path="x", output="x.pt2")
