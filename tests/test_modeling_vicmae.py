@@ -18,7 +18,8 @@ from vicmae_hf import (
     ViCMAEForVideoClassification,
     ViCMAEModel,
 )
-from vicmae_hf.modeling_vicmae import patchify, resample_positions, sincos_positions, unpatchify
+from vicmae_hf.modeling_vicmae import patchify, resample_positions, sincos_positions
+from vicmae_hf.reports.reconstructions import unpatchify
 
 
 ALL_CLASSES = [ViCMAEModel, ViCMAEForPreTraining, ViCMAEForImageClassification, ViCMAEForVideoClassification]

@@ -129,16 +129,6 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
     return patches.reshape(*batch, rows * columns, channels, patch_size, patch_size)
 
 
-def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int) -> torch.Tensor:
-    """Patches `(..., L, p * p * C)`, pixels ordered row, column, channel -> frames `(..., C, height, width)`."""
-    *batch, _, size = patches.shape
-    patch_size = math.isqrt(size // num_channels)
-    rows, columns = height // patch_size, width // patch_size
-    patches = patches.reshape(*batch, rows, columns, patch_size, patch_size, num_channels)  # (..., h, w, p, p, C)
-    order = [patches.ndim + axis for axis in (-1, -5, -3, -4, -2)]
-    return patches.permute(*range(len(batch)), *order).reshape(*batch, num_channels, height, width)
-
-
 class ViCMAEFrameProjection(nn.Conv2d):
     """
     A convolution over patches, applied to patches that are already cut: pretraining cuts first, to embed visible

@@ -1,5 +1,6 @@
 """Reconstructs hidden patches for a picture, by the trained model and by random weights, from visible ones alone."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,17 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.samples.augmentation import PixelNormalizer
-from ..modeling_vicmae import ViCMAEForPreTraining, patchify, unpatchify
+from ..modeling_vicmae import ViCMAEForPreTraining, patchify
+
+
+def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int) -> torch.Tensor:
+    """Patches `(..., L, p * p * C)`, pixels ordered row, column, channel -> frames `(..., C, height, width)`."""
+    *batch, _, size = patches.shape
+    patch_size = math.isqrt(size // num_channels)
+    rows, columns = height // patch_size, width // patch_size
+    patches = patches.reshape(*batch, rows, columns, patch_size, patch_size, num_channels)  # (..., h, w, p, p, C)
+    order = [patches.ndim + axis for axis in (-1, -5, -3, -4, -2)]
+    return patches.permute(*range(len(batch)), *order).reshape(*batch, num_channels, height, width)
 
 
 def with_random_weights(model: PreTrainedModel, seed: int = 0, **options: Any) -> PreTrainedModel:
