@@ -33,13 +33,13 @@ def data(tmp_path_factory):
 
 
 def flags(data, output_dir, *others):
-    """Four updates an epoch on two processes."""
+    """Two updates an epoch on two processes. The learning rate is small, so that rounding stays rounding."""
     return [
         *("--train_data", data, "--output_dir", output_dir, "--image_size", 32),
         *("--config_overrides", tiny_overrides(drop_path_rate=0.1)),
-        *("--num_train_epochs", 2, "--warmup_epochs", 1, "--contrastive_start_epoch", 1, "--base_learning_rate", 0.1),
+        *("--num_train_epochs", 4, "--warmup_epochs", 1, "--contrastive_start_epoch", 2, "--base_learning_rate", 0.01),
         *("--dataloader_num_workers", 0, "--logging_steps", 1, "--checkpointing_steps", 4),
-        *("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2, *others),
+        *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, *others),
     ]
 
 
@@ -72,7 +72,7 @@ def test_fsdp2_trains_saves_and_resumes_as_without_it(data, tmp_path):
     pretrain(plain, is_divided=False)
     pretrain(divided, is_divided=True)
     assert len(losses(plain)) == 8
-    np.testing.assert_allclose(losses(divided), losses(plain), rtol=1e-4)
+    np.testing.assert_allclose(losses(divided), losses(plain), rtol=1e-3)
 
     assert not list(divided.glob("*.index.json"))  # one file
     model = ViCMAEForPreTraining.from_pretrained(divided)
@@ -80,7 +80,8 @@ def test_fsdp2_trains_saves_and_resumes_as_without_it(data, tmp_path):
     expected = load_file(plain / "model.safetensors")
     assert model.state_dict().keys() == expected.keys()
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
+        # Weights moved by about 1e-3. Adam enlarges rounding where a gradient is 0: of biases before batch norm.
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
     assert (divided / "plots" / "reconstructions.png").exists()
 
     resume = ("--resume_from_checkpoint", "latest")
@@ -92,7 +93,7 @@ def test_fsdp2_trains_saves_and_resumes_as_without_it(data, tmp_path):
     # Its checkpoints are those of any run.
     without = cut(divided, tmp_path / "without")
     pretrain(without, *resume, is_divided=False)
-    np.testing.assert_allclose(losses(without), losses(plain), rtol=1e-4)
+    np.testing.assert_allclose(losses(without), losses(plain), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ class Checkpoints:
     def _load_whole(self, folder: Path) -> None:
         load_weights(self.accelerator._models[0], folder / "model.safetensors")
         load_optimizer(self.accelerator._optimizers[0], folder / "optimizer.bin")
-        load_accelerator_state([], [], [], [], str(folder), self.accelerator.process_index)
+        load_accelerator_state(str(folder), [], [], [], [], self.accelerator.process_index)
 
     # Accelerate calls these two instead of saving the model itself. In its own format a checkpoint of several
     # processes would not open in one, nor with `from_pretrained`.
