@@ -14,7 +14,15 @@ ROOT = Path(__file__).parents[1]
 HELP = ROOT / "src" / "vicmae_hf" / "commands" / "help"
 # Of other programs that the pages name.
 FOREIGN = {
-    "accelerate": ["--config_file", "--cpu", "--dynamo_backend", "--multi_gpu", "--num_machines", "--quiet"],
+    "accelerate": [
+        "--config_file",
+        "--cpu",
+        "--dynamo_backend",
+        "--multi_gpu",
+        "--num_machines",
+        "--quiet",
+        "--num_cpu_threads_per_process",
+    ],
     "docker": ["--shm-size"],
     "mkdocs": ["--strict"],
     "pip": [
@@ -115,6 +123,12 @@ def unknown_options(line: str) -> list[str]:
 def test_command_lines_name_what_exists(path):
     wrong = [(line, unknown) for line in command_lines(path) if (unknown := unknown_options(line))]
     assert wrong == []
+
+
+def test_every_command_has_its_help_on_the_site():
+    page = (ROOT / "docs" / "api" / "commands.md").read_text(encoding="utf-8")
+    parts = [f'## vicmae {name}\n\n```text\n--8<-- "{relative(HELP)}/{name}.txt"\n```\n' for name in COMMANDS]
+    assert [part for part in parts if part not in page] == []
 
 
 @pytest.mark.parametrize(
