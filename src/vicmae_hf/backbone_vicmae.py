@@ -1,5 +1,7 @@
 """ViC-MAE's encoder as a backbone of Transformers, for dense prediction: feature maps of images and of clips."""
 
+from collections.abc import Callable
+
 import torch
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
@@ -17,6 +19,8 @@ class ViCMAEBackbone(BackboneMixin, ViCMAEPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = ViCMAEModel._keys_to_ignore_on_load_unexpected
     _keys_to_ignore_on_load_missing = [r"embeddings\.temporal_position_embeddings$"]
+
+    __call__: Callable[..., BackboneOutput]  # for type checkers, to which calls of modules return anything
 
     def __init__(self, config: ViCMAEConfig):
         config.set_output_features_output_indices(config.out_features, config.out_indices)  # None becomes the last

@@ -761,6 +761,7 @@ class ViCMAEModel(ViCMAEPreTrainedModel):
     # positions. They start at zero, which leaves its features as they are.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\.", r"^logit_scale$", r"^classifier\."]
     _keys_to_ignore_on_load_missing = [r"^embeddings\.temporal_position_embeddings$"]
+    __call__: Callable[..., BaseModelOutputWithPooling]  # for type checkers, to which calls of modules return anything
 
     def __init__(self, config: ViCMAEConfig, video: bool = True):
         super().__init__(config)
@@ -825,6 +826,8 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
     The attribute `contrastive_weight` starts as the config's. A training loop may change it during training (Table 1:
     0 until epoch 200).
     """
+
+    __call__: Callable[..., ViCMAEForPreTrainingOutput]
 
     def __init__(self, config: ViCMAEConfig):
         super().__init__(config)
@@ -985,6 +988,7 @@ class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
     """The encoder with a linear classifier on its pooled output. Patches are embedded frame by frame."""
 
     _embeds_video = False
+    __call__: Callable[..., ImageClassifierOutput]
 
     def __init__(self, config: ViCMAEConfig):
         super().__init__(config)
