@@ -1,0 +1,172 @@
+"""Plans: what they count, compute and measure, beside what a run then does."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from launching import run_here, undone
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import tiny_config, tiny_overrides
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from video_files import numbered_frames, write_video
+
+from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification
+from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.commands.plan import PlanArguments, run
+from vicmae_hf.planning.costs import checkpoint_steps, classification_flops, pretraining_flops
+from vicmae_hf.planning.report import readable_time, report
+from vicmae_hf.planning.survey import upper_bound
+from vicmae_hf.planning.trial import activation_bytes
+from vicmae_hf.pretraining.presets import freeze_layers
+from vicmae_hf.settings import ArgumentsError
+from vicmae_hf.training.loop import is_due
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """Two videos of 4 and 8 s, five images, and one broken video."""
+    folder = tmp_path_factory.mktemp("media")
+    for seconds in (4, 8):
+        write_video(folder / f"{seconds}.mp4", numbered_frames(10 * seconds), fps=10)
+    for index in range(5):
+        pixels = np.random.default_rng(index).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+FLAGS = ["--image_size", 32, "--config_overrides", tiny_overrides(), "--dataloader_num_workers", 0]
+FLAGS += ["--per_device_train_batch_size", 4, "--num_train_epochs", 5, "--warmup_epochs", 1]
+FLAGS += ["--contrastive_start_epoch", 2, "--checkpointing_steps", 3, "--max_bad_files", 0.2]
+
+
+def plan(media, *flags):
+    with undone():
+        return run(parse_arguments(PlanArguments, list(map(str, [media, *FLAGS, *flags]))))
+
+
+def test_the_share_that_is_compatible_with_a_sample():
+    assert upper_bound(0, 64) == pytest.approx(1 - 0.05 ** (1 / 64))
+    bound = upper_bound(2, 30)
+    at_most = sum(math.comb(30, count) * bound**count * (1 - bound) ** (30 - count) for count in range(3))
+    assert at_most == pytest.approx(0.05)
+    assert upper_bound(5, 5) == 1
+
+
+def test_a_plan_and_the_run_that_it_plans(media, tmp_path, capsys):
+    planned = plan(media, "--output", tmp_path / "plan.json")
+    assert capsys.readouterr().out.startswith(report(planned))
+    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(json.dumps(planned))
+    data = planned["data"]
+    assert (data["num_files"], data["num_sampled"], data["videos"], data["images"]) == (8, 8, 2, 5)
+    assert data["hours"] * 3600 == pytest.approx(12, abs=0.1)
+    assert data["bytes"] == sum(path.stat().st_size for path in media.iterdir())
+    assert [failure["path"] for failure in data["failures"]] == [str(media / "broken.mp4")]
+    assert data["unreadable_share"] == data["unreadable_share_at_most"] == 1 / 8
+    run_figures = planned["run"]
+    assert (run_figures["num_steps"], run_figures["contrastive_start_step"]) == (10, 4)
+    assert planned["checkpoints"]["kept"] == [6, 9, 10]
+    assert planned["time"]["here"]["seconds"] > 0 and planned["memory"]["total"]["float32"] > 0
+
+    out = tmp_path / "out"
+    flags = ["--train_data", media, "--output_dir", out, *FLAGS, "--logging_steps", 1]
+    assert run_here("run_pretraining.py", *flags, "--plan").returncode == 0
+    assert not out.exists()
+    process = run_here("run_pretraining.py", *flags)
+    assert process.returncode == 0, process.stderr
+    kept = {path.name for path in out.glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{step}" for step in planned["checkpoints"]["kept"]}
+    sizes = [
+        path.stat().st_size for path in (out / "checkpoint-10").iterdir() if path.suffix in (".safetensors", ".bin")
+    ]
+    # Beside the numbers there are names, and buffers such as positions.
+    assert planned["checkpoints"]["bytes_each"] <= sum(sizes) < planned["checkpoints"]["bytes_each"] + 60_000
+    num_weights = sum(value.numel() for name, value in load_file(out / "model.safetensors").items())
+    assert planned["compute"]["num_parameters"] <= num_weights
+
+
+def test_a_store_is_as_large_as_packing_makes_it(media, tmp_path):
+    planned = plan(media)["frame_store"]
+    process = run_here("pack_frames.py", "--input", media, "--output", tmp_path / "store", "--max_bad_files", 0.2)
+    assert process.returncode == 0, process.stderr
+    packed = sum(path.stat().st_size for path in (tmp_path / "store").glob("*.arrow"))
+    assert 0.5 < planned["bytes"] / packed < 1.1  # the rest is Arrow's, of rows as small as these
+    assert plan(tmp_path / "store")["frame_store"]["is_stored"]
+
+
+def test_what_a_training_would_refuse_is_refused(media):
+    with pytest.raises(ArgumentsError, match="--contrastive_start_epoch 9 is not reached"):
+        plan(media, "--contrastive_start_epoch", 9)
+    with pytest.raises(ArgumentsError, match="--streaming: a plan reads"):
+        plan(media, "--streaming")
+
+
+def test_a_plan_of_a_finetuning(tmp_path):
+    for index in range(8):
+        folder = tmp_path / "data" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 20 * index).convert("RGB").save(folder / f"{index}.png")
+    flags = [
+        "--task",
+        "image",
+        "--train_data",
+        tmp_path / "data",
+        "--eval_data",
+        tmp_path / "data",
+        "--image_size",
+        32,
+    ]
+    flags += ["--output_dir", tmp_path / "out", "--config_overrides", tiny_overrides(), "--dataloader_num_workers", 0]
+    flags += ["--num_train_epochs", 3, "--warmup_epochs", 1, "--per_device_train_batch_size", 4, "--plan"]
+    process = run_here("run_classification.py", *flags)
+    assert process.returncode == 0, process.stderr
+    assert "run           6 updates: 3 epochs of 2; 4 samples each" in process.stdout
+    assert "contrastive" not in process.stdout and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("num_steps", "interval"), [(10, 3), (9, 3), (2, 5), (7, 0)])
+def test_checkpoints_are_those_of_the_loop(num_steps, interval):
+    due = [step for step in range(1, num_steps + 1) if is_due(interval, step, step == num_steps)]
+    assert checkpoint_steps(num_steps, interval) == due
+
+
+def counted_flops(compute_loss):
+    with FlopCounterMode(display=False) as counter:
+        compute_loss().backward()
+    return counter.get_total_flops()
+
+
+def test_flops_of_frozen_layers_and_of_classifiers():
+    config = tiny_config(num_hidden_layers=4, attn_implementation="eager")
+    model = ViCMAEForPreTraining(config)
+    freeze_layers(model, 3)
+    views = torch.randn(4, 2, 3, 16, 16)
+    # The first trained layer gives no gradient to what is before it, and the frozen patch embedding has none.
+    assert pretraining_flops(config, 4, 3) == pytest.approx(counted_flops(lambda: model(views).loss), rel=0.1)
+    classifier = ViCMAEForVideoClassification(config)
+    clips, labels = torch.randn(3, 4, 3, 16, 16), torch.zeros(3, dtype=torch.long)
+    counted = counted_flops(lambda: classifier(clips, labels=labels).loss)
+    assert classification_flops(config, 3, 4, is_frozen=False) == pytest.approx(counted, rel=0.05)
+
+
+def test_activations_are_counted_by_the_sample():
+    """What two layers keep of a sample: 8 inputs, and 16 outputs of the activation; weights are not counted."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def samples(size):
+        while True:
+            yield {"x": torch.randn(size, 8)}
+
+    counted = activation_bytes(model, lambda batch: {"loss": model(batch["x"]).sum()}, samples)
+    assert counted["float32"] == (4 * (8 + 16), 0)
+    assert 2 * (8 + 16) <= counted["bf16"][0] <= 4 * (8 + 16)
+
+
+def test_times_in_words():
+    assert [readable_time(seconds) for seconds in (0.5, 90, 600, 5400, 40 * 3600, 12 * 86400)] == [
+        *("0.5 s", "90 s", "10 min", "1.5 h", "40 h", "12 days")
+    ]
