@@ -18,7 +18,7 @@ def readable_time(seconds: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length or (unit == "h" and seconds >= length):
             return f"{seconds / length:.2g} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.2g} s"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def report(plan: dict[str, Any]) -> str:
@@ -30,7 +30,7 @@ def report(plan: dict[str, Any]) -> str:
             *report_checkpoints(plan["checkpoints"]),
             *report_costs(plan["compute"], plan["memory"]),
             *report_time(plan["time"], plan["memory"]),
-            *report_store(plan["frame_store"], plan["time"]),
+            *report_store(plan["frame_store"], plan["time"], plan["settings"]),
         ]
     )
 
@@ -125,12 +125,13 @@ def report_time(times: dict[str, Any], memory: dict[str, Any]) -> list[str]:
     return lines
 
 
-def report_store(store: dict[str, Any], times: dict[str, Any]) -> list[str]:
+def report_store(store: dict[str, Any], times: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     if store["is_stored"]:
         return ["frame store   the data is one already"]
+    divided = f" --segment_seconds {settings['segment_seconds']:g}" if settings["segment_seconds"] else ""
     lines = [
         f"frame store   {readable_size(store['bytes'])}, packed in {readable_time(store['pack_seconds'])} by "
-        f"{store['pack_processes']} processes (vicmae pack --num_proc {store['pack_processes']})",
+        f"{store['pack_processes']} processes (vicmae pack --num_proc {store['pack_processes']}{divided})",
         f"              a sample takes {1000 * store['read_seconds']:.3g} ms from it, "
         f"{1000 * store['file_read_seconds']:.3g} ms from these files; {times['loading_processes']} loading processes "
         "for each of the run",

@@ -96,7 +96,7 @@ def try_updates(
     """
     device = accelerator.device
     is_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if is_gpu else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if is_gpu else f"CPU, threads: {torch.get_num_threads()}"
     optimizer = torch.optim.AdamW(parameter_groups(accelerator.unwrap_model(model), 0.0), lr=0.0, fused=True)
 
     def update(batch: Batch) -> tuple[float, float]:
