@@ -286,9 +286,8 @@ def eager_attention_forward(
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether a linear layer is no more than its weights: not adapted, quantised, offloaded or watched by hooks."""
-    has_hooks = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks
-    has_own_forward = "forward" in vars(linear)  # as an offloaded one has
-    return type(linear) is nn.Linear and not has_hooks and not has_own_forward
+    changed = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or "forward" in vars(linear)
+    return type(linear) is nn.Linear and type(linear.weight) in (nn.Parameter, torch.Tensor) and not changed
 
 
 def prefer_kernels(query: torch.Tensor) -> AbstractContextManager:
@@ -297,7 +296,7 @@ def prefer_kernels(query: torch.Tensor) -> AbstractContextManager:
     the first choice on an H100, takes 1.4 times as long as the memory-efficient one (docs/performance.md).
     """
     is_short = query.device.type == "cuda" and query.shape[2] <= 64
-    kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the second for types that the first has not
+    kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]  # in this order
     return sdpa_kernel(kernels, set_priority=True) if is_short else nullcontext()
 
 
@@ -495,11 +494,11 @@ class ViCMAEBatchNorm(nn.BatchNorm1d):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # In the parameters' type, which under autocast is float32: sums in half precision make poor statistics.
-        values = hidden_states.to(torch.promote_types(self.weight.dtype, hidden_states.dtype))
+        values = hidden_states.to(self.weight.dtype)
         if not self.training or world_size() == 1:
             views = [super(ViCMAEBatchNorm, self).forward(view) for view in values.unbind(1)]
             return torch.stack(views, dim=1).to(hidden_states.dtype)
-        count = values.shape[0] * world_size()
+        values, count = at_least_float32(values), values.shape[0] * world_size()
         own_mean = values.mean(0)  # (V, P)
         own = torch.stack([own_mean, (values - own_mean).square().sum(0)])
         means, squares = gather_batch(own.unsqueeze(0)).unbind(1)  # (W, V, P) each, in one exchange

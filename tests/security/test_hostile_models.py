@@ -120,7 +120,7 @@ def test_a_processor_that_names_code_of_its_own(script, model, data, marker, tmp
 def test_a_model_of_this_package_whose_code_was_replaced(script, model, data, marker, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     replaced = sorted(model.glob("*.py"))
-    assert len(replaced) == 5
+    assert len(replaced) == 6
     for path in replaced:
         path.write_text(hostile_code(marker))
     process = OPENING_A_MODEL[script](model, data, tmp_path / "out")

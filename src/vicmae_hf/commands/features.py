@@ -74,7 +74,10 @@ class ExportArguments(InferenceArguments):
 
 
 # Settings on which embeddings depend; the names of the items and the weights are compared by themselves.
-IDENTITY = ("every_seconds", "pooling", "layer", "num_frames", "frames_per_second", "image_range", "mixed_precision")
+IDENTITY = (
+    *("every_seconds", "pooling", "layer", "num_frames", "image_range", "mixed_precision"),
+    *("frames_per_second", "source_frames_per_second", "nominal_frames_per_second"),
+)
 
 
 def run(arguments: ExportArguments) -> dict[str, Any]:

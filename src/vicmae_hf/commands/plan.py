@@ -68,7 +68,10 @@ def plan_launched(arguments: PresetArguments | ClassificationArguments) -> dict[
     """`--plan` of a training: the first of its processes plans for all of them."""
     if int(os.environ.get("RANK", 0)) > 0:
         return {}
-    return plan_of(arguments, int(os.environ.get("WORLD_SIZE", 1)))
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)  # else Accelerate would wait for the others, which have ended
+    return plan_of(arguments, num_processes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

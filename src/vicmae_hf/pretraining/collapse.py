@@ -62,7 +62,7 @@ def effective_rank(matrix: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:
     """RankMe: exponential of the entropy of the singular values of `(N, D)`, as shares of their sum plus `epsilon`."""
     # Roots of the eigenvalues of the smaller Gram matrix, in float64 because squares lose half of the digits: half
     # the time of a singular value decomposition.
-    matrix = matrix.double()
+    matrix = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # Macs' GPUs have no float64
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
     singular_values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     total = singular_values.sum()

@@ -91,10 +91,12 @@ def peak_memory_mib(device: torch.device) -> dict[str, float]:
 # Dense bf16 and fp16 products with float32 sums, FLOP/s, by the beginning of a device's name (NVIDIA's data sheets).
 PEAK_FLOPS = {
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100": 989.4e12,
     "NVIDIA H200": 989.4e12,
     "NVIDIA A100": 312e12,
     "NVIDIA L40S": 362e12,
+    "NVIDIA L40": 181e12,
     "NVIDIA L4": 121e12,
     "NVIDIA A10G": 70e12,
     "NVIDIA GeForce RTX 4090": 165.2e12,
@@ -105,6 +107,8 @@ PEAK_FLOPS = {
 def peak_flops(device: torch.device) -> float | None:
     """Looks up the peak of a device; None if it is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if "Laptop" in name:  # they share names with larger ones
+        return None
     return next((peak for beginning, peak in PEAK_FLOPS.items() if name.startswith(beginning)), None)
 
 
