@@ -79,6 +79,7 @@ def test_a_wrong_number_of_processes_is_refused(argv, capsys):
     assert capsys.readouterr().err.startswith("error: --num_processes must be at least 1, got ")
 
 
+@pytest.mark.slow
 def test_the_error_of_several_processes_is_said_once_and_last(tmp_path, run_flags):
     process = start(*run_flags, "--train_data_weights", 1, 2, "--num_processes", 2)
     *before, line = process.stderr.read().splitlines()

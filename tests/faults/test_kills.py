@@ -113,7 +113,7 @@ def read_lines(path: Path) -> list[dict]:
     """Of a log, without what depends on the speed of the machine."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [
-        {name: value for name, value in line.items() if not name.endswith("_per_second") and name != "data_wait_share"}
+        {k: v for k, v in line.items() if not k.endswith(("_per_second", "wait_share", "memory_mib"))}
         for line in lines
     ]
 

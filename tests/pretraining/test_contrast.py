@@ -237,6 +237,7 @@ def losses_of(lines: list[dict]) -> list[dict[str, float]]:
     return [{name: line[name] for name in names if name in line} for line in lines]
 
 
+@pytest.mark.slow
 def test_whole_runs_do_not_depend_on_how_the_batch_is_divided(images, tmp_path):
     plain = losses_of(pretrain(run_here, images, tmp_path / "plain", 8, 1))
     divided = pretrain(run_here, images, tmp_path / "divided", 1, 8, "--contrast_across_accumulation")

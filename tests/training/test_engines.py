@@ -87,6 +87,7 @@ def test_tpus_are_refused(monkeypatch, request):
         check_engine()
 
 
+@pytest.mark.slow  # a launcher and its process
 def test_the_launcher_s_flag_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     launcher = [*ACCELERATE, "--use_fsdp"]
