@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 import pickle
@@ -416,10 +417,11 @@ def test_files_are_closed(plain, tmp_path, backend):
             open_video(broken, backend)
 
     use()
-    before = sorted(os.listdir("/proc/self/fd"))
+    gc.collect()  # what tests before this one left open may be closed at any time
+    before = set(os.listdir("/proc/self/fd"))
     for _ in range(5):
         use()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.slow
