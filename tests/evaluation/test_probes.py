@@ -104,25 +104,21 @@ def test_probes_beside_untrained_encoders(tmp_path):
     assert [failure["path"] for failure in results["failures"]] == [str(tmp_path / "b" / "broken.mp4")] * 2
     assert (results["num_classes"], results["num_train_samples"], results["num_failed"]) == (2, 4, 2)
 
-    def features_of(encoder):
+    def rows_of(encoder, choose):
         rows = []
         for index in range(4):
             with source[index].open("pyav") as video:
                 middles = [(2 * part + 1) * video.num_frames // 8 for part in range(4)]
                 pixel_values = processor(list(video.get_frames(middles)), return_tensors="pt").pixel_values
             with torch.no_grad():
-                rows.append(encoder.eval()(pixel_values).pooler_output)
+                rows.append(choose(encoder.eval()(pixel_values)))
         return labelled_table(torch.stack(rows), torch.tensor([0, 0, 1, 1]), 2)
 
+    def features_of(encoder):
+        return rows_of(encoder, lambda output: output.pooler_output)
+
     def tokens_of(encoder):
-        rows = []
-        for index in range(4):
-            with source[index].open("pyav") as video:
-                middles = [(2 * part + 1) * video.num_frames // 8 for part in range(4)]
-                pixel_values = processor(list(video.get_frames(middles)), return_tensors="pt").pixel_values
-            with torch.no_grad():
-                rows.append(encoder.eval()(pixel_values).last_hidden_state[:, 1:].flatten(1))
-        return labelled_table(torch.stack(rows), torch.tensor([0, 0, 1, 1]), 2)
+        return rows_of(encoder, lambda output: output.last_hidden_state[:, 1:].flatten(1))
 
     both = probe_beside_untrained(Accelerator(cpu=True), model, views, views, num_seeds=2, attentive=True)
     known = balanced_subset(torch.tensor([0, 0, 1, 1]), 0.8, 1)

@@ -47,7 +47,7 @@ def pretraining_flops(
     height, width = config.patch_grid
     num_visible = round(height * width * (1 - config.mask_ratio))
     layer = layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
-    flops = update_flops(config, num_pairs) - 2 * num_pairs * 2 * num_frozen * layer
+    flops = update_flops(config, num_pairs, num_frozen)
     return flops + (2 * num_pairs * config.num_hidden_layers * layer if is_encoded_twice else 0)
 
 

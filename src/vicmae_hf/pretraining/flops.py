@@ -10,12 +10,15 @@ def layer_flops(num_tokens: int, hidden_size: int, intermediate_size: int) -> in
     return projections + attention
 
 
-def update_flops(config: ViCMAEConfig, num_pairs: int) -> int:
+def update_flops(config: ViCMAEConfig, num_pairs: int, num_frozen: int = 0) -> int:
     """
     Counts the operations that forward and backward pass of `num_pairs` pairs need: those of their matrix products. The
     backward pass counts twice the forward pass (gradients of inputs and of weights); what gradient checkpointing and
     attention kernels compute again is not counted, as usual for model FLOPs utilisation (Chowdhery et al. 2022, PaLM,
     appendix B).
+
+    Args:
+        num_frozen: first layers of the encoder that are not trained: they have no backward pass.
     """
     height, width = config.image_height_and_width
     num_patches = (height // config.patch_size) * (width // config.patch_size)
@@ -38,5 +41,6 @@ def update_flops(config: ViCMAEConfig, num_pairs: int) -> int:
         others = {"info_nce": num_pairs, "nt_xent": 2 * num_pairs, "vicreg": width, "simsiam": 0}
         comparison = 4 * width * others[config.contrastive_loss]
     pair = 2 * (encoder + projector) + num_decoded * decoder + comparison
+    frozen = 2 * num_frozen * layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
     # Pixels get no gradient.
-    return num_pairs * (3 * pair + 2 * 2 * embeddings)
+    return num_pairs * (3 * pair - 2 * frozen + 2 * 2 * embeddings)

@@ -79,7 +79,8 @@ def run_pretraining(
         )
     check_shardable(accelerator, model)
     num_pairs = arguments.per_device_train_batch_size
-    flops_per_pair = update_flops(model.config, num_pairs) / num_pairs
+    num_frozen = sum(not any(p.requires_grad for p in layer.parameters()) for layer in model.vicmae.layers)
+    flops_per_pair = update_flops(model.config, num_pairs, num_frozen) / num_pairs
     run = RunFolder(accelerator, arguments, "pairs", flops_per_sample=flops_per_pair)
     results = pretrain(accelerator, model, dataset, arguments, run, processors, measures)
     if results is None:  # a resumed run that was finished: its report is there, too

@@ -37,7 +37,7 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     warmup_epochs: float = setting(40.0, "epochs of linear warmup (Table 1: 40)", minimum=0)
     weight_decay: float = setting(0.05, "on matrices only (Table 1: 0.05)", minimum=0)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    torch_compile: bool = setting(False, "compile the Transformer layers: a minute at first, then faster on GPUs")
+    torch_compile: bool = setting(False, "compile the Transformer layers: seconds at first, then faster on GPUs")
     num_threads: int | None = setting(None, "CPU: threads of a process; default: what fits", minimum=1)
     max_skipped_updates: int = setting(20, "fp16: updates in a row skipped for an infinite gradient", minimum=0)
     seed: int = setting(0, "of weights, data order, views and masks", minimum=0, maximum=MAX_SEED)

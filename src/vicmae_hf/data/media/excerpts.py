@@ -42,22 +42,11 @@ def view_video(
     return reader if frames_per_second is None else EvenFrames(reader, frames_per_second)
 
 
-class EvenFrames:
-    """
-    The frames of an open video as if they followed each other at `frames_per_second`, with the interface of
-    `MediaReader`. It takes the number of frames, so the whole index of a long video is read.
-    """
+class View:
+    """What shows an open video otherwise, with the interface of `MediaReader`. It closes the video."""
 
     is_long = False
-
-    def __init__(self, reader: "MediaReader", frames_per_second: float):
-        self.reader = reader
-        self.num_frames = reader.num_frames
-        self.timestamps = np.arange(self.num_frames) / frames_per_second
-        self.duration = self.num_frames / frames_per_second
-
-    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
-        return self.reader.get_frames(indices)
+    reader: "MediaReader"
 
     def close(self) -> None:
         self.reader.close()
@@ -69,7 +58,23 @@ class EvenFrames:
         self.close()
 
 
-class Excerpt:
+class EvenFrames(View):
+    """
+    The frames of an open video as if they followed each other at `frames_per_second`, with the interface of
+    `MediaReader`. It takes the number of frames, so the whole index of a long video is read.
+    """
+
+    def __init__(self, reader: "MediaReader", frames_per_second: float):
+        self.reader = reader
+        self.num_frames = reader.num_frames
+        self.timestamps = np.arange(self.num_frames) / frames_per_second
+        self.duration = self.num_frames / frames_per_second
+
+    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+        return self.reader.get_frames(indices)
+
+
+class Excerpt(View):
     """
     The frames that an open video shows between two times, with the interface of `MediaReader`. Its first frame is the
     one on the screen at `start`, which is its time 0. It ends at `end`, or with the video if that is earlier. Of a
@@ -83,8 +88,6 @@ class Excerpt:
     Raises:
         MediaDecodingError: if the video is over before `start`, or cannot be read.
     """
-
-    is_long = False
 
     def __init__(self, reader: "MediaReader", start: float | None, end: float | None, name: str):
         self.reader = reader
@@ -117,12 +120,3 @@ class Excerpt:
         if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
             raise ValueError(f"The excerpt has frames 0 to {self.num_frames - 1}, asked for {indices}")
         return self.reader.get_frames([self.first + index for index in indices])
-
-    def close(self) -> None:
-        self.reader.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
