@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import torch
 from bare import stand_in_for_readers
@@ -27,15 +26,12 @@ from bare import stand_in_for_readers
 stand_in_for_readers()
 
 import psutil  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
-from accelerate.state import AcceleratorState  # noqa: E402
+from gpu_checks import build_updates  # noqa: E402
 from peers import CONFIGS as PEER_CONFIGS  # noqa: E402
 
-from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining, ViCMAEImageProcessor  # noqa: E402
+from vicmae_hf import ViCMAEConfig  # noqa: E402
 from vicmae_hf.pretraining.contrast import look_ahead  # noqa: E402
-from vicmae_hf.pretraining.objective import Objective  # noqa: E402
 from vicmae_hf.training.loop import Updates  # noqa: E402
-from vicmae_hf.training.optimization import Schedule, parameter_groups  # noqa: E402
 from vicmae_hf.training.reporting import peak_memory_mib  # noqa: E402
 
 
@@ -69,41 +65,23 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def synthetic_batches(config: ViCMAEConfig, batch_size: int, device: torch.device) -> Iterator[dict]:
-    height, width = config.image_height_and_width
-    num_patches = config.patch_grid[0] * config.patch_grid[1]
-    pixel_values = torch.randint(0, 256, (batch_size, 2, 3, height, width), dtype=torch.uint8)
-    noise = torch.rand(batch_size, 2, num_patches)
-    while True:  # copies, as those of a loader are: an update may hold many
-        yield {"pixel_values": pixel_values.clone().to(device), "noise": noise.clone().to(device)}
+def copy_batches(batches: Iterator[dict]) -> Iterator[dict]:
+    """Each batch has memory of its own, as those of a loader have: an update may hold many."""
+    for batch in batches:
+        yield {name: tensor.clone() for name, tensor in batch.items()}
 
 
-def build_updates(arguments: argparse.Namespace, way: str, num_pairs: int) -> Updates:
+def build_way(arguments: argparse.Namespace, way: str, num_pairs: int) -> Updates:
     batch_size = num_pairs if way == "one batch" else min(arguments.micro_batch, num_pairs)
-    accumulation = num_pairs // batch_size
-    AcceleratorState._reset_state(True)
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision, gradient_accumulation_steps=accumulation, cpu=not ON_GPU
-    )
     config = CONFIGS[arguments.size](contrastive_loss=arguments.objective)
-    model = ViCMAEForPreTraining(config).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    schedule = Schedule(
-        num_steps=1 + arguments.updates,
-        steps_per_epoch=1,
-        num_warmup_steps=0,
-        peak_learning_rate=1e-4,
-        gradient_accumulation_steps=accumulation,
-        total_batch_size=num_pairs,
-        num_processes=1,
-    )
-    compute_losses = Objective(prepared, model, ViCMAEImageProcessor(), 0.0)
-    batches = synthetic_batches(config, batch_size, accelerator.device)
+    precision, accumulation = arguments.mixed_precision, num_pairs // batch_size
+    updates = build_updates(config, batch_size, precision, wrap_batches=copy_batches, accumulation=accumulation)
     if way == "across accumulation":
-        compute_losses, batches = look_ahead(accelerator, compute_losses, batches, schedule, seed=0)
-    settings = SimpleNamespace(seed=0, max_skipped_updates=25)
-    return Updates(accelerator, prepared, optimizer, batches, compute_losses, schedule, settings)
+        updates.compute_losses, batches = look_ahead(
+            updates.accelerator, updates.compute_losses, updates.batches, updates.schedule, seed=0
+        )
+        updates.batches = iter(batches)
+    return updates
 
 
 def peak_mib() -> float:
@@ -114,7 +92,7 @@ def peak_mib() -> float:
 def measure(arguments: argparse.Namespace, way: str, num_pairs: int) -> dict[str, float]:
     """Returns seconds of an update, and MiB."""
     torch.set_num_threads(1)
-    updates = build_updates(arguments, way, num_pairs)
+    updates = build_way(arguments, way, num_pairs)
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
     before, seconds = peak_mib(), []

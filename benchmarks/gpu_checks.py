@@ -50,10 +50,13 @@ def build_updates(
     precision: str = "bf16",
     compiled: bool = False,
     wrap_batches: Callable[[Iterator], Iterator] = lambda batches: batches,
+    accumulation: int = 1,
 ) -> Updates:
     """Builds the updates of a pretraining as the script makes them, on synthetic batches."""
     AcceleratorState._reset_state(True)
-    accelerator = Accelerator(mixed_precision=precision, cpu=DEVICE.type == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=precision, gradient_accumulation_steps=accumulation, cpu=DEVICE.type == "cpu"
+    )
     set_seed(0)
     model = ViCMAEForPreTraining(config).train()
     if compiled:
@@ -66,8 +69,8 @@ def build_updates(
         steps_per_epoch=100,
         num_warmup_steps=0,
         peak_learning_rate=1e-4,
-        gradient_accumulation_steps=1,
-        total_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        total_batch_size=batch_size * accumulation,
         num_processes=1,
     )
     objective = Objective(prepared, model, PIXELS, 0.0)
