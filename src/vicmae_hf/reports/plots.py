@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from torch.nn import functional as F
 
 from ..files import partial_file
 from .baselines import Baselines
+from .sheets import Sheet
 
 
 # With more classes, names and counts in a confusion matrix could not be read.
@@ -92,15 +96,15 @@ def plot_reconstructions(columns: dict[str, torch.Tensor], path: str | os.PathLi
     them the text.
     """
     num_rows, _, height, width = next(iter(columns.values())).shape
+    sheet = Sheet((height, width), num_rows, len(columns))
+    for column, (title, images) in enumerate(columns.items()):
+        sheet.write(title, 0, column + 0.46, ha="center")
+        for row, image in enumerate(images):
+            sheet.place(image, row, column)  # predictions overshoot, and are cut to [0, 1]
     lines = wrap(text, 27 * len(columns))
     size = (2 * len(columns), 2 * num_rows * height / width + 0.4 + 0.18 * len(lines))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(num_rows, len(columns), squeeze=False)
-    for column, (title, images) in enumerate(columns.items()):
-        grid[0, column].set_title(title, fontsize=9)
-        for row, image in enumerate(images):
-            grid[row, column].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())  # predictions overshoot
-            grid[row, column].axis("off")
+    sheet.draw(figure.subplots())
     write_below(figure, lines)
     save_picture(figure, path)
 
@@ -125,28 +129,20 @@ def plot_neighbours(
     """
     num_rows, num_neighbours = neighbours[0][0].shape
     height, width = frames.shape[-2:]
-    step = (1.08 * width, 1.15 * height)  # from one image to the next, with room for a number above
-    # Columns, with a gap before each group. All in one panel: a panel for each image would take seconds.
-    starts = [1.2, 1.4 + num_neighbours]
+    top = 0.5  # room for the titles
+    starts = [1.2, 1.4 + num_neighbours]  # columns, with a gap before each group
     num_columns = starts[1] + num_neighbours
-    size = (1.4 * num_columns, 1.3 * (num_rows * step[1] + 0.3 * height) / width + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.axis("off")
+    sheet = Sheet((height, width), num_rows + top, num_columns, gap=0.15)
     for title, column in zip(("frame", "nearest, trained", "nearest, random weights"), (0, *starts), strict=True):
-        axes.text(column * step[0], -0.25 * height, title, fontsize=11)
-
-    def show(frame: torch.Tensor, column: float, row: int, number: str = "") -> None:
-        left, top = column * step[0], row * step[1]
-        axes.imshow(frame.permute(1, 2, 0).numpy(), extent=(left, left + width, top + height, top))
-        axes.text(left + width / 2, top - 0.02 * height, number, ha="center", fontsize=7)
-
+        sheet.write(title, top - 0.2, column, fontsize=11)
     for row, query in enumerate(queries.tolist()):
-        show(frames[query], 0, row)
+        sheet.place(frames[query], row + top, 0)
         for start, (indices, similarities) in zip(starts, neighbours, strict=True):
             for place, (index, similarity) in enumerate(zip(indices[row], similarities[row], strict=True)):
-                show(frames[index], start + place, row, f"{similarity:.3f}")
-    axes.set(xlim=(0, num_columns * step[0]), ylim=(num_rows * step[1], -0.5 * height))  # images move them
+                sheet.place(frames[index], row + top, start + place, f"{similarity:.3f}")
+    size = (1.4 * num_columns, 1.4 * (num_rows + top) * height / width + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    sheet.draw(figure.subplots())
     text = (
         f"The nearest of {len(frames)} frames, in other files where there are several; above each the cosine "
         "similarity of the pooled features. Random weights, too, find frames of like colours."
@@ -166,20 +162,20 @@ def plot_attention(
         grid: rows and columns of patches.
     """
     height, width = frames.shape[-2:]
-    figure = Figure(figsize=(1.5 * len(frames) + 1.2, 4.5 * height / width + 0.9), layout="constrained")
-    rows = figure.subplots(3, len(frames), squeeze=False)
     largest = max(2.0, *(float(each.quantile(0.99)) for each in attention))  # one scale, or they could not be compared
-    for title, axes in zip(("frame", "trained", "random weights"), rows[:, 0], strict=True):
-        axes.set_ylabel(title)
-    for axes in rows.flat:
-        axes.set(xticks=[], yticks=[])
+    colours = ScalarMappable(Normalize(0, largest))
+    sheet = Sheet((height, width), 3, len(frames) + 0.3)
+    for row, title in enumerate(("frame", "trained", "random weights")):
+        sheet.write(title, row + 0.96, 0.02, rotation=90)
     for column, frame in enumerate(frames):
-        rows[0, column].imshow(frame.permute(1, 2, 0).numpy())
-        for row, each in zip(rows[1:], attention, strict=True):
-            image = row[column].imshow(
-                each[column].view(*grid).numpy(), vmin=0, vmax=largest, extent=(0, width, height, 0)
-            )
-    figure.colorbar(image, ax=rows[1:], shrink=0.8, label="times an even share")
+        sheet.place(frame, 0, column + 0.3)
+        for row, each in enumerate(attention, start=1):
+            image = torch.from_numpy(colours.to_rgba(each[column].view(*grid).numpy())[..., :3]).permute(2, 0, 1)
+            sheet.place(F.interpolate(image[None], (height, width), mode="nearest")[0], row, column + 0.3)
+    figure = Figure(figsize=(1.5 * len(frames) + 1.6, 4.5 * height / width + 0.9), layout="constrained")
+    axes = figure.subplots()
+    sheet.draw(axes)
+    figure.colorbar(colours, ax=axes, shrink=0.6, label="times an even share")
     text = "Attention of the class token to the patches in the last layer, mean of its heads."
     write_below(figure, wrap(text, max(20 * len(frames), 40)))
     save_picture(figure, path)
