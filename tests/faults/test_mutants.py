@@ -221,6 +221,7 @@ def describe(proof: Proof, seconds: float) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_one_mutant_of_each_kind(tmp_path):
     proof = prove(tmp_path, len(KINDS), limit=120)
     check_ends(proof)

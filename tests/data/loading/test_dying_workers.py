@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,7 @@ def test_a_training_survives_the_death_of_a_worker_and_gives_the_same_losses(fol
     log = tmp_path / "killed" / "metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 5):
         assert process.is_running()
+        time.sleep(0.01)
     children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text().split()
     workers = [child for child in children if "pt_data_worker" in Path(f"/proc/{child}/comm").read_text()]
     assert len(workers) == 2

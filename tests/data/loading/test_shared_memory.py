@@ -115,6 +115,7 @@ IN_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
     not shutil.which("unshare") or subprocess.run([*IN_NAMESPACE, "true"], capture_output=True).returncode != 0,
     reason="this user may not mount anything, not even in a namespace of its own",
 )
+@pytest.mark.slow
 def test_on_a_file_system_that_is_really_full():
     mount = "mount -t tmpfs -o size=4m tmpfs /dev/shm && exec"
     command = [*IN_NAMESPACE, "sh", "-c", f'{mount} "$0" -c "$1"', sys.executable, PROGRAM]

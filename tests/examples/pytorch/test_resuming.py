@@ -116,7 +116,9 @@ def test_accumulation_in_place_of_a_larger_batch_keeps_the_reconstruction(interr
     assert fifth["contrastive_loss"] < expected["contrastive_loss"]
 
 
-@pytest.mark.parametrize(("launch", "batch_size"), [(run_here, 2), (run_together, 1)])
+@pytest.mark.parametrize(
+    ("launch", "batch_size"), [(run_here, 2), pytest.param(run_together, 1, marks=pytest.mark.slow)]
+)
 def test_accumulation_from_an_odd_update_on_gives_the_same_losses(data, tmp_path, launch, batch_size):
     """Without a contrastive loss, which would compare fewer samples: all losses are the same to rounding."""
     common = ["--config_overrides", MODEL + ",contrastive_loss=none", "--checkpointing_steps", 1]
