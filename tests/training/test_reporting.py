@@ -3,18 +3,22 @@
 import io
 import logging
 import shutil
+import sys
 import time
 from unittest import mock
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vicmae_hf.errors import InputError
+from vicmae_hf.reports.film import write_film
 from vicmae_hf.training import reporting
-from vicmae_hf.training.reporting import MetricsLog, finish_trackers, read_metrics, track_pictures
+from vicmae_hf.training.arguments import TrainingArguments
+from vicmae_hf.training.reporting import MetricsLog, finish_trackers, read_metrics, start_trackers, track_pictures
 
 
 def write(log, step, loss):
@@ -124,14 +128,33 @@ def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog):
     assert len(read_metrics(tmp_path)) == 3
 
 
-def test_the_pictures_of_a_run_go_to_the_trackers_that_show_them(tmp_path):
+def test_trackers_get_the_names_of_project_and_run(tmp_path):
+    accelerator = mock.Mock()
+    first = TrainingArguments(train_data=["data"], output_dir=str(tmp_path / "first"), project="birds")
+    second = TrainingArguments(train_data=["data"], output_dir=str(tmp_path), run_name="second")
+    for arguments in (first, second):
+        start_trackers(accelerator, arguments, {"seed": 3, "train_data": ["data"], "learning_rate": 0.5})
+    for call, project, run_name in zip(
+        accelerator.init_trackers.call_args_list, ["birds", "vicmae"], ["first", "second"], strict=True
+    ):
+        assert call.args == (project,)
+        assert call.kwargs["config"] == {"seed": 3, "learning_rate": 0.5}
+        assert call.kwargs["init_kwargs"]["wandb"] == call.kwargs["init_kwargs"]["trackio"] == {"name": run_name}
+        assert call.kwargs["init_kwargs"]["mlflow"] == {"run_name": run_name}
+
+
+def test_the_pictures_of_a_run_go_to_the_trackers_that_show_them(tmp_path, monkeypatch):
     (tmp_path / "plots").mkdir()
     Image.new("RGB", (5, 4), (255, 0, 10)).save(tmp_path / "plots" / "losses.png")
+    frames, colours = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.rand(3, 4, 3)
+    write_film(frames, [colours, colours], (2, 2), 5.0, tmp_path / "plots" / "features.webp")
     (tmp_path / "metrics.jsonl").write_text('{"step": 7, "loss": 1.0}\n')
     accelerator = Accelerator(cpu=True)
     board, weights = TensorBoardTracker("birds", tmp_path), Tracker("wandb")
     board.start()
-    weights.log_images = mock.Mock()
+    weights.log_images, weights.log, videos = mock.Mock(), mock.Mock(), mock.Mock()
+    videos.Video = lambda path: Image.open(path).n_frames
+    monkeypatch.setitem(sys.modules, "wandb", videos)
     accelerator.trackers = [board, weights, Tracker("one that shows none")]
     track_pictures(accelerator, tmp_path)
     assert len(accelerator.trackers) == 3
@@ -140,6 +163,11 @@ def test_the_pictures_of_a_run_go_to_the_trackers_that_show_them(tmp_path):
     (image,) = events.Images("plots/losses")
     assert (image.step, image.width, image.height) == (7, 5, 4)
     assert Image.open(io.BytesIO(image.encoded_image_string)).getpixel((0, 0)) == (255, 0, 10)
+    (film,) = events.Images("plots/features")
+    gif = Image.open(io.BytesIO(film.encoded_image_string))
+    assert (film.step, (film.width, film.height)) == (7, gif.size)
+    assert (gif.format, gif.n_frames, gif.info["duration"]) == ("GIF", 3, 200)
+    assert weights.log.call_args == mock.call({"plots/features": 3}, step=7)
     ((values,), settings) = weights.log_images.call_args
     assert settings == {"step": 7} and values["plots/losses"][0].size == (5, 4)
 

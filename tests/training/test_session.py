@@ -1,7 +1,5 @@
 """What is refused before any data is read, uploads that fail, and errors that end a script in one line."""
 
-from unittest import mock
-
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
@@ -26,7 +24,6 @@ from vicmae_hf.training.session import (
     check_trackers,
     create_repository,
     run_script,
-    start_trackers,
     upload,
 )
 
@@ -41,18 +38,6 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package():
         check_trackers(["tensorboard", "wandb"])
     with pytest.raises(ArgumentsError, match=r"--report_to foo: expected one of .*tensorboard"):
         check_trackers(["foo"])
-
-
-def test_trackers_get_the_names_of_project_and_run(tmp_path):
-    accelerator = mock.Mock()
-    start_trackers(accelerator, arguments(output_dir=str(tmp_path / "first"), project="birds"))
-    start_trackers(accelerator, arguments(output_dir=str(tmp_path), run_name="second"))
-    for call, project, run_name in zip(
-        accelerator.init_trackers.call_args_list, ["birds", "vicmae"], ["first", "second"], strict=True
-    ):
-        assert call.args == (project,)
-        assert call.kwargs["init_kwargs"]["wandb"] == call.kwargs["init_kwargs"]["trackio"] == {"name": run_name}
-        assert call.kwargs["init_kwargs"]["mlflow"] == {"run_name": run_name}
 
 
 @pytest.mark.parametrize(("given", "launched", "taken"), [(1, 4, 4), (4, 4, 4), (1, 1, 1)])

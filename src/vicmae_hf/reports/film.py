@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from ..files import partial_file
 
@@ -44,6 +44,15 @@ def write_film(
             loop=0,  # without end
             quality=80,
         )
+
+
+def as_gif(film: Path, path: Path) -> Path:
+    """Writes a film as an animated GIF, which trackers show, and no WebP. Returns its path."""
+    with Image.open(film) as pictures:
+        frames = [picture.convert("RGB") for picture in ImageSequence.Iterator(pictures)]
+        duration = pictures.info["duration"]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
+    return path
 
 
 def draw_frame(images: Sequence[np.ndarray]) -> Image.Image:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
+from ..command_line import one_line
 from ..files import read_json, write_json_lines, writing
 from .arguments import TrainingArguments
 from .optimization import Schedule
@@ -30,6 +32,15 @@ logger = get_logger(__name__)
 
 RESULTS_FILE = "all_results.json"
 PROGRESS_SECONDS = 60.0  # between two lines of progress where there is no terminal
+
+# Trackers -> how they call the name of a run. (TensorBoard has none: it shows the run's folder.)
+RUN_NAMES = {
+    "wandb": "name",
+    "trackio": "name",
+    "swanlab": "experiment_name",
+    "mlflow": "run_name",
+    "clearml": "task_name",
+}
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -219,22 +230,62 @@ class MetricsLog:
         self.progress.close()
 
 
+def start_trackers(accelerator: Accelerator, arguments: TrainingArguments, settings: dict[str, Any]) -> None:
+    """
+    Starts the trackers with the settings of a run, also those that follow from its data. If one cannot start, the run
+    goes on without any.
+    """
+    # Trackers take plain values only, no lists.
+    plain = {name: value for name, value in settings.items() if isinstance(value, (int, float, str))}
+    name = arguments.run_name or Path(arguments.output_dir).resolve().name
+    names = {tracker: {argument: name} for tracker, argument in RUN_NAMES.items()}
+    try:
+        accelerator.init_trackers(arguments.project, config=plain, init_kwargs=names)
+    except Exception as error:  # of any kind: trackers are programs of others
+        accelerator.trackers.clear()
+        logger.warning("The trackers cannot start; the run goes on without them (%s).", one_line(error))
+
+
 def track_pictures(accelerator: Accelerator, output_dir: str | os.PathLike) -> None:
-    """Gives the pictures of a run, `plots/*.png`, to the trackers that show pictures."""
-    paths = {f"plots/{path.stem}": path for path in sorted(Path(output_dir).glob("plots/*.png"))}
-    step = next(reversed(read_metrics(output_dir)), {}).get("step") if accelerator.trackers else None
-    for tracker in list(accelerator.trackers):
-        try:
-            if tracker.name == "tensorboard":
-                arrays = {name: np.asarray(Image.open(path).convert("RGB"))[None] for name, path in paths.items()}
-                tracker.log_images(arrays, step=step, dataformats="NHWC")
-            elif tracker.name in ("wandb", "swanlab"):
-                tracker.log_images({name: [Image.open(path)] for name, path in paths.items()}, step=step)
-            elif tracker.name == "trackio":  # Accelerate's class for it has no `log_images`
-                trackio = importlib.import_module("trackio")
-                tracker.log({name: trackio.Image(str(path)) for name, path in paths.items()}, step=step)
-        except Exception as error:  # of any kind: trackers are programs of others
-            warn_of_tracker(accelerator, tracker, error)
+    """Gives pictures and films of a run, `plots/*.png` and `plots/*.webp`, to the trackers that show such."""
+    if not accelerator.trackers:
+        return
+    from ..reports.film import as_gif  # imported here, because few runs have trackers
+
+    pictures, films = (
+        {f"plots/{path.stem}": path for path in sorted(Path(output_dir).glob(f"plots/*.{ending}"))}
+        for ending in ("png", "webp")
+    )
+    step = next(reversed(read_metrics(output_dir)), {}).get("step")
+    with tempfile.TemporaryDirectory() as folder:
+        gifs = {name: as_gif(path, Path(folder, f"{path.stem}.gif")) for name, path in films.items()}
+        for tracker in list(accelerator.trackers):
+            try:
+                log_pictures(tracker, pictures, gifs, step)
+            except Exception as error:  # of any kind: trackers are programs of others
+                warn_of_tracker(accelerator, tracker, error)
+
+
+def log_pictures(tracker: GeneralTracker, pictures: dict[str, Path], gifs: dict[str, Path], step: int | None) -> None:
+    """Logs PNG and animated GIF files by their names."""
+    if tracker.name == "tensorboard":
+        arrays = {name: np.asarray(Image.open(path).convert("RGB"))[None] for name, path in pictures.items()}
+        tracker.log_images(arrays, step=step, dataformats="NHWC")
+        # As `SummaryWriter.add_video` does, which would want the package moviepy.
+        protocol = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
+        for name, path in gifs.items():
+            (width, height), content = Image.open(path).size, path.read_bytes()
+            image = protocol.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+            tracker.writer.file_writer.add_summary(protocol(value=[protocol.Value(tag=name, image=image)]), step)
+    elif tracker.name in ("wandb", "swanlab"):
+        tracker.log_images({name: [Image.open(path)] for name, path in pictures.items()}, step=step)
+        if tracker.name == "wandb":
+            wandb = importlib.import_module("wandb")
+            tracker.log({name: wandb.Video(str(path)) for name, path in gifs.items()}, step=step)
+    elif tracker.name == "trackio":  # Accelerate's class for it has no `log_images`
+        trackio = importlib.import_module("trackio")
+        logged = {name: trackio.Image(str(path)) for name, path in pictures.items()}
+        tracker.log(logged | {name: trackio.Video(str(path)) for name, path in gifs.items()}, step=step)
 
 
 def finish_trackers(accelerator: Accelerator) -> None:

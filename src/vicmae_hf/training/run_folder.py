@@ -18,7 +18,7 @@ from .arguments import TrainingArguments
 from .checkpointing import CheckpointPart, Checkpoints, save_finite, sync_to_disk
 from .engines import gather_model
 from .optimization import Schedule
-from .reporting import RESULTS_FILE, MetricsLog, finish_trackers, read_metrics, settings_of_run
+from .reporting import RESULTS_FILE, MetricsLog, finish_trackers, read_metrics, settings_of_run, start_trackers
 from .resuming import CheckpointError, check_same_in_all_processes, fingerprint
 
 
@@ -118,7 +118,12 @@ class RunFolder:
 
     @contextmanager
     def logging(self, schedule: Schedule) -> Iterator[None]:
-        """Opens the log. Keeps what is known of an update that is not finite, and adds to the message what to do."""
+        """
+        Starts the trackers and opens the log. Keeps what is known of an update that is not finite, and adds to the
+        message what to do.
+        """
+        if self.arguments.report_to:
+            start_trackers(self.accelerator, self.arguments, self.settings)
         with MetricsLog(
             self.accelerator,
             self.path,

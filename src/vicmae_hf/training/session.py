@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -69,15 +68,6 @@ NO_FOREIGN_CODE = {"trust_remote_code": False}
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 
 PR_SET_PDEATHSIG = 1  # of prctl(2) on Linux: the signal that a process gets when its parent ends
-
-# Trackers -> how they call the name of a run. (TensorBoard has none: it shows the run's folder.)
-RUN_NAMES = {
-    "wandb": "name",
-    "trackio": "name",
-    "swanlab": "experiment_name",
-    "mlflow": "run_name",
-    "clearml": "task_name",
-}
 
 LAUNCHER_SECONDS = 5.0  # until a launcher has noticed that a process ended, and ends the others
 
@@ -178,8 +168,8 @@ def stop_with_launcher() -> None:
 
 def start_session(arguments: TrainingArguments, can_shard: bool = False) -> Accelerator:
     """
-    Starts the accelerator with its trackers, and makes an output folder that is safe to write to. All that can fail
-    because of the settings fails here, before any data is read.
+    Starts the accelerator, and makes an output folder that is safe to write to. All that can fail because of the
+    settings fails here, before any data is read.
 
     Args:
         arguments: of the run; what the launcher decides is filled in.
@@ -218,8 +208,6 @@ def start_session(arguments: TrainingArguments, can_shard: bool = False) -> Acce
         if not arguments.resume_from_checkpoint:
             remove_record(Path(arguments.output_dir) / "bad_files.jsonl")
     accelerator.wait_for_everyone()  # until the folder is there
-    if arguments.report_to:
-        start_trackers(accelerator, arguments)
     set_seed(arguments.seed)
     return accelerator
 
@@ -228,19 +216,6 @@ def remove_record(path: Path) -> None:
     """Removes a record (see `BadFiles`). It belongs to another run, whose bad files may be repaired by now."""
     path.unlink(missing_ok=True)
     shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-
-
-def start_trackers(accelerator: Accelerator, arguments: TrainingArguments) -> None:
-    """Starts the trackers. If one cannot start, the run goes on without any."""
-    # Trackers take plain values only, no lists.
-    settings = {name: value for name, value in asdict(arguments).items() if isinstance(value, (int, float, str))}
-    name = arguments.run_name or Path(arguments.output_dir).resolve().name
-    names = {tracker: {argument: name} for tracker, argument in RUN_NAMES.items()}
-    try:
-        accelerator.init_trackers(arguments.project, config=settings, init_kwargs=names)
-    except Exception as error:  # of any kind: trackers are programs of others
-        accelerator.trackers.clear()
-        logger.warning("The trackers cannot start; the run goes on without them (%s).", one_line(error))
 
 
 def check_trackers(names: Sequence[str]) -> None:
