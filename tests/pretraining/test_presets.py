@@ -1,11 +1,14 @@
 """Settings that follow from the data, and layers that training leaves as they are."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
-from launching import run_here
+import yaml
+from accelerate import PartialState
+from launching import run_here, undone
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_config, tiny_overrides
@@ -15,6 +18,13 @@ from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.pretraining.presets import PresetArguments, fit_to_data, freeze_layers
 from vicmae_hf.settings import ArgumentsError
+
+
+@pytest.fixture(autouse=True)
+def process():
+    """The state of the only process, which lines of the log ask for."""
+    with undone():
+        yield PartialState(cpu=True)
 
 
 def parse(*flags):
@@ -81,6 +91,17 @@ def test_too_large_a_schedule_and_batch_get_a_warning(caplog):
     assert caplog.records == []
 
 
+def test_the_first_process_speaks_for_all(process, caplog):
+    with caplog.at_level(logging.INFO):
+        fitted(40, num_processes=2)
+        assert "--preset small-data, for 40 samples an epoch: per_device_train_batch_size 8, " in caplog.text
+        caplog.clear()
+        process.process_index = 1
+        fitted(40, num_processes=2)
+        fit_to_data(parse(), ViCMAEConfig(), 40, 2)
+    assert caplog.text == ""
+
+
 def test_frozen_layers_get_no_gradient():
     model = ViCMAEForPreTraining(tiny_config())
     freeze_layers(model, 1)
@@ -104,12 +125,27 @@ def test_a_run_on_frozen_layers_of_a_run_with_the_preset(tmp_path):
     common = ["--train_data", tmp_path / "images", "--dataloader_num_workers", 0, "--preset", "small-data"]
     common += ["--image_size", 32, "--num_train_epochs", 8]
     model = ["--config_overrides", tiny_overrides(num_hidden_layers=2)]
-    process = run_here("run_pretraining.py", *common, *model, "--output_dir", tmp_path / "first")
+    tracked = ["--output_dir", tmp_path / "first", "--report_to", "tensorboard"]
+    process = run_here("run_pretraining.py", *common, *model, *tracked)
     assert process.returncode == 0, process.stderr
     # 12 images in batches of 4: 24 updates, and a checkpoint after every second one, of which 3 are kept.
     assert {path.name for path in (tmp_path / "first").glob("checkpoint-*")} == {
         *("checkpoint-20", "checkpoint-22", "checkpoint-24")
     }
+    # Trackers know what the run has fitted, and a longer run goes on with it.
+    run = json.loads((tmp_path / "first" / "arguments.json").read_text())
+    (board,) = (tmp_path / "first" / "vicmae").rglob("hparams.yml")
+    recorded = yaml.safe_load(board.read_text())
+    for name in ("warmup_epochs", "contrastive_start_epoch", "base_learning_rate", "num_steps", "learning_rate"):
+        assert recorded[name] == run[name] is not None
+    longer = [*common, *model, "--num_train_epochs", 12, "--gradient_accumulation_steps", 2]
+    process = run_here(
+        "run_pretraining.py", *longer, "--output_dir", tmp_path / "first", "--resume_from_checkpoint", "latest"
+    )
+    assert process.returncode == 0, process.stderr
+    assert "--preset small-data, as the run that goes on has them: per_device_train_batch_size 2, " in process.stderr
+    resumed = json.loads((tmp_path / "first" / "arguments.json").read_text())
+    assert (resumed["num_steps"], resumed["warmup_epochs"]) == (36, run["warmup_epochs"])
     weights = ["--model_name_or_path", tmp_path / "first", "--freeze_layers", 1]
     process = run_here("run_pretraining.py", *common, *weights, "--output_dir", tmp_path / "second")
     assert process.returncode == 0, process.stderr

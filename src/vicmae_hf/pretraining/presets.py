@@ -1,20 +1,22 @@
 """Settings of `vicmae pretrain` that follow from the data: Table 1's schedule, or one that fits little data."""
 
-import logging
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from accelerate.logging import get_logger
 from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.sources.sources import is_saved_dataset
+from ..files import read_json
 from ..settings import ArgumentsError, setting
+from ..training.checkpointing import STATE_FILE, list_checkpoints
 from .arguments import PretrainingArguments
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Shares of a run, as in Table 1: 40 and 200 of 800 epochs.
 WARMUP_SHARE, CONTRASTIVE_START_SHARE = 0.05, 0.25
@@ -97,15 +99,13 @@ def fit_to_data(arguments: PretrainingArguments, config: ViCMAEConfig, num_sampl
     """
     Fills in the settings that follow from the number of samples of an epoch, and says what they are. Warns of a
     schedule, and of a batch, that are too large for the samples.
+
+    Args:
+        num_processes: of the run; the main one speaks.
     """
     is_preset = isinstance(arguments, PresetArguments)
     if is_preset and arguments.preset == "small-data":
-        chosen = small_data_settings(arguments, num_samples, num_processes)
-        for name, value in chosen.items():
-            setattr(arguments, name, value)
-        chosen["segment_seconds"] = arguments.segment_seconds
-        shown = ", ".join(f"{name} {value:.5g}" for name, value in chosen.items() if value is not None)
-        logger.info("--preset small-data, for %s samples an epoch: %s.", f"{num_samples:,}", shown)
+        fill_in_preset(arguments, num_samples, num_processes)
     batch_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes
     if is_preset and arguments.preset is None and arguments.has_default_schedule and num_samples < FEW_SAMPLES:
         num_steps = max(num_samples // batch_size, 1)
@@ -126,6 +126,36 @@ def fit_to_data(arguments: PretrainingArguments, config: ViCMAEConfig, num_sampl
             batch_size,
             num_samples,
         )
+
+
+def fill_in_preset(arguments: PresetArguments, num_samples: int, num_processes: int) -> None:
+    """Fills in what the user did not give: values for so many samples, or those of the run that goes on."""
+    chosen, source = (
+        small_data_settings(arguments, num_samples, num_processes),
+        f"for {num_samples:,} samples an epoch",
+    )
+    if before := settings_of_resumed(arguments):
+        # A longer run would have a longer warmup and a later contrast, and be another run.
+        chosen |= {name: before[name] for name in chosen.keys() & before.keys()}
+        batches = arguments.gradient_accumulation_steps * num_processes
+        if "per_device_train_batch_size" in chosen and before["total_batch_size"] % batches == 0:
+            chosen["per_device_train_batch_size"] = before["total_batch_size"] // batches
+        source = "as the run that goes on has them"
+    for name, value in chosen.items():
+        setattr(arguments, name, value)
+    chosen["segment_seconds"] = arguments.segment_seconds
+    shown = ", ".join(f"{name} {value:.5g}" for name, value in chosen.items() if value is not None)
+    logger.info("--preset small-data, %s: %s.", source, shown)
+
+
+def settings_of_resumed(arguments: PretrainingArguments) -> dict[str, Any]:
+    """All settings of the run that is to go on from a checkpoint; none if there is no checkpoint."""
+    resumed, folder = arguments.resume_from_checkpoint, Path(arguments.output_dir)
+    if resumed is None or (resumed == "latest" and not list_checkpoints(folder)):
+        return {}
+    path = folder / "arguments.json" if resumed == "latest" else Path(resumed) / STATE_FILE
+    settings = read_json(path) if path.is_file() else {}
+    return settings.get("run_settings", settings)
 
 
 def small_data_settings(arguments: PresetArguments, num_samples: int, num_processes: int) -> dict[str, float]:
