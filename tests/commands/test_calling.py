@@ -1,8 +1,11 @@
 """The commands as functions: a whole project in one process, as in a notebook."""
 
+import io
 import json
+import logging
 import os
 import signal
+from contextlib import redirect_stderr
 from unittest import mock
 
 import pyarrow.parquet
@@ -13,6 +16,7 @@ from PIL import Image
 from tiny_models import tiny_overrides
 
 import vicmae_hf
+from vicmae_hf.commands.calling import speaking
 from vicmae_hf.errors import InputError
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.reporting import MetricsLog
@@ -32,8 +36,11 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(labelled, tmp_path_factory):
-    """Output folder and results of a pretraining."""
+    """Output folder and results of a pretraining; what a process computes with, before and after."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(3)
+    torch.set_float32_matmul_precision("medium")
     results = vicmae_hf.pretrain(
         labelled,
         output_dir=folder,
@@ -46,15 +53,37 @@ def pretrained(labelled, tmp_path_factory):
         dataloader_num_workers=0,
         mixed_precision="bf16",
     )
-    return folder, results
+    after = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    return folder, results, (3, "medium"), after
 
 
 def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def test_a_call_leaves_the_process_as_it_was(pretrained):
+    *_, before, after = pretrained
+    assert before == after
+
+
+def test_a_call_says_what_a_command_says():
+    logger = logging.getLogger("vicmae_hf")
+    with mock.patch.object(logging.getLogger(), "handlers", []), redirect_stderr(io.StringIO()) as stderr:
+        with speaking():
+            logging.getLogger("vicmae_hf.pretraining").info("settings")
+        logging.getLogger("vicmae_hf.pretraining").info("no call any more")
+        logger.setLevel(logging.WARNING)
+        with speaking():
+            logging.getLogger("vicmae_hf.pretraining").info("not wanted")
+        logger.setLevel(logging.NOTSET)
+    assert stderr.getvalue() == "INFO: settings\n"
+    assert logger.handlers == []
+
+
 def test_a_pretraining_returns_its_results_and_leaves_the_folder(pretrained, labelled):
-    folder, results = pretrained
+    folder, results, *_ = pretrained
     assert results == read_json(folder / "all_results.json")
     assert (results["num_steps"], results["num_train_files"]) == (12, 16)
     arguments = read_json(folder / "arguments.json")
@@ -64,7 +93,7 @@ def test_a_pretraining_returns_its_results_and_leaves_the_folder(pretrained, lab
 
 
 def test_what_a_script_says_in_one_line_is_raised(pretrained, labelled):
-    folder, _ = pretrained
+    folder = pretrained[0]
     with pytest.raises(ArgumentsError, match="unknown setting 'num_epochs'"):
         vicmae_hf.pretrain(labelled, output_dir="out", num_epochs=3)
     with pytest.raises(ArgumentsError, match="already holds a run"):
@@ -93,7 +122,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(pretrained, labelled, tmp_path)
 
 
 def test_a_whole_project_in_one_process(pretrained, labelled, tmp_path):
-    pretrained, _ = pretrained
+    pretrained = pretrained[0]
     trained = vicmae_hf.finetune(
         labelled,
         eval_data=labelled,

@@ -1,9 +1,12 @@
 """Runs a command with settings from the command line, or from keyword arguments in a program or notebook."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -37,13 +40,42 @@ def call(arguments_class: type[Arguments], run: Run, settings: dict[str, Any]) -
         # Accelerate keeps one state a process, and would refuse another precision than that of the call before.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    has_bars = is_progress_bar_enabled()
+    with speaking(), as_before():
+        try:
+            return run(arguments)
+        except RunStopped as stopped:
+            raise RunStopped(f'{stopped}. Go on with resume_from_checkpoint="latest".') from None
+        finally:
+            release_output_dir()
+
+
+@contextmanager
+def speaking() -> Iterator[None]:
+    """Shows what a command says, where the program has set up logging, or on stderr. A level that it set stays."""
+    logger, own = logging.getLogger("vicmae_hf"), logging.StreamHandler()
+    own.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    level = logger.level
+    if level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    if not logger.hasHandlers():
+        logger.addHandler(own)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(own)
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Gives back what a command sets for its whole process: threads, precision of products, progress bars."""
+    has_bars, num_threads = is_progress_bar_enabled(), torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
     disable_progress_bar()  # of Transformers, one for every file that it writes or reads
     try:
-        return run(arguments)
-    except RunStopped as stopped:
-        raise RunStopped(f'{stopped}. Go on with resume_from_checkpoint="latest".') from None
+        yield
     finally:
-        release_output_dir()
+        torch.set_num_threads(num_threads)
+        torch.set_float32_matmul_precision(precision)
         if has_bars:
             enable_progress_bar()
