@@ -11,7 +11,14 @@ from torch import nn
 
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.training import engines, reporting
-from vicmae_hf.training.engines import choose_precision_of_products, compile_layers, fitting_threads, set_threads
+from vicmae_hf.training.engines import (
+    choose_precision_of_products,
+    compile_layers,
+    fitting_threads,
+    read_cpu_quota,
+    set_threads,
+    usable_cores,
+)
 from vicmae_hf.training.loop import Stopwatch
 from vicmae_hf.training.reporting import MetricsLog, peak_flops
 
@@ -35,6 +42,7 @@ def threads_of(monkeypatch, num_threads=None, launcher=None, environment=(), lau
     parent = SimpleNamespace(environ=lambda: dict(launcher_environment))
     monkeypatch.setattr(engines.psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
     monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(engines, "read_cpu_quota", lambda folder: None)
     monkeypatch.setattr(engines.os, "environ", dict(environment))
     torch.set_num_threads(1)
     set_threads(SimpleNamespace(num_threads=num_threads, dataloader_num_workers=3), nn.Linear(2, 2))
@@ -53,6 +61,26 @@ def test_the_users_number_of_threads_counts_and_the_launchers_does_not(monkeypat
     assert threads_of(monkeypatch, launcher=flagged, environment=one) == 1
     assert threads_of(monkeypatch, launcher=launcher, environment=one | {"LOCAL_WORLD_SIZE": "4"}) == 1
     assert threads_of(monkeypatch, num_threads=3, environment=one) == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 2.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_a_container_limits_the_cores(files, quota, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert read_cpu_quota(tmp_path) == quota
+    monkeypatch.setattr(engines, "CGROUPS", tmp_path)
+    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert usable_cores() == {2.5: 2, 0.5: 1, None: 8}[quota]
 
 
 def test_products_in_float32_are_rounded_in_runs_in_float32_alone():

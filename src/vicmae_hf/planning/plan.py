@@ -9,6 +9,7 @@ from torch import nn
 
 from ..data.preparing.store_rows import PackingSettings
 from ..training.arguments import TrainingArguments
+from ..training.engines import usable_cores
 from ..training.optimization import Schedule
 from .costs import (
     CUDA_GIB,
@@ -20,7 +21,7 @@ from .costs import (
     count_parameters,
     state_bytes,
 )
-from .survey import Items, StoreTrial, Survey, batches_of, survey_items, try_store, usable_cores
+from .survey import Items, StoreTrial, Survey, batches_of, survey_items, try_store
 from .trial import Batch, Trial, activation_bytes, try_updates
 
 

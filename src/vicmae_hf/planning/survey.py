@@ -1,6 +1,5 @@
 """Reads some of the files of a training: how much there is, how fast it is read, what a frame store of it is like."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,10 +229,6 @@ def time_reads(source: Sequence[MediaItem], read: ReadSample, seed: int) -> floa
     for index in range(STORE_READS):
         read(source[index % len(source)], generator)
     return (time.perf_counter() - started) / STORE_READS
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def batches_of(samples: Sequence[dict[str, torch.Tensor]], size: int) -> Iterator[dict[str, torch.Tensor]]:

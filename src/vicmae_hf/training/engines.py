@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -219,13 +220,41 @@ def set_threads(arguments: TrainingArguments, model: nn.Module) -> None:
     if arguments.num_threads is None and are_threads_chosen():
         return
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_cores = usable_cores()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     fitting = fitting_threads(num_cores // local_processes, arguments.dataloader_num_workers, num_parameters)
     torch.set_num_threads(arguments.num_threads or fitting)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         chosen = "--num_threads" if arguments.num_threads else f"{num_cores} cores, --num_threads sets others"
         logger.info("A process computes with %d threads (%s).", torch.get_num_threads(), chosen)
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those that it may run on, or fewer by the quota of its container."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = read_cpu_quota(CGROUPS)
+    return num_cores if quota is None else min(num_cores, max(int(quota), 1))
+
+
+def read_cpu_quota(folder: Path) -> float | None:
+    """
+    Reads how many cores a container may keep busy (`docker run --cpus 2`, limits of Kubernetes); None without a limit.
+
+    Args:
+        folder: of control groups, in which a container finds its own. `cpu.max` is of version 2, "QUOTA PERIOD" in
+            microseconds or "max PERIOD"; version 1 has two files, and -1 for no limit.
+    """
+    version_1 = [folder / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+    for files in ([folder / "cpu.max"], version_1):
+        try:
+            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+        except (OSError, ValueError):  # there is no such file, or no limit
+            continue
+        return quota / period if quota > 0 < period else None
+    return None
 
 
 def fitting_threads(num_cores: int, num_workers: int, num_parameters: int) -> int:
