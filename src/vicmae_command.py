@@ -43,9 +43,9 @@ def main() -> None:
     """Runs `vicmae COMMAND ...`."""
     name, argv = (sys.argv[1:] or ["--help"])[0], sys.argv[2:]
     if name in ("-h", "--help", "help"):
-        print(overview())
+        show(overview())
     elif name == "--version":
-        print(version("vicmae-hf"))
+        show(version("vicmae-hf"))
     elif name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         fail(f"error: there is no `vicmae {name}`." + (f" Did you mean `vicmae {near[0]}`?" if near else ""))
@@ -63,9 +63,19 @@ def main() -> None:
 def run(name: str, argv: Sequence[str] | None = None) -> None:
     """Runs a command in this process, or shows its help. The scripts in examples/pytorch/ call it."""
     if is_help(sys.argv[1:] if argv is None else argv):
-        print((help_folder() / f"{name}.txt").read_text(encoding="utf-8"), end="")
+        show((help_folder() / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n"))
         sys.exit(0)
     importlib.import_module(COMMANDS[name][0]).main(argv)
+    show("", end="")  # what was printed and is not written yet
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Prints a text. Whoever reads it may stop before its end, as `vicmae --help | head` does."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        # Python would try to write the rest at its end, and complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_help(argv: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -51,6 +52,15 @@ def test_help_imports_nothing_that_takes_long(flags):
     assert process.stdout.startswith(f"usage: vicmae {flags[0] if len(flags) == 2 else 'COMMAND'} ")
     imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
     assert "argparse" not in HEAVY and imported & HEAVY == set()
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["pretrain", "--help"], ["--version"]])
+def test_whoever_reads_may_stop_before_the_end(flags):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run([*VICMAE, *flags], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_a_misspelt_command_gets_the_nearest_name():
