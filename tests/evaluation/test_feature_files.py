@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from launching import run_together
 from PIL import Image
 from safetensors import safe_open
 from tiny_models import shake, tiny_config
@@ -102,6 +103,20 @@ def test_each_second_has_a_row(model, media, tmp_path, monkeypatch):
         "features.parquet",
         "features.safetensors",
     ]
+
+
+def test_two_processes_write_the_rows_of_one(model, media, tmp_path):
+    extract(model, media, tmp_path / "one.parquet", every_seconds=0.3)
+    flags = ["--data", media, "--model_name_or_path", model, "--output", tmp_path / "two.parquet"]
+    flags += ["--every_seconds", 0.3, "--dataloader_num_workers", 0, "--per_device_eval_batch_size", 3]
+    process = run_together("export_features.py", *flags)
+    assert process.returncode == 0, process.stderr
+    one, two = (pyarrow.parquet.read_table(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    for column in ("file", "start", "end"):
+        assert one[column].equals(two[column])
+    assert len(one) == 18 + 2 + 1
+    first, second = (torch.tensor(np.stack(table["embedding"].to_numpy())) for table in (one, two))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)  # batches hold other rows
 
 
 def test_a_clip_of_a_step_spans_it(model, media, tmp_path):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from launching import run_here, undone
+from launching import run_here, run_together, undone
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_config, tiny_overrides
@@ -87,6 +87,17 @@ def test_a_plan_and_the_run_that_it_plans(media, tmp_path, capsys):
     assert planned["checkpoints"]["bytes_each"] <= sum(sizes) < planned["checkpoints"]["bytes_each"] + 60_000
     num_weights = sum(value.numel() for name, value in load_file(out / "model.safetensors").items())
     assert planned["compute"]["num_parameters"] <= num_weights
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_plans_for_both(media, tmp_path):
+    flags = ["--train_data", media, "--output_dir", tmp_path / "out", *FLAGS, "--plan"]
+    flags[flags.index("--per_device_train_batch_size") + 1] = 2
+    process = run_together("run_pretraining.py", *flags)
+    assert process.returncode == 0, process.stderr
+    # As many updates as with batches of 4 in one process.
+    assert process.stdout.count("10 updates") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_store_is_as_large_as_packing_makes_it(media, tmp_path):
