@@ -153,11 +153,17 @@ def test_12_bits_that_are_packed_into_bytes(tmp_path):
         assert (gray == RAMP // 16).all(), reader
 
 
-def test_float_numbers_that_are_none():
-    numbers = np.array([np.nan, -np.inf, 0.0, 0.5, 1.0, np.inf], dtype=np.float32)
-    assert scale_numbers(numbers, "type").tolist() == [0, 0, 0, 128, 255, 255]
-    assert scale_numbers(2 * numbers, "file").tolist() == [0, 0, 0, 128, 255, 255]
+def test_float_numbers_that_are_infinite_or_none(tmp_path):
+    numbers = np.array([-np.inf, 0.0, 0.5, 1.0, np.inf], dtype=np.float32)
+    assert scale_numbers(numbers, "type").tolist() == [0, 0, 128, 255, 255]
+    assert scale_numbers(2 * numbers, "file").tolist() == [0, 0, 128, 255, 255]
     assert scale_numbers(np.full((2, 2), 7, np.uint16), "file").tolist() == [[0, 0], [0, 0]]
+    numbers = np.full((4, 5), 0.5, np.float32)
+    numbers[1, 2] = np.nan
+    path = write(tmp_path / "nan.tif", numbers)
+    for image_range in ("type", "file", "0,1"):
+        with pytest.raises(ImageDecodingError, match=r"nan\.tif: 5\.00% of its pixels are no numbers \(NaN\)"):
+            read_image(path, ImageOptions(image_range=image_range))
 
 
 @pytest.mark.parametrize(

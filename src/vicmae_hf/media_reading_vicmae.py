@@ -8,7 +8,8 @@ The rule for images is the same one for training, evaluation and the processors:
   the image, so any other rule would show one model two pictures.)
 - Numbers of more bits (16 bits, 32 bits, floats) are scaled by a range, and what lies outside becomes black or white:
   "type" takes all that the type can hold: integers keep their upper eight bits, floats go from 0 to 1;
-  "file" goes from the smallest to the largest number of each picture; "LOW,HIGH" is fixed.
+  "file" goes from the smallest to the largest number of each picture; "LOW,HIGH" is fixed. A picture with pixels that
+  are no numbers (NaN) is refused.
 """
 
 # What only some need is imported by `importlib`, in functions: the Hub's loader of custom code wants all that
@@ -92,7 +93,7 @@ def to_rgb(image: Image.Image, image_range: str = "type") -> np.ndarray:
         image_range: for numbers of more than 8 bits: "type", "file" or "LOW,HIGH".
 
     Raises:
-        ValueError: if there is no such range, or the type's range holds none of the numbers.
+        ValueError: if there is no such range, the type's range holds none of the numbers, or a pixel is no number.
     """
     # First, because a copy knows its file no more.
     number_type, largest = find_number_type(image), find_pgm_maximum(image, image_range)
@@ -157,6 +158,11 @@ def scale_numbers(numbers: np.ndarray, image_range: str = "type", bits: int | No
     """
     limits = read_range(image_range)
     is_integer = np.issubdtype(numbers.dtype, np.integer)
+    if not is_integer and (missing := np.isnan(numbers).mean()):
+        raise ValueError(
+            f"{missing:.2%} of its pixels are no numbers (NaN). Put numbers in their places, for how bright they "
+            "should be."
+        )
     finite = numbers if is_integer else numbers[np.isfinite(numbers)]
     smallest, largest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if limits == "type":
@@ -167,7 +173,7 @@ def scale_numbers(numbers: np.ndarray, image_range: str = "type", bits: int | No
         limits = (0.0, 1.0)
     low, high = (smallest, largest) if limits == "file" else limits
     scaled = (numbers.astype(np.float64) - low) * (255 / (high - low if high > low else math.inf))
-    # Numbers that are none (NaN) become black.
+    # Infinity times 0, in a picture of one number, is none.
     return np.rint(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)).astype(np.uint8)
 
 

@@ -459,7 +459,7 @@ def test_lists_folders_and_splits_that_are_not_there(tmp_path, clips):
         prepare_dataset("moments", tmp_path, tmp_path / "out", "test")
 
 
-def test_a_list(tmp_path, clips):
+def test_a_list(tmp_path, clips, caplog):
     media = tmp_path / "media"
     for number, name in enumerate(["a b/1.mp4", "2.mp4", "3.mp4", "other.mp4"]):
         write(media / name, clips[number, "mp4"])
@@ -479,6 +479,11 @@ def test_a_list(tmp_path, clips):
     (tmp_path / "paths.txt").write_text("2.mp4\n3.mp4\n")
     prepare_dataset("list", media, tmp_path / "paths", annotations=tmp_path / "paths.txt")
     assert rows(tmp_path / "paths") == [("2.mp4", -1), ("3.mp4", -1)]
+    (tmp_path / "kinds.csv").write_text("path,kind\n2.mp4,a\n3.mp4,b\n")
+    prepare_dataset("list", media, tmp_path / "kinds", annotations=tmp_path / "kinds.csv")
+    assert (
+        "has no column label or labels or class or class_name, but path, kind; so no item gets a label" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

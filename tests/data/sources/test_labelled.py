@@ -78,6 +78,42 @@ def test_parquet_files_in_folders_are_a_table(tmp_path):
     assert open_labelled(tmp_path).labels.tolist() == [1, 0]
 
 
+def write_rows(path, labels, dtype):
+    clips = [{"path": f"{index}.mp4", "bytes": b"not opened here"} for index in range(len(labels))]
+    features = datasets.Features({"clip": datasets.Video(decode=False), "label": datasets.Value(dtype)})
+    datasets.Dataset.from_dict({"clip": clips, "label": labels}, features).to_parquet(path)
+    return path
+
+
+def test_labels_that_are_floats_or_truth_values(tmp_path, caplog):
+    source = open_labelled(write_rows(tmp_path / "a.parquet", [1.0, 0.0, 2.0], "float64"))
+    assert (source.labels.tolist(), source.class_names) == ([1, 0, 2], ["0", "1", "2"])
+    assert open_source(write_rows(tmp_path / "b.parquet", [1.0, None], "float32")).labels.tolist() == [1, -1]
+    source = open_labelled(write_rows(tmp_path / "c.parquet", [True, False, True], "bool"))
+    assert (source.labels.tolist(), source.class_names) == ([1, 0, 1], ["False", "True"])
+    # Measurements: whoever needs no labels reads the table.
+    path = write_rows(tmp_path / "d.parquet", [0.25, 3.0], "float64")
+    assert open_source(path).labels is None
+    assert "column 'label': expected class names, or class indices, as labels; got the number 0.25" in caplog.text
+    with pytest.raises(InputError, match="has no labels"):
+        open_labelled(path)
+    with pytest.raises(InputError, match=r"column 'label': .* got the number 0\.25"):
+        open_labelled(path, settings=SourceSettings(label_column="label"))
+
+
+def test_parquet_files_that_are_empty_or_cut(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "0.parquet", [], "int64")
+    with pytest.raises(InputError, match=r"data: expected Parquet with rows, got none"):
+        open_source(tmp_path / "data")
+    write_rows(tmp_path / "data" / "1.parquet", [1, 0], "int64")
+    assert open_labelled(tmp_path / "data").labels.tolist() == [1, 0]
+    whole = (tmp_path / "data" / "1.parquet").read_bytes()
+    (tmp_path / "data" / "2.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"2\.parquet: cannot be read as Parquet; it may be written in part only"):
+        open_source(tmp_path / "data")
+
+
 def write_table(folder, labels, names):
     features = {"clip": datasets.Video(decode=False), "label": datasets.ClassLabel(names=names)}
     clips = [{"path": f"{index}.mp4", "bytes": b"not opened here"} for index in range(len(labels))]
@@ -226,7 +262,7 @@ def test_a_table_with_several_columns_of_labels_asks_for_one(tmp_path):
     assert labels("mood") == ([1, 0], ["glad", "sad"])
     with pytest.raises(InputError, match=r"has no column 'age' \(--label_column\), but clip, coarse, fine"):
         labels("age")
-    with pytest.raises(InputError, match=r"indices in column 'length' \(--label_column\), got Value"):
+    with pytest.raises(InputError, match=r"column 'length': expected class names, .* got the number 1.5"):
         labels("length")
 
 

@@ -311,6 +311,7 @@ SEVERAL = {
     "commas alone": 'b.mp4,3\n"my clips/a, 1.mp4",0,1\nd.png,2,3,0\n',
     "tabs": "b.mp4\t3\nmy clips/a, 1.mp4\t0\t1\nd.png\t2\t3\t0\n",
     "quoted": 'path,label\nb.mp4,3\n"my clips/a, 1.mp4","0,1"\nd.png,"2; 3; 0"\n',
+    "bars beside commas": 'path,label\nb.mp4,3\n"my clips/a, 1.mp4","0,1"\nd.png,2|3|0\n',
     "as pandas writes": 'path,label\nb.mp4,[3]\n"my clips/a, 1.mp4","[0, 1]"\nd.png,"[2, 3, 0]"\n',
     "JSON lines": '{"path": "b.mp4", "label": [3]}\n{"path": "my clips/a, 1.mp4", "label": [0, 1]}\n'
     '{"path": "d.png", "label": [2, 3, 0]}\n',

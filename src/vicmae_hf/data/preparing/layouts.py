@@ -9,6 +9,7 @@ laboratories with different losses of files would train and test on different da
 import csv
 import difflib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,8 @@ from ..sources.sources import (
 )
 from ..sources.tables import as_source_error, load_hub_dataset
 
+
+logger = logging.getLogger(__name__)
 
 OFFICIAL_CLASS_NAMES = Path(__file__).parent / "class_names"
 # Names of a split in folders, in lists and in a list's own column.
@@ -370,6 +373,8 @@ def label_rows(path: Path, columns: Columns, num_rows: int) -> tuple[list[int], 
     """Reads the class index of each row of a list, `NO_LABEL` for none, and the names of classes that have some."""
     values = take_column(path, columns, LABEL_NAMES)
     if values is None:
+        found = ", ".join(column for column in columns if column != LINE)
+        logger.warning("%s: has no column %s, but %s; so no item gets a label.", path, " or ".join(LABEL_NAMES), found)
         return [NO_LABEL] * num_rows, None
     labels, class_names = read_label_values(path, columns[LINE], values)
     if labels.ndim == 2:

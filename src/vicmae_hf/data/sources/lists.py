@@ -41,7 +41,7 @@ MEDIA_NAME = re.compile(
     "|".join(rf"{re.escape(extension)}\b" for extension in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS), re.IGNORECASE
 )
 INDEX = re.compile(r"\d+")
-SEVERAL_INDICES = re.compile(r"-?\d+([\s,;]+-?\d+)+")  # a negative one is refused
+SEVERAL_INDICES = re.compile(r"-?\d+([\s,;|]+-?\d+)+")  # a negative one is refused
 
 Columns = dict[str, list[Any]]
 
@@ -390,14 +390,15 @@ def read_label_values(path: Path, numbers: Sequence[int], labels: list[Any]) -> 
     """
     Turns the labels of a list into class indices `(N,)` and class names (see `index_labels`), or, if a row has
     several, into targets `(N, C)` (see `index_label_lists`). Several are a list of JSON lines or Parquet, indices with
-    spaces, commas or semicolons between them, or a list as Python and pandas write it. Any other text names one class.
+    spaces, commas, semicolons or | between them, or a list as Python and pandas write it. Any other text names one
+    class.
     """
     check_flat(path, numbers, labels)
     texts = ["" if label is None else str(label).strip() for label in labels]
     if not any(isinstance(label, list) for label in labels):
         filled = [text for text in texts if text and text != "-1"]
         if any(map(SEVERAL_INDICES.fullmatch, filled)) and all(map(is_indices, filled)):
-            labels = [None if text in ("", "-1") else re.split(r"[\s,;]+", text) for text in texts]
+            labels = [None if text in ("", "-1") else re.split(r"[\s,;|]+", text) for text in texts]
         elif filled and all(text.startswith("[") and text.endswith("]") for text in filled):
             try:
                 lists = [ast.literal_eval(text) if text else None for text in texts]

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 from huggingface_hub import HfApi, constants
 
 from ...errors import InputError
@@ -65,9 +66,19 @@ def open_saved_dataset(name: str, path: Path, settings: SourceSettings) -> Media
 
 
 def open_parquet(name: str, files: list[str], settings: SourceSettings) -> MediaSource | FrameStoreSource:
+    # Without the files that have no rows: `datasets` takes the size of its batches from one.
+    files = [file for file in files if count_rows(file)]
+    if not files:
+        raise DataSourceError(f"{name}: expected Parquet with rows, got none.")
     with as_source_error(name, "the Parquet files could not be read"):
         dataset = datasets.Dataset.from_parquet(files)
     return source_of(name, dataset, settings)
+
+
+def count_rows(file: str) -> int:
+    """Reads the number of rows at the end of a Parquet file. Raises a DataSourceError if it has no such end."""
+    with as_source_error(file, "cannot be read as Parquet; it may be written in part only"):
+        return pyarrow.parquet.read_metadata(file).num_rows
 
 
 def open_hub_dataset(name: str, settings: SourceSettings) -> MediaSource | FrameStoreSource:
@@ -123,9 +134,10 @@ def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple
     """
     Reads class indices `(N,)`, -1 for none, and class names, of a column or of the one that `find_label_column` finds.
     A column of lists gives targets `(N, C)` (see `index_label_lists`). The names are None where the column has plain
-    numbers. None, None without a column.
+    numbers. None, None without a column; a warning says so of one that was found and has fractions.
     """
-    if column is None:
+    is_found = column is None
+    if is_found:
         column = find_label_column(table.features)
     elif column not in table.features:
         raise InputError(f"{name}: has no column {column!r} (--label_column), but {', '.join(table.column_names)}.")
@@ -137,13 +149,19 @@ def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple
     values = table.with_format("arrow").select_columns([column])[:].column(column)
     if isinstance(feature, datasets.ClassLabel):
         return values.fill_null(-1).to_numpy().astype(np.int64), list(feature.names)
-    if not is_label(entry):
+    if not is_label(feature):
         raise InputError(
             f"{name}: expected class names or indices in column {column!r} (--label_column), got {feature}."
         )
     where = f"{name}, column {column!r}"
     if entry is feature:
-        return index_labels(where, values.to_pylist())
+        try:
+            return index_labels(where, values.to_pylist())
+        except InputError as error:
+            if not (is_found and feature.dtype.startswith("float")):
+                raise
+            logger.warning("%s (%s) So it counts as a column of something else, and not of labels.", error, feature)
+            return None, None
     from .label_lists import index_label_lists  # imported here, because few items have several labels
 
     return index_label_lists(where, values.to_pylist(), getattr(entry, "names", None))
@@ -155,10 +173,15 @@ def entry_of(feature: Any) -> Any:
 
 
 def is_label(feature: Any) -> bool:
-    """Whether a column may be one of class names or indices."""
-    if isinstance(feature, datasets.ClassLabel):
+    """
+    Whether a column may be one of class names or indices, or of lists of them. Indices may be floats, as pandas writes
+    them where some are missing, and truth values are names.
+    """
+    entry = entry_of(feature)
+    if isinstance(entry, datasets.ClassLabel):
         return True
-    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
+    kinds = ("int", "uint", "string", "large_string") + (("float", "bool") if entry is feature else ())
+    return isinstance(entry, datasets.Value) and entry.dtype.startswith(kinds)
 
 
 def find_label_column(features: datasets.Features) -> str | None:
@@ -173,7 +196,7 @@ def find_label_column(features: datasets.Features) -> str | None:
     if len(columns) == 1:
         return columns[0]
     named = [column for column in LABEL_COLUMNS if column in (columns or features)]
-    return next((column for column in named if columns or is_label(entry_of(features[column]))), None)
+    return next((column for column in named if columns or is_label(features[column])), None)
 
 
 def index_labels(where: str, values: Sequence[str | int | float | None]) -> tuple[np.ndarray, list[str] | None]:
