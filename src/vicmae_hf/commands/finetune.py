@@ -6,8 +6,8 @@ Examples:
 
     vicmae finetune labelled/train --eval_data labelled/eval --task video --model_name_or_path outputs/mine \
         -o outputs/classifier
-    vicmae finetune examples/pytorch/configs/finetune_in1k_vit_base.yaml IMAGENET/train --eval_data IMAGENET/val \
-        --model_name_or_path outputs/mine -o outputs/imagenet
+    vicmae finetune my_settings.yaml labelled/train --eval_data labelled/eval --model_name_or_path outputs/mine \
+        -o outputs/classifier
 
 Settings come from the file and from flags, flags win. docs/finetuning.md explains.
 """

@@ -5,7 +5,7 @@ here and on named GPUs, and whether a frame store is worth it.
 Examples:
 
     vicmae plan my_videos --preset small-data
-    vicmae plan examples/pytorch/configs/pretrain_vit_base.yaml my_videos --num_processes 8 --output plan.json
+    vicmae plan my_settings.yaml my_videos --num_processes 8 --output plan.json
 
 It takes the settings of `vicmae pretrain`. docs/planning.md says how each figure is found.
 """

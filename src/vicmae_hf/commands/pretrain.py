@@ -4,7 +4,7 @@ Pretrains ViC-MAE on folders of videos and images, lists, Parquet files or datas
 Examples:
 
     vicmae pretrain my_videos -o outputs/mine --preset small-data
-    vicmae pretrain examples/pytorch/configs/pretrain_vit_base.yaml my_videos -o outputs/vit_base
+    vicmae pretrain my_settings.yaml my_videos -o outputs/mine --seed 1
 
 Settings come from the file and from flags, flags win. docs/pretraining.md explains.
 """
