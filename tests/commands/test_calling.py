@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_models import tiny_overrides
 
 import vicmae_hf
-from vicmae_hf.commands.calling import speaking
+from vicmae_hf.commands.calling import as_before, speaking
 from vicmae_hf.errors import InputError
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.reporting import MetricsLog
@@ -66,6 +66,16 @@ def read_json(path):
 def test_a_call_leaves_the_process_as_it_was(pretrained):
     *_, before, after = pretrained
     assert before == after
+
+
+def test_precision_that_was_set_for_one_backend_comes_back():
+    precision = torch.get_float32_matmul_precision()
+    with as_before():
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        with as_before():
+            torch.set_float32_matmul_precision("highest")
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.get_float32_matmul_precision() == precision
 
 
 def test_a_call_says_what_a_command_says():

@@ -17,9 +17,11 @@ from video_files import numbered_frames, write_video
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.commands.plan import PlanArguments, run
+from vicmae_hf.data.media.reading import DamagedPlaceError
+from vicmae_hf.data.sources.sources import open_source
 from vicmae_hf.planning.costs import checkpoint_steps, classification_flops, pretraining_flops
 from vicmae_hf.planning.report import readable_time, report
-from vicmae_hf.planning.survey import upper_bound
+from vicmae_hf.planning.survey import Items, survey_items, upper_bound
 from vicmae_hf.planning.trial import activation_bytes
 from vicmae_hf.pretraining.presets import freeze_layers
 from vicmae_hf.settings import ArgumentsError
@@ -55,6 +57,19 @@ def test_the_share_that_is_compatible_with_a_sample():
     at_most = sum(math.comb(30, count) * bound**count * (1 - bound) ** (30 - count) for count in range(3))
     assert at_most == pytest.approx(0.05)
     assert upper_bound(5, 5) == 1
+
+
+def test_a_video_that_is_damaged_in_places_is_readable(media):
+    calls = []
+
+    def read(item, generator):
+        calls.append(item.name)
+        if len(calls) == 1:
+            raise DamagedPlaceError(f"cannot decode {item.name}")
+        return {}
+
+    survey = survey_items(Items([open_source(media / "4.mp4")], read, 1), "pyav", 60.0, seed=0)
+    assert (survey.failures, survey.num_videos, len(calls)) == ([], 1, 2)
 
 
 def test_a_plan_and_the_run_that_it_plans(media, tmp_path, capsys):

@@ -70,12 +70,20 @@ def speaking() -> Iterator[None]:
 def as_before() -> Iterator[None]:
     """Gives back what a command sets for its whole process: threads, precision of products, progress bars."""
     has_bars, num_threads = is_progress_bar_enabled(), torch.get_num_threads()
-    precision = torch.get_float32_matmul_precision()
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    precisions = [backend.fp32_precision for backend in backends]
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch has no single word for it after `fp32_precision` was set
+        precision = None
     disable_progress_bar()  # of Transformers, one for every file that it writes or reads
     try:
         yield
     finally:
         torch.set_num_threads(num_threads)
-        torch.set_float32_matmul_precision(precision)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        for backend, value in zip(backends, precisions, strict=True):
+            backend.fp32_precision = value
         if has_bars:
             enable_progress_bar()

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
-from ..data.media.bad_files import BadFilesError
+from ..data.media.bad_files import BadFilesError, read_elsewhere
 from ..data.media.reading import EncodedItem, MediaItem, call_within
 from ..data.preparing.store_rows import PackingInput, PackingSettings, pack_item
 from ..data.sources.frame_store import FrameStoreSource, StoredItem
@@ -132,7 +133,7 @@ def survey_items(items: Items, video_backend: str, seconds_per_file: float, seed
         try:
             duration, num_frames = measure_item(item, video_backend, seconds_per_file)
             before = time.perf_counter()
-            sample = items.read(item, generator)
+            sample = read_elsewhere(item.name, partial(items.read, item, generator))
         except MediaDecodingError as error:
             result.failures.append({"path": item.name, "error": str(error)})
             continue

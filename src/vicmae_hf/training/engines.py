@@ -226,7 +226,7 @@ def set_threads(arguments: TrainingArguments, model: nn.Module) -> None:
     torch.set_num_threads(arguments.num_threads or fitting)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         chosen = "--num_threads" if arguments.num_threads else f"{num_cores} cores, --num_threads sets others"
-        logger.info("A process computes with %d threads (%s).", torch.get_num_threads(), chosen)
+        logger.info("Threads of a process: %d (%s).", torch.get_num_threads(), chosen)
 
 
 CGROUPS = Path("/sys/fs/cgroup")
