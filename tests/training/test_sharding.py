@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from launching import Forked, run_together
+from launching import EXAMPLES, Forked, run, run_together
+from local_hub import run_local_hub
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import tiny_overrides
+from tiny_models import tiny_config, tiny_overrides
 
 from vicmae_hf import ViCMAEForPreTraining
+from vicmae_hf.training.engines import prepare_sharding
 
 
 # What `accelerate launch` sets for a configuration with FSDP2; the last two are its defaults.
@@ -60,9 +64,10 @@ def cut(folder, copy):
 
 @pytest.mark.slow
 def test_fsdp2_trains_saves_and_resumes_as_without_it(data, tmp_path):
-    def pretrain(folder, *others, is_divided):
+    def pretrain(folder, *others, is_divided, num_processes=2):
         environment = FSDP2 if is_divided else {}
-        process = run_together("run_pretraining.py", *flags(data, folder, *others), **environment)
+        settings = flags(data, folder, *others)
+        process = run_together("run_pretraining.py", *settings, num_processes=num_processes, **environment)
         assert process.returncode == 0, process.stderr
         # Its warning is a sign that FSDP2 was really there.
         assert ("FSDPViCMAEForPreTraining" in process.stderr) == is_divided
@@ -94,6 +99,64 @@ def test_fsdp2_trains_saves_and_resumes_as_without_it(data, tmp_path):
     without = cut(divided, tmp_path / "without")
     pretrain(without, *resume, is_divided=False)
     np.testing.assert_allclose(losses(without), losses(plain), rtol=1e-3)
+    # Nor does it matter how many processes there are.
+    alone, whole_batch = cut(divided, tmp_path / "alone"), ("--per_device_train_batch_size", 4)
+    pretrain(alone, *resume, *whole_batch, is_divided=True, num_processes=1)
+    np.testing.assert_allclose(losses(alone), losses(plain), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_configuration_file_trains_in_bf16_as_without_fsdp2_and_pushes_one_model(data, tmp_path, monkeypatch):
+    plain, divided = tmp_path / "plain", tmp_path / "divided"
+    length = ("--max_train_steps", 4)
+    # Of the file's settings one does not suit this machine.
+    configuration = EXAMPLES / "pytorch" / "accelerate_configs" / "fsdp2.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(configuration), "--num_processes", "2"]
+    with run_local_hub() as hub, monkeypatch.context() as patch:
+        for name, value in hub.environment().items():
+            patch.setenv(name, value)
+        settings = flags(data, divided, *length, "--push_to_hub", "--hub_model_id", "someone/divided")
+        process = run("run_pretraining.py", *settings, launcher=launcher)
+        assert process.returncode == 0, process.stderr
+        pushed = hub.repositories["someone/divided"]
+    assert "FSDPViCMAEForPreTraining" in process.stderr
+    settings = json.loads((divided / "arguments.json").read_text())
+    assert (settings["num_processes"], settings["mixed_precision"]) == (2, "bf16")
+    process = run_together("run_pretraining.py", *flags(data, plain, *length, "--mixed_precision", "bf16"))
+    assert process.returncode == 0, process.stderr
+    # In float32 they differ by 4e-3. What is rounded to 8 bits is the same in both.
+    np.testing.assert_allclose(losses(divided), losses(plain), rtol=1e-4)
+    assert [name for name in pushed if name.endswith(".safetensors")] == ["model.safetensors"]
+    (tmp_path / "pushed").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        assert pushed[name] == (divided / name).read_bytes()
+        (tmp_path / "pushed" / name).write_bytes(pushed[name])
+    weights = ViCMAEForPreTraining.from_pretrained(tmp_path / "pushed").state_dict()
+    for name, expected in load_file(plain / "model.safetensors").items():
+        torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_divided_too(data, tmp_path):
+    # Without stochastic depth, whose layers would be programs of their own.
+    settings = ("--config_overrides", tiny_overrides(), "--max_train_steps", 4)
+    for name, others in {"plain": (), "compiled": ("--torch_compile",)}.items():
+        settings_of_run = flags(data, tmp_path / name, *settings, *others)
+        process = run_together("run_pretraining.py", *settings_of_run, **FSDP2)
+        assert process.returncode == 0, process.stderr
+        assert "FSDPViCMAEForPreTraining" in process.stderr
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-3)
+
+
+def test_a_divided_model_computes_under_autocast():
+    """Accelerate leaves that out with FSDP2: a run in bf16 would be one in float32."""
+    model = ViCMAEForPreTraining(tiny_config()).eval()
+    pixels, noise = torch.rand(2, 2, 3, 16, 16), torch.rand(2, 2, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(pixels, noise).loss.item()
+    assert expected != model(pixels, noise).loss.item()
+    prepare_sharding(SimpleNamespace(is_fsdp2=True, autocast=partial(torch.autocast, "cpu", torch.bfloat16)), model)
+    assert model(pixels, noise).loss.item() == expected
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ..reports.encoder_pictures import write_encoder_pictures
 from ..reports.model_card import write_pretraining_card
 from ..reports.plots import plot_losses, plot_reconstructions
 from ..reports.reconstructions import reconstruct_views
-from ..training.engines import check_shardable
+from ..training.engines import prepare_sharding
 from ..training.reporting import RESULTS_FILE, peak_memory_mib, read_metrics, read_results
 from ..training.run_folder import RunFolder
 from .arguments import PretrainingArguments
@@ -77,7 +77,7 @@ def run_pretraining(
                 num_workers=arguments.dataloader_num_workers,
             )
         )
-    check_shardable(accelerator, model)
+    prepare_sharding(accelerator, model)
     num_pairs = arguments.per_device_train_batch_size
     num_frozen = sum(not any(p.requires_grad for p in layer.parameters()) for layer in model.vicmae.layers)
     flops_per_pair = update_flops(model.config, num_pairs, num_frozen) / num_pairs

@@ -10,6 +10,7 @@ import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, is_torch_xla_available, load
+from accelerate.utils.operations import convert_outputs_to_fp32
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -115,13 +116,19 @@ def set_up_sharding(accelerator: Accelerator) -> None:
         state.fsdp_plugin.cpu_ram_efficient_loading = False
 
 
-def check_shardable(accelerator: Accelerator, model: nn.Module) -> None:
-    """Raises an ArgumentsError if FSDP2 cannot divide a parameter of a model."""
-    if accelerator.is_fsdp2 and any(parameter.ndim == 0 for parameter in model.parameters()):
+def prepare_sharding(accelerator: Accelerator, model: nn.Module) -> None:
+    """
+    Lets a model that FSDP2 is about to divide compute under autocast, as Accelerate lets other models. Raises an
+    ArgumentsError if FSDP2 cannot divide a parameter of it.
+    """
+    if not accelerator.is_fsdp2:
+        return
+    if any(parameter.ndim == 0 for parameter in model.parameters()):
         raise ArgumentsError(
             "accelerate's configuration chooses FSDP, which cannot divide a single number: learnable_temperature=true."
             ' Say --config_overrides "learnable_temperature=false", or train without FSDP.'
         )
+    model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
 
 
 def gather_model(accelerator: Accelerator, model: PreTrainedModel) -> PreTrainedModel | None:
