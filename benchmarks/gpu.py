@@ -6,18 +6,25 @@ Needs torch and Transformers, and this repository's `src` on PYTHONPATH or insta
 `gpu_checks.py`; then whole updates (bytes to the device, normalisation, forward, backward, AdamW) in bf16 on synthetic
 batches, made by the training loop itself. Model FLOPs utilisation (MFU) is `update_flops` over time, over the dense
 bf16 peak of the device. Peers take turns in the same run. Exit status 1 if a check fails.
+
+    python benchmarks/gpu.py --store FRAME_STORE
+
+adds a table of updates end to end, loader included: it needs datasets and simplejpeg, too, and is all that is measured
+where there is no GPU. `examples/pytorch/pack_frames.py` makes a store.
 """
 
 import argparse
 import gc
+import itertools
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from bare import stand_in_for_readers
@@ -36,6 +43,8 @@ from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
 # Dense bf16, from NVIDIA's data sheets, by the beginning of the device's name.
 PEAK_FLOPS = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989.4e12, "NVIDIA H200": 989.4e12, "NVIDIA A100": 312e12}
 COLUMNS = ("model", "mode", "pairs", "ms", "spread", "pairs/s", "MFU", "GiB", "attention")
+STORE_COLUMNS = ("from the store", "mode", "pairs", "workers", "pairs/s", "MFU", "waiting")
+NEEDED_BY_STORES = {"datasets", "simplejpeg"}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,6 +57,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=480, help="no row begins later")
     parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--store", help="a frame store: updates end to end, too")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="that load from --store")
     parser.add_argument("--output", type=Path, help="folder for the rows as JSON, and for the kernels of each row")
     return parser.parse_args()
 
@@ -79,7 +90,7 @@ def time_steps(step: Callable[[], None], num_steps: int) -> list[float]:
         step()
         event.record()
     torch.cuda.synchronize()
-    return [before.elapsed_time(after) for before, after in pairwise(events)]
+    return [before.elapsed_time(after) for before, after in itertools.pairwise(events)]
 
 
 def list_kernels(step: Callable[[], None]) -> list[tuple[str, float]]:
@@ -128,11 +139,16 @@ def peer_step(
     return step
 
 
+def start_anew() -> None:
+    """Leaves the memory of the row before; every row compiles for its own shapes."""
+    gc.collect()
+    torch.compiler.reset()
+    torch.cuda.empty_cache()  # (nothing, without a GPU)
+
+
 def measure(build: Callable[[], Callable[[], None]], num_steps: int) -> tuple[dict[str, float], list]:
     """Measures one row: milliseconds, spread, GiB, share of attention; and the kernels of an update."""
-    gc.collect()
-    torch.compiler.reset()  # every row compiles for its own shapes
-    torch.cuda.empty_cache()
+    start_anew()
     torch.cuda.reset_peak_memory_stats()
     step = build()
     times = time_steps(step, num_steps)
@@ -173,17 +189,13 @@ def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Ca
                 yield f"{size}, {name}", mode, batch_size, partial(build, row_config, batch_size), flops
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    started = time.monotonic()
-    if not torch.cuda.is_available():
-        sys.exit("error: no CUDA device is available; this benchmark measures one")
-    name = torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}; placeholders for: {', '.join(MISSING) or 'nothing'}")
-    is_right = run_checks() if arguments.checks else True
-    print(f"checks: {time.monotonic() - started:.0f} s\n")
-    rows, peak = [], peak_flops(name)
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+def print_header(columns: Sequence[str]) -> None:
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+
+
+def measure_steps(arguments: argparse.Namespace, started: float, peak: float | None) -> Iterator[dict[str, Any]]:
+    """Prints the table of updates on synthetic batches; yields its rows."""
+    print_header(COLUMNS)
     for model, mode, batch_size, build, flops in list_rows(arguments):
         if time.monotonic() - started > arguments.seconds:
             print(f"(no time left for {model}, {mode}, {batch_size})")
@@ -203,13 +215,63 @@ def main() -> None:
             f"{mfu:.1%} | {figures['GiB']:.1f} | {figures['attention']:.1%} |",
             flush=True,
         )
-        rows.append({"model": model, "mode": mode, "pairs": batch_size, **figures, "MFU": mfu})
         if arguments.output:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            (arguments.output / "rows.json").write_text(json.dumps({"device": name, "rows": rows}, indent=1))
             with (arguments.output / "kernels.txt").open("a") as file:
                 lines = [f"{time:9.3f} ms  {kernel[:160]}" for kernel, time in kernels[:30]]
                 file.write(f"\n{model}, {mode}, {batch_size}\n" + "\n".join(lines) + "\n")
+        yield {"model": model, "mode": mode, "pairs": batch_size, **figures, "MFU": mfu}
+
+
+def measure_store(arguments: argparse.Namespace, started: float, peak: float | None) -> Iterator[dict[str, Any]]:
+    """Prints the table of updates from the store; yields its rows."""
+    from store_steps import measure_from_store  # here: it reads data, which needs more than a GPU
+
+    print()
+    print_header(STORE_COLUMNS)
+    modes = {"eager": False, "compiled": True} if DEVICE.type == "cuda" else {"eager": False}
+    for batch_size, size, mode in itertools.product(arguments.batches, arguments.sizes, modes):
+        if time.monotonic() - started > arguments.seconds:
+            print(f"(no time left for {size}, {mode}, {batch_size})")
+            continue
+        config = CONFIGS[size]()
+        start_anew()
+        try:
+            figures = measure_from_store(
+                arguments.store, config, batch_size, modes[mode], arguments.steps, arguments.num_workers
+            )
+        except torch.OutOfMemoryError:
+            print(f"| {size} | {mode} | {batch_size} | out of memory |", flush=True)
+            continue
+        flops_per_pair = update_flops(config, batch_size) / batch_size
+        mfu = flops_per_pair * figures["pairs/s"] / peak if peak else float("nan")
+        print(
+            f"| {size} | {mode} | {batch_size} | {arguments.num_workers} | {figures['pairs/s']:.1f} | {mfu:.1%} | "
+            f"{figures['waiting']:.1%} |",
+            flush=True,
+        )
+        row = {"store": arguments.store, "model": size, "mode": mode, "pairs": batch_size}
+        yield {**row, "workers": arguments.num_workers, **figures, "MFU": mfu}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    started = time.monotonic()
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and not arguments.store:
+        sys.exit("error: no CUDA device is available; this benchmark measures one (without one, only --store)")
+    if arguments.store and (missing := NEEDED_BY_STORES.intersection(MISSING)):
+        sys.exit(f"error: --store needs {' and '.join(sorted(missing))}: pip install {' '.join(sorted(missing))}")
+    name = torch.cuda.get_device_name() if has_gpu else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}, torch {torch.__version__}; placeholders for: {', '.join(MISSING) or 'nothing'}")
+    is_right = run_checks() if has_gpu and arguments.checks else True
+    print(f"checks: {time.monotonic() - started:.0f} s\n")
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    rows, tables = [], [measure_steps] * has_gpu + [measure_store] * bool(arguments.store)
+    for row in itertools.chain.from_iterable(table(arguments, started, peak_flops(name)) for table in tables):
+        rows.append(row)
+        if arguments.output:  # after every row, in case it is the last
+            (arguments.output / "rows.json").write_text(json.dumps({"device": name, "rows": rows}, indent=1))
     print(f"\n{time.monotonic() - started:.0f} s")
     sys.exit(0 if is_right else 1)
 

@@ -1,6 +1,7 @@
 """Every benchmark runs, at its smallest size, and prints its tables; what it measures there means nothing."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from vicmae_hf.data import load_frame_pairs
 
 
 # Parts of gpu.py and step.py.
-HELPERS_OF_BENCHMARKS = ["bare.py", "gpu_checks.py", "peers.py"]
+HELPERS_OF_BENCHMARKS = ["bare.py", "gpu_checks.py", "peers.py", "store_steps.py"]
 needs_no_ffcv = pytest.mark.skipif(importlib.util.find_spec("ffcv") is not None, reason="ffcv is installed")
 
 
@@ -131,6 +132,16 @@ def test_step():
 def test_without_a_gpu_its_benchmark_says_so():
     process = Forked(BENCHMARKS / "gpu.py").finish()
     assert process.returncode == 1 and "no CUDA device" in process.stderr
+
+
+def test_without_a_gpu_updates_from_a_store_are_measured(tmp_path):
+    store_memory.write_store(tmp_path / "store", 8)
+    flags = ["--sizes", "small", "--batches", 2, "--steps", 2, "--num_workers", 0, "--output", tmp_path / "rows"]
+    (table,) = run_benchmark("gpu.py", "--store", tmp_path / "store", *flags).values()
+    (row,) = table[1:]
+    assert row[:4] == ["small", "eager", "2", "0"] and float(row[4]) > 0
+    (kept,) = json.loads((tmp_path / "rows" / "rows.json").read_text())["rows"]
+    assert f"{kept['pairs/s']:.1f}" == row[4] and 0 < kept["waiting"] < 1
 
 
 def test_no_benchmark_is_left_out():
