@@ -35,7 +35,7 @@ FLOORS = [
     ["training", "reports"],
     ["evaluation"],
     ["pretraining", "classification"],
-    ["planning"],
+    ["planning", "demo"],
     ["commands"],
     ["commands/help", "__init__"],
 ]

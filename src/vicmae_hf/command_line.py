@@ -68,6 +68,7 @@ GROUPS = {
     "crop_scale": "frames",
     "train_augmentation": "frames",
     "rand_augment_magnitude": "frames",
+    "folder": "page",
     "num_seeds": "probe",
     "probe_data": "probe during training",
     "video_backend": "reading files",
