@@ -220,11 +220,13 @@ PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:8\n#EXTINF:8,\n{}\n#EXT-X-ENDLIST\n"
 def test_what_cannot_be_read_is_one_line_without_the_place_of_uploads(
     name, content, message, checkpoints, files, tmp_path
 ):
+    folder = tmp_path / ("long" * 50)  # of messages, the end is cut off
+    folder.mkdir()
     if content == "playlist":  # of somebody's video on this machine
         content = PLAYLIST.format(files / "video.mp4").encode()
-    (tmp_path / name).write_bytes(content)
+    (folder / name).write_bytes(content)
     with pytest.raises(MediaDecodingError) as caught:
-        read(tmp_path / name, checkpoints["encoder"])
+        read(folder / name, checkpoints["encoder"])
     assert str(caught.value).startswith(message)
     assert str(tmp_path) not in str(caught.value) and "\n" not in str(caught.value)
 

@@ -1,6 +1,7 @@
 """Reads a file that a visitor uploaded, within limits, and computes what the page shows of it."""
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,8 +115,9 @@ def read_upload(path: str, checkpoint: Checkpoint, loader: MediaLoader, max_seco
                 note = f"It lasts {duration:.1f} s, and its first {max_seconds:g} s are read. "
         frames = loader.read_frames(item, choose)
     except MediaDecodingError as error:
-        # The folder of uploads is nothing to tell a visitor.
-        raise MediaDecodingError(str(error).replace(path, name)) from error
+        # Where uploads lie is nothing to tell a visitor. FFmpeg's messages end with the path, or a part of it.
+        message = re.sub(r""": ['"].*$""", "", str(error).replace(path, name))
+        raise MediaDecodingError(message) from error
     if len(frames) > 1:
         note += f"Shown are {len(frames)} frames from {times[0]:.1f} to {times[-1]:.1f} s."
     return Upload(OneFile(item), WholeView(checkpoint.encoder.config.image_height_and_width)(frames), note)

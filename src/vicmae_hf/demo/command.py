@@ -79,8 +79,9 @@ def run(arguments: DemoArguments) -> dict[str, Any]:
     # Closing by `kill` goes the way of Ctrl-C, so that no uploads stay behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="vicmae-demo-") as uploads:
-        # Gradio reads these when it is imported.
+        # Gradio reads the first two when it is imported. It opens its own page once, which a proxy could not.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
         from .page import Page, serve
 
         page = Page(accelerator, checkpoint, folder, loader, arguments.max_video_seconds)

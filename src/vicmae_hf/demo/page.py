@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -42,11 +43,11 @@ NEIGHBOURS = (
     "colours: look for the same things in other colours or places."
 )
 NO_RECONSTRUCTION = (
-    "This checkpoint has no decoder, so it reconstructs nothing. Checkpoints of `vicmae pretrain` have one."
+    "This checkpoint has no decoder, so it reconstructs nothing. Checkpoints of <code>vicmae pretrain</code> have one."
 )
-NO_NEIGHBOURS = "No folder was given: start the page with `--folder DIR` to look for neighbours there."
-CLASSES = "The likeliest, by the view that `vicmae evaluate` takes by default: the whole file once."
-NO_CLASSES = "This checkpoint is no classifier, so it names no classes. `vicmae finetune` makes one."
+NO_NEIGHBOURS = "No folder was given: start the page with <code>--folder DIR</code> to look for neighbours there."
+CLASSES = "The likeliest, by the view that <code>vicmae evaluate</code> takes by default: the whole file once."
+NO_CLASSES = "This checkpoint is no classifier, so it names no classes. <code>vicmae finetune</code> makes one."
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Page:
     max_video_seconds: float
 
     def sections(self) -> list[Section]:
-        """Lists the parts of the page in their order. The reconstruction comes first (see `build`)."""
+        """Lists the parts of the page. The reconstruction comes first (see `build`), and last what cannot be."""
         checkpoint = self.checkpoint
         reconstruction = Section("reconstruction", "Reconstruction", NO_RECONSTRUCTION)
         neighbours = Section("neighbours", "Nearest neighbours", NO_NEIGHBOURS)
@@ -83,14 +84,15 @@ class Page:
             neighbours = replace(neighbours, text=self.describe_folder(), compute=self.neighbours)
         if checkpoint.classifier is not None:
             classes = replace(classes, text=CLASSES, compute=self.classes)
-        return [reconstruction, Section("colours", "Features", COLOURS, self.colours), neighbours, classes]
+        colours = Section("colours", "Features", COLOURS, self.colours)
+        return sorted([reconstruction, classes, colours, neighbours], key=lambda section: section.compute is None)
 
     def describe_folder(self) -> str:
         folder = self.folder
         text = f"The nearest of {len(folder.indices)} files of {escape(folder.source.name)}. {NEIGHBOURS}"
         if folder.failures:
             first = escape(one_line(folder.failures[0]["error"]))
-            text += f" {len(folder.failures)} files could not be read, the first: {first}."
+            text += f" {len(folder.failures)} of {len(folder.names)} files could not be read, the first: {first}."
         return text
 
     def answer(self, path: str | None, mask_ratio: float, computed: Sequence[Callable[..., Any]]) -> list[Any]:
@@ -172,7 +174,7 @@ def build(page: Page) -> gradio.Blocks:
     """Lays the page out."""
     title = f"ViC-MAE: {page.checkpoint.name}"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT)) as blocks:
-        gradio.Markdown(f"# ViC-MAE\n{describe(page.checkpoint)}")
+        gradio.HTML(f"<h1>ViC-MAE</h1><p class='text'>{describe(page.checkpoint)}</p>")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
                 upload = gradio.File(label="Image or video", height=140, elem_id="upload")
@@ -182,7 +184,7 @@ def build(page: Page) -> gradio.Blocks:
             with gradio.Column(scale=3, min_width=320):
                 computed, outputs = [], []
                 for section in page.sections():
-                    gradio.Markdown(f"## {section.title}\n{section.text}")
+                    gradio.HTML(f"<h2>{section.title}</h2><p class='text'>{section.text}</p>")
                     if section.compute is not None:
                         computed.append(section.compute)
                         outputs.append(output_of(section))
@@ -245,9 +247,11 @@ def serve(page: Page, host: str, port: int, max_upload_mib: float) -> None:
     )
     print(f"The page is open at {address} until Ctrl-C.", flush=True)
     try:
-        blocks.block_thread()
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("The page is closed.")
     finally:
-        blocks.close()
+        blocks.close(verbose=False)
 
 
 async def refuse_address(address: str, cache_dir: str) -> NoReturn:
