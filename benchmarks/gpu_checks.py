@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.errors import NonFiniteError
 from vicmae_hf.pretraining.objective import Objective
-from vicmae_hf.training.engines import compile_layers
+from vicmae_hf.training.devices.hardware import compile_layers
 from vicmae_hf.training.loop import Updates
 from vicmae_hf.training.optimization import Schedule, parameter_groups
 

@@ -28,7 +28,7 @@ MODEL_FILES = [
 FLOORS = [
     ["errors", "files", "settings", "command_line"],
     [*MODEL_FILES, "processors", "convert_checkpoint"],
-    ["data/media", "data/loading"],
+    ["data/media", "data/loading", "training/devices"],
     ["data/sources"],
     ["data/samples", "data"],
     ["data/preparing"],

@@ -10,8 +10,9 @@ from tiny_models import tiny_config
 from torch import nn
 
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification
-from vicmae_hf.training import engines, reporting
-from vicmae_hf.training.engines import (
+from vicmae_hf.training import reporting
+from vicmae_hf.training.devices import hardware
+from vicmae_hf.training.devices.hardware import (
     choose_precision_of_products,
     compile_layers,
     fitting_threads,
@@ -38,14 +39,14 @@ def threads():
 
 
 def threads_of(monkeypatch, num_threads=None, launcher=None, environment=(), launcher_environment=()):
-    monkeypatch.setattr(engines, "launching_command", lambda script: launcher)
+    monkeypatch.setattr(hardware, "launching_command", lambda script: launcher)
     parent = SimpleNamespace(environ=lambda: dict(launcher_environment))
-    monkeypatch.setattr(engines.psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
-    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(engines, "read_cpu_quota", lambda folder: None)
-    monkeypatch.setattr(engines.os, "environ", dict(environment))
+    monkeypatch.setattr(hardware.psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(hardware, "read_cpu_quota", lambda folder: None)
+    monkeypatch.setattr(hardware.os, "environ", dict(environment))
     torch.set_num_threads(1)
-    set_threads(SimpleNamespace(num_threads=num_threads, dataloader_num_workers=3), nn.Linear(2, 2))
+    set_threads(num_threads, 3, nn.Linear(2, 2))
     return torch.get_num_threads()
 
 
@@ -78,8 +79,8 @@ def test_the_quota_of_a_container_limits_the_cores(files, quota, tmp_path, monke
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert read_cpu_quota(tmp_path) == quota
-    monkeypatch.setattr(engines, "CGROUPS", tmp_path)
-    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert usable_cores() == {2.5: 2, 0.5: 1, None: 8}[quota]
 
 

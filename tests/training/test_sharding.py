@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_config, tiny_overrides
 
 from vicmae_hf import ViCMAEForPreTraining
-from vicmae_hf.training.engines import prepare_sharding
+from vicmae_hf.training.devices.sharding import prepare_sharding
 
 
 # What `accelerate launch` sets for a configuration with FSDP2; the last two are its defaults.

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..data.preparing.store_rows import PackingSettings
 from ..training.arguments import TrainingArguments
-from ..training.engines import usable_cores
+from ..training.devices.hardware import usable_cores
 from ..training.optimization import Schedule
 from .costs import (
     CUDA_GIB,

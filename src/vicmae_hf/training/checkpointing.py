@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ..errors import NonFiniteError
 from ..files import read_json, write_json
-from .engines import gather_model, gather_optimizer, load_optimizer, load_weights
+from .devices.sharding import gather_model, gather_optimizer, load_optimizer, load_weights
 from .resuming import CheckpointError, check_same_run, describe_changes, reading
 
 

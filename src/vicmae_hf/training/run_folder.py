@@ -16,7 +16,7 @@ from ..errors import InputError, NonFiniteError
 from ..files import write_json, writing
 from .arguments import TrainingArguments
 from .checkpointing import CheckpointPart, Checkpoints, save_finite, sync_to_disk
-from .engines import gather_model
+from .devices.sharding import gather_model
 from .optimization import Schedule
 from .reporting import RESULTS_FILE, MetricsLog, finish_trackers, read_metrics, settings_of_run, start_trackers
 from .resuming import CheckpointError, check_same_in_all_processes, fingerprint

@@ -40,14 +40,9 @@ from ..modeling_vicmae import ViCMAEForPreTraining
 from ..settings import ArgumentsError
 from .arguments import TrainingArguments
 from .checkpointing import list_checkpoints
-from .engines import (
-    check_engine,
-    check_sharding,
-    choose_precision_of_products,
-    compile_layers,
-    set_threads,
-    set_up_sharding,
-)
+from .devices.hardware import choose_precision_of_products, compile_layers, set_threads
+from .devices.sharding import set_up_sharding
+from .engines import check_engine, check_sharding
 from .reporting import RESULTS_FILE, finish_trackers, track_pictures
 from .resuming import CheckpointError
 from .stopping import STOPPED_EXIT_STATUS, RunStopped
@@ -371,7 +366,7 @@ def build_model(
     if arguments.torch_compile:
         compile_layers(model)
     if not torch.cuda.is_available():
-        set_threads(arguments, model)
+        set_threads(arguments.num_threads, arguments.dataloader_num_workers, model)
     return model
 
 
