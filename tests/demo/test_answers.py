@@ -210,7 +210,7 @@ PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:8\n#EXTINF:8,\n{}\n#EXT-X-ENDLIST\n"
     [
         ("notes.txt", b"text", "notes.txt: expected an image or a video"),
         ("notes", b"text", "notes: expected an image or a video"),
-        ("notes.mp4", b"text", "cannot decode notes.mp4: pyav: "),
+        ("notes.mp4", b"text", "cannot decode notes.mp4: pyav: Invalid data"),
         ("notes.jpg", b"text", "notes.jpg: in no image format of JPEG"),
         ("empty.png", b"", "empty.png: in no image format of JPEG"),
         ("program.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "program.png: in no image format of"),

@@ -116,7 +116,7 @@ def read_upload(path: str, checkpoint: Checkpoint, loader: MediaLoader, max_seco
         frames = loader.read_frames(item, choose)
     except MediaDecodingError as error:
         # Where uploads lie is nothing to tell a visitor. FFmpeg's messages end with the path, or a part of it.
-        message = re.sub(r""": ['"].*$""", "", str(error).replace(path, name))
+        message = re.sub(r"""\[Errno -?\d+\] |: ['"].*$""", "", str(error).replace(path, name))
         raise MediaDecodingError(message) from error
     if len(frames) > 1:
         note += f"Shown are {len(frames)} frames from {times[0]:.1f} to {times[-1]:.1f} s."

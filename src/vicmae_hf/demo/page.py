@@ -27,11 +27,12 @@ from .neighbours import EncodedFolder, Neighbour, find_neighbours
 MIB = 2**20
 NUM_CLASSES = 5  # that are shown
 SECONDS_KEPT = 3600  # that an upload stays on the disk
+SMALL = 128  # pixels, below which they are shown as squares, as those of patches are
 MAX_WAITING = 20  # visitors who wait for an answer
 STYLE = Path(__file__).with_name("page.css")
 
 RECONSTRUCTION = (
-    "Most patches are hidden, and the model paints them from the visible ones. Of a video: the frame in the middle."
+    "Patches are hidden, and the decoder paints them from the visible ones. Of a video: the frame in the middle."
 )
 COLOURS = (
     "The first three principal components of the features of patches as red, green and blue, one square for each "
@@ -46,20 +47,21 @@ NO_RECONSTRUCTION = (
     "This checkpoint has no decoder, so it reconstructs nothing. Checkpoints of <code>vicmae pretrain</code> have one."
 )
 NO_NEIGHBOURS = "No folder was given: start the page with <code>--folder DIR</code> to look for neighbours there."
-CLASSES = "The likeliest, by the view that <code>vicmae evaluate</code> takes by default: the whole file once."
+CLASSES = "The likeliest, as <code>vicmae evaluate</code> finds them by a single view of the file."
 NO_CLASSES = "This checkpoint is no classifier, so it names no classes. <code>vicmae finetune</code> makes one."
 
 
 @dataclass(frozen=True)
 class Section:
     """
-    A part of the page: what it says, and what it computes of an upload and the mask ratio; None where that cannot be.
+    A part of the page: what it says, and the function that makes HTML of an upload and the mask ratio; None where
+    there is nothing to compute.
     """
 
     name: str
     title: str
     text: str
-    compute: Callable[[Upload, float], Any] | None = None
+    compute: Callable[[Upload, float], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ class Page:
             text += f" {len(folder.failures)} of {len(folder.names)} files could not be read, the first: {first}."
         return text
 
-    def answer(self, path: str | None, mask_ratio: float, computed: Sequence[Callable[..., Any]]) -> list[Any]:
+    def answer(
+        self, path: str | None, mask_ratio: float, computed: Sequence[Callable[[Upload, float], str]]
+    ) -> list[str | None]:
         """
         Returns a line about the file, and after it what each of `computed` makes of the upload and the mask ratio. If
         the file cannot be read, the line says why, and None stands for all others.
@@ -111,14 +115,17 @@ class Page:
 
     def reconstruction(self, upload: Upload, mask_ratio: float) -> str:
         columns, text = reconstruct(self.checkpoint, upload, mask_ratio)
-        titles = {"first view": "frame", "visible": f"visible: {1 - mask_ratio:.0%}"}
+        titles = {
+            "first view": "image" if len(upload.frames) == 1 else "middle frame",
+            "visible": f"visible: {1 - mask_ratio:.0%}",
+        }
         figures = [figure(to_bytes(image), titles.get(title, title)) for title, image in columns.items()]
         return pictures(figures) + f"<p class='text'>{escape(text)}</p>"
 
     def colours(self, upload: Upload, mask_ratio: float) -> str:
         trained, untrained = colour_features(self.checkpoint, upload)
         frames = upload.frames.permute(0, 2, 3, 1)
-        shown = {"frame" if len(frames) == 1 else "video": frames}
+        shown = {"image" if len(frames) == 1 else "video": frames}
         shown |= {"trained": (255 * trained).round().byte(), "random weights": (255 * untrained).round().byte()}
         return pictures([figure(images, title) for title, images in shown.items()])
 
@@ -127,8 +134,14 @@ class Page:
         rows = zip(("nearest, trained", "nearest, random weights"), found, strict=True)
         return "".join(f"<h4>{title}</h4>" + pictures(map(neighbour_figure, row)) for title, row in rows)
 
-    def classes(self, upload: Upload, mask_ratio: float) -> dict[str, float]:
-        return classify(self.accelerator, self.checkpoint, upload, self.loader)
+    def classes(self, upload: Upload, mask_ratio: float) -> str:
+        probabilities = classify(self.accelerator, self.checkpoint, upload, self.loader)
+        likeliest = sorted(probabilities.items(), key=lambda item: -item[1])[:NUM_CLASSES]
+        rows = (
+            f"<dt>{escape(name)}</dt><dd><div style='width: {probability:.1%}'></div>{probability:.1%}</dd>"
+            for name, probability in likeliest
+        )
+        return f"<dl class='classes'>{''.join(rows)}</dl>"
 
 
 def to_bytes(image: torch.Tensor) -> torch.Tensor:
@@ -145,19 +158,23 @@ def neighbour_figure(neighbour: Neighbour) -> str:
 
 def figure(frames: torch.Tensor, caption: str) -> str:
     """Makes a picture, or a film, of frames `(T, h, w, 3)`, uint8, under a caption. It is part of the page itself."""
-    images = [Image.fromarray(frame.numpy()) for frame in frames]
+    first, *others = [Image.fromarray(frame.numpy()) for frame in frames]
+    is_small = first.width < SMALL
+    # A large film without any loss would be megabytes.
+    options = {"lossless": is_small or not others, "quality": 85, "duration": round(1000 / FILM_FRAMES_PER_SECOND)}
     file = io.BytesIO()
-    duration = round(1000 / FILM_FRAMES_PER_SECOND)
-    images[0].save(file, "WEBP", lossless=True, save_all=True, append_images=images[1:], duration=duration, loop=0)
+    first.save(file, "WEBP", save_all=True, append_images=others, loop=0, **options)
     data = base64.b64encode(file.getvalue()).decode()
     caption = escape(caption)
     return (
-        f"<figure><figcaption>{caption}</figcaption><img alt='{caption}' src='data:image/webp;base64,{data}'></figure>"
+        f"<figure><figcaption>{caption}</figcaption><img alt='{caption}' class='{'small' if is_small else 'large'}' "
+        f"src='data:image/webp;base64,{data}'></figure>"
     )
 
 
 def pictures(figures: Iterable[str]) -> str:
-    return f"<div class='pictures'>{''.join(figures)}</div>"
+    figures = list(figures)
+    return f"<div class='pictures of-{len(figures)}'>{''.join(figures)}</div>"
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -187,7 +204,7 @@ def build(page: Page) -> gradio.Blocks:
                     gradio.HTML(f"<h2>{section.title}</h2><p class='text'>{section.text}</p>")
                     if section.compute is not None:
                         computed.append(section.compute)
-                        outputs.append(output_of(section))
+                        outputs.append(gradio.HTML(elem_id=section.name))
 
         def show(path: str | None, mask_ratio: float) -> list[Any]:
             return page.answer(path, mask_ratio, computed)
@@ -214,12 +231,6 @@ def mask_slider(checkpoint: Checkpoint) -> gradio.Slider:
         visible=checkpoint.reconstructor is not None,
         elem_id="ratio",
     )
-
-
-def output_of(section: Section) -> gradio.Label | gradio.HTML:
-    if section.name == "classes":
-        return gradio.Label(num_top_classes=NUM_CLASSES, show_label=False, elem_id=section.name)
-    return gradio.HTML(elem_id=section.name)
 
 
 def serve(page: Page, host: str, port: int, max_upload_mib: float) -> None:
