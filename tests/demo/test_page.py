@@ -59,6 +59,7 @@ def watched(tmp_path_factory):
         "TMPDIR": str(folder / "temporary"),
         "http_proxy": proxy,
         "HTTP_PROXY": proxy,
+        "HF_HUB_OFFLINE": "0",  # which other tests set
         "GRADIO_SHARE": "True",
         "GRADIO_ANALYTICS_ENABLED": "True",
         "GRADIO_SERVER_NAME": "127.0.0.1",
