@@ -241,7 +241,7 @@ def serve(page: Page, host: str, port: int, max_upload_mib: float) -> None:
     blocks = build(page)
     # What is not given here Gradio takes from environment variables.
     _, address, _ = blocks.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,  # IPv6, as in addresses of pages
         server_port=port,
         share=False,
         max_file_size=round(max_upload_mib * MIB),
