@@ -70,13 +70,12 @@ def choose(page, path: Path) -> None:
     page.wait_for_selector("#upload a[download]")
 
 
-def wait_for_other(page, selector: str, act: Callable[[], None], attribute: str = "innerHTML") -> str:
-    """Acts, waits until the first element that a selector finds is another or has another content, and returns it."""
-    content = f"document.querySelector({selector!r})?.{attribute}"
+def wait_for_other(page, selector: str, act: Callable[[], None]) -> None:
+    """Acts, and waits until the first element that a selector finds has another content."""
+    content = f"document.querySelector({selector!r})?.innerHTML"
     before = page.evaluate(content)
     act()
     page.wait_for_function(f"before => {content} && {content} !== before", arg=before, timeout=60_000)
-    return page.evaluate(content)
 
 
 def show(page, path: Path) -> str:

@@ -235,7 +235,6 @@ def mask_slider(checkpoint: Checkpoint) -> gradio.Slider:
 
 def serve(page: Page, host: str, port: int, max_upload_mib: float) -> None:
     """Opens the page until Ctrl-C."""
-
     # Gradio fetches a file that a request gives by its address.
     processing_utils.async_ssrf_protected_download = refuse_address
     blocks = build(page)
