@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from launching import ON_CPU, script_path
+from launching import ON_CPU, run_together, script_path
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_overrides
@@ -38,7 +38,7 @@ def run_on_two_nodes(*flags):
 
 @pytest.mark.slow
 def test_two_nodes_pretrain_and_resume(tmp_path):
-    data, whole, resumed = tmp_path / "data", tmp_path / "whole", tmp_path / "resumed"
+    data, whole = tmp_path / "data", tmp_path / "whole"
     data.mkdir()
     for index in range(16):
         pixels = np.random.default_rng(index).integers(0, 255, (6, 6, 3), dtype=np.uint8)
@@ -51,13 +51,28 @@ def test_two_nodes_pretrain_and_resume(tmp_path):
     ]
     run_on_two_nodes(*flags, "--output_dir", whole)
     assert json.loads((whole / "arguments.json").read_text())["num_processes"] == 2
-    # As if both had been killed after the fourth update.
-    shutil.copytree(whole, resumed)
-    for name in ("checkpoint-6", "checkpoint-8"):
-        shutil.rmtree(resumed / name)
-    (resumed / "all_results.json").unlink()
-    printed = run_on_two_nodes(*flags, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
+
+    def cut(name):
+        """As if both had been killed after the fourth update."""
+        folder = tmp_path / name
+        shutil.copytree(whole, folder)
+        for checkpoint in ("checkpoint-6", "checkpoint-8"):
+            shutil.rmtree(folder / checkpoint)
+        (folder / "all_results.json").unlink()
+        return [*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+
+    printed = run_on_two_nodes(*cut("resumed"))
     assert "Going on from step 4" in printed
-    expected, found = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert expected.keys() == found.keys()
     assert all((expected[name] == found[name]).all() for name in expected)
+    # On one node: only with the batch of both.
+    settings = cut("alone")
+    process = run_together("run_pretraining.py", *settings, num_processes=1)
+    assert process.returncode == 1
+    assert "total_batch_size was 4, is 2; the total batch is num_processes x" in process.stderr.splitlines()[-1]
+    settings += ["--per_device_train_batch_size", 4]
+    process = run_together("run_pretraining.py", *settings, num_processes=1)
+    assert process.returncode == 0, process.stderr
+    assert "The batch of 4 is divided otherwise now: 1 (was 2) processes" in process.stderr
+    assert json.loads((tmp_path / "alone" / "all_results.json").read_text())["num_steps"] == 8
