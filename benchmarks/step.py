@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=CONFIGS, default=["small", "base"])
     parser.add_argument("--pairs", type=int, default=128 if ON_GPU else 8)
     parser.add_argument("--mask_ratio", type=float, default=0.75)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="of a CPU; default: PyTorch's")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True, help="compiled ones, too")
     return parser.parse_args()
