@@ -6,8 +6,7 @@ Examples:
     vicmae convert mae_pretrain_vit_base.pth -o models/mae
     vicmae convert vicmae_pretrain_vit_base.pth --image_size 256 -o models/vicmae
 
-Every tensor must be known (see the key tables of this module), or the conversion stops: nothing is left at random
-values. docs/checkpoints.md explains.
+Every tensor must be known, or the conversion stops: nothing is left at random values. docs/checkpoints.md explains.
 """
 
 import argparse
@@ -29,6 +28,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, ViTMAEConfig
+from transformers.utils.logging import disable_progress_bar
 
 from ..command_line import one_line, parse_arguments, parse_config_overrides
 from ..configuration_vicmae import ViCMAEConfig
@@ -685,6 +685,7 @@ def run(arguments: ConversionArguments) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
+    disable_progress_bar()  # of Transformers, one for every file that it writes
     try:
         run(parse_arguments(ConversionArguments, argv))
     except (ValueError, OSError, StrictDataclassError) as error:
