@@ -91,6 +91,21 @@ def test_too_large_a_schedule_and_batch_get_a_warning(caplog):
     assert caplog.records == []
 
 
+def test_a_run_that_goes_on_from_a_named_checkpoint_keeps_its_values(tmp_path):
+    checkpoint = tmp_path / "checkpoint-7"
+    goes_on = ["--resume_from_checkpoint", checkpoint, "--num_train_epochs", 900]
+    fresh = fitted(40, "--num_train_epochs", 900)
+    assert fitted(40, *goes_on).warmup_epochs == fresh.warmup_epochs == 45  # no checkpoint is there
+    before = {"warmup_epochs": 3.0, "contrastive_start_epoch": 9.0, "total_batch_size": 8, "num_train_epochs": 60}
+    checkpoint.mkdir()
+    (checkpoint / "training_state.json").write_text(json.dumps({"step": 7, "run_settings": before}))
+    arguments = fitted(40, *goes_on, num_processes=2)
+    assert (arguments.warmup_epochs, arguments.contrastive_start_epoch) == (3, 9)
+    assert (arguments.per_device_train_batch_size, arguments.num_train_epochs) == (4, 900)
+    # What is given stays, and is compared with the checkpoint's later.
+    assert fitted(40, *goes_on, "--warmup_epochs", 5).warmup_epochs == 5
+
+
 def test_the_first_process_speaks_for_all(process, caplog):
     with caplog.at_level(logging.INFO):
         fitted(40, num_processes=2)
