@@ -24,6 +24,7 @@ from vicmae_hf.training.session import (
     check_trackers,
     create_repository,
     run_script,
+    start_session,
     upload,
 )
 
@@ -38,6 +39,12 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package():
         check_trackers(["tensorboard", "wandb"])
     with pytest.raises(ArgumentsError, match=r"--report_to foo: expected one of .*tensorboard"):
         check_trackers(["foo"])
+
+
+def test_private_without_an_upload_is_refused(tmp_path):
+    with pytest.raises(ArgumentsError, match="--private is about the repository of --push_to_hub"):
+        start_session(arguments(output_dir=str(tmp_path / "out"), private=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("given", "launched", "taken"), [(1, 4, 4), (4, 4, 4), (1, 1, 1)])

@@ -179,6 +179,8 @@ def start_session(arguments: TrainingArguments, can_shard: bool = False) -> Acce
     check_engine(arguments.mixed_precision, can_shard)
     check_sharding(arguments)
     check_trackers(arguments.report_to)
+    if arguments.private and not arguments.push_to_hub:
+        raise ArgumentsError("--private is about the repository of --push_to_hub: give both, or neither.")
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         mixed_precision=arguments.mixed_precision,
