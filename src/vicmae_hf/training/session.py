@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -92,6 +93,8 @@ def run_script(main: Callable[[], None]) -> None:
     logging.getLogger("vicmae_hf").setLevel(logging.INFO)  # what this package says, and not all that others do
     # Transformers would show a bar for every file that it writes or reads.
     disable_progress_bar()
+    # Of the default number of loading processes, where that is more than the cores: it is no fault of the user's.
+    warnings.filterwarnings("ignore", "This DataLoader will create")
     try:
         main()
     except (CheckpointError, NonFiniteError) as error:

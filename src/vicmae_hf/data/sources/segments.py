@@ -118,7 +118,7 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) 
         bounds = np.linspace(start, start + duration, count + 1).round(3).tolist()
         places += [place] * count
         times += [None] if count == 1 else list(pairwise(bounds))
-    logger.warning("%s: %d files are %d segments of about %g s.", source.name, len(source), len(places), seconds)
+    logger.info("%s: %d files are %d segments of about %g s.", source.name, len(source), len(places), seconds)
     return SegmentedSource(source, np.array(places, dtype=np.int64), times)
 
 
