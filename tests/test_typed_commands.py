@@ -5,6 +5,7 @@ reason. What is checked here is that commands run, not what they print.
 
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ NOT_RUN = {
     r"(pip|\.venv/bin/pip) install": "changes the environment; test_packaging.py installs the wheel",
     r"python3 -m venv|source |git clone": "makes the environment that the tests run in",
     r"make ": "makes the environment, and runs for minutes; its commands are those of the guides",
+    r"vicmae demo": "serves a page until it is stopped; tests/demo drives it",
     r"jupyter ": "opens a browser; test_notebooks.py runs the notebook",
     r"hf upload|table\.to_iterable_dataset": "needs 64 videos, or publishes; test_hub.py has a stand-in of the Hub",
     r"python .*--root ILSVRC/imagenet-1k": "downloads from the Hub; test_layouts.py reads such a table",
@@ -27,11 +29,14 @@ NOT_RUN = {
     r"python examples/pytorch/run_pretraining.py --streaming --train_data s3://": "needs an account, as above",
     r"rm -f OUTPUT|srun|status=|if \[|sbatch|squeue|scontrol": "needs Slurm",
     r"accelerate launch --config_file .*(eight_gpus|four_nodes)": "needs GPUs; test_accelerate_configs.py reads it",
+    r"python .*demo_images.yaml --label_fraction 0.05": "needs 20 images of each class; tests/examples/study runs it",
     r"python examples/study/": "runs for hours; tests/examples/study runs it small",
 }
 
 
 def reason_not_to_run(typed: Typed) -> str | None:
+    if "onnx" in typed.text and find_spec("onnxruntime") is None:
+        return "the extra `onnx` is not installed"
     return next((reason for beginning, reason in NOT_RUN.items() if re.match(beginning, typed.text)), None)
 
 

@@ -66,8 +66,15 @@ TINY = {
     "pack": {"num_proc": 1},
     "prepare": {"num_proc": 1},
 }
-# What a page leaves to its reader.
-PLACEHOLDERS = {"SMALL_CHECKPOINT": "facebook/vit-mae-base", "YOU/NAME": "someone/model"}
+# What a page leaves to its reader, and updates in Python.
+REPLACED = {
+    "SMALL_CHECKPOINT": "facebook/vit-mae-base",
+    "YOU/NAME": "someone/model",
+    "for update in range(100)": "for update in range(2)",
+    "max_steps=40": "max_steps=2",
+    "max_steps=20": "max_steps=2",
+    "torch.randn(4, 16, 3, 224, 224)": "torch.randn(4, 16, 3, 32, 32)",
+}
 TINY_DEMO = "--appearance_videos 3 2 --motion_videos 3 2 --images 2 1"
 # Programs of the shell, which run as they are.
 SHELL = ("awk", "cat", "cd", "cp", "cut", "find", "head", "ls", "mkdir", "rm", "sed", "sort", "tail", "wc")
@@ -132,8 +139,8 @@ class Desk:
             LookupError: if nothing here knows how to run it.
         """
         text = typed.text
-        for placeholder, name in PLACEHOLDERS.items():
-            text = text.replace(placeholder, name)
+        for before, after in REPLACED.items():
+            text = text.replace(before, after)
         with contextlib.chdir(self.folder), tiny_functions():
             return self.run_python(text) if typed.language == "python" else self.run_line(text)
 
@@ -240,7 +247,7 @@ def write_media(folder: Path) -> None:
     for place in ("my_videos", "my_recordings", "weizmann", "labelled/train/a", "labelled/train/b", "labelled/eval/a"):
         (folder / place).mkdir(parents=True)
         for number in range(3):
-            frames = numbered_frames(60, height=48, width=64, seed=number)
+            frames = numbered_frames(80, height=48, width=64, seed=number)
             write_video(folder / place / f"{number}.mp4", frames, fps=20)
     shutil.copytree(folder / "labelled" / "eval" / "a", folder / "labelled" / "eval" / "b")
     for name in ("video.mp4", "clip.mp4"):
@@ -264,7 +271,10 @@ def write_checkpoints(folder: Path) -> None:
     model.save_pretrained(folder / "someone" / "model")
     for processor in build_processors(model.config):
         processor.save_pretrained(folder / "someone" / "model")
-    weights = {"model": revert_state_dict(model.state_dict())}
+    # Of one head, as widths of 64 and, in the decoder, of 32 tell.
+    released = sizes | {"hidden_size": 64, "decoder_hidden_size": 32}
+    released |= {"num_attention_heads": 1, "decoder_num_attention_heads": 1}
+    weights = {"model": revert_state_dict(ViCMAEForPreTraining(ViCMAEConfig(**released)).state_dict())}
     for name in ("vicmae.pth", "vicmae_pretrain_vit_base_in1k_k400.pth"):
         torch.save(weights, folder / name)
     names = (ROOT / "src/vicmae_hf/data/preparing/class_names/kinetics400.txt").read_text(encoding="utf-8").split("\n")
