@@ -182,28 +182,6 @@ def test_an_index_that_took_long_is_kept_until_the_file_changes(tmp_path, monkey
         assert video.num_frames == 60
 
 
-def test_indexes_of_short_videos_are_kept_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(odd_videos, "kept_short_indexes", KeptIndexes(max_packets=500, max_files=2))
-    read = []
-    read_packets = video_module.PyAVDecoder._read_packets
-    monkeypatch.setattr(
-        video_module.PyAVDecoder,
-        "_read_packets",
-        lambda decoder, packets: read.append(Path(decoder._source).stem) or read_packets(decoder, packets),
-    )
-    paths = [tmp_path / f"{index}.mp4" for index in range(3)]
-    for index, path in enumerate(paths):
-        write_video(path, numbered_frames(40, seed=index), options={"g": "12"})
-    for path in [paths[0], paths[1], paths[0], paths[2], paths[0], paths[1]]:
-        with open_video(str(path)) as video:
-            assert (video.num_frames, video.duration) == (40, pytest.approx(40 / 30, abs=0.05))
-            assert read_numbers(video.get_frames([31, 5])) == [31, 5]
-    assert read == ["0", "1", "2", "1"]
-    write_video(paths[0], numbered_frames(30), options={"g": "12"})
-    with open_video(str(paths[0])) as video:
-        assert video.num_frames == 30
-
-
 def test_reading_ends_with_the_time_limit(tmp_path):
     write_video(tmp_path / "video.mp4", numbered_frames(60))
     ended = []

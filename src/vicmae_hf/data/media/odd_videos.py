@@ -5,7 +5,6 @@ were cut without encoding, begin inside a group of pictures, with frames that ca
 """
 
 import itertools
-import math
 import os
 import struct
 from collections import OrderedDict
@@ -177,58 +176,38 @@ def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> list[str]:
 
 class KeptIndexes:
     """
-    Indexes of the files that were read last. Each worker keeps its own.
+    Indexes of the files that were read last and took long. Each worker keeps its own.
 
     Args:
         max_packets: how many packets they may have together, at about 32 bytes each.
-        max_files: how many files.
     """
 
-    def __init__(self, max_packets: int, max_files: float = math.inf):
+    def __init__(self, max_packets: int):
         self.max_packets = max_packets
-        self.max_files = max_files
-        self.num_packets = 0
         self.indexes: OrderedDict[tuple, tuple[dict[str, Any], int]] = OrderedDict()
 
-    def find(self, key: tuple) -> dict[str, Any] | None:
+    def find(self, source: str | bytes) -> dict[str, Any] | None:
         """Returns what was kept of a file, if it was not changed since."""
+        if not self.indexes or isinstance(source, bytes):
+            return None
+        key = file_key(source)
         if key not in self.indexes:
             return None
         self.indexes.move_to_end(key)
         return self.indexes[key][0]
 
-    def keep(self, key: tuple, state: dict[str, Any], num_packets: int) -> None:
+    def keep(self, source: str | bytes, state: dict[str, Any], num_packets: int) -> None:
         """Keeps the index of a file, and forgets those that were not used for longest if they are too many."""
-        _, before = self.indexes.pop(key, (None, 0))
-        self.indexes[key] = state, num_packets
-        self.num_packets += num_packets - before
-        while len(self.indexes) > 1 and (self.num_packets > self.max_packets or len(self.indexes) > self.max_files):
-            _, (_, forgotten) = self.indexes.popitem(last=False)
-            self.num_packets -= forgotten
+        if isinstance(source, bytes):
+            return
+        self.indexes[file_key(source)] = state, num_packets
+        while sum(num for _, num in self.indexes.values()) > self.max_packets and len(self.indexes) > 1:
+            self.indexes.popitem(last=False)
 
 
-def file_key(source: str | bytes) -> tuple[str, int, int] | None:
-    """What tells a file from what it was before; None of what is no file, such as an address."""
-    try:
-        status = None if isinstance(source, bytes) else os.stat(source)
-    except OSError:
-        status = None
-    return None if status is None else (source, status.st_size, status.st_mtime_ns)
+def file_key(path: str) -> tuple[str, int, int]:
+    status = os.stat(path)
+    return path, status.st_size, status.st_mtime_ns
 
 
-kept_indexes = KeptIndexes(max_packets=4_000_000)  # that took long
-kept_short_indexes = KeptIndexes(max_packets=500_000, max_files=1_000)  # each saves milliseconds in every epoch
-
-
-def find_index(source: str | bytes) -> dict[str, Any] | None:
-    """Returns what this process kept of the index of a video."""
-    if (key := file_key(source)) is None:
-        return None
-    state = kept_indexes.find(key)
-    return kept_short_indexes.find(key) if state is None else state
-
-
-def keep_index(source: str | bytes, state: dict[str, Any], num_packets: int, took_long: bool) -> None:
-    """Keeps the index of a video; of a short one not at the cost of those that took long."""
-    if (key := file_key(source)) is not None:
-        (kept_indexes if took_long else kept_short_indexes).keep(key, state, num_packets)
+kept_indexes = KeptIndexes(max_packets=4_000_000)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # From this length on the index of a video is not read at once: 3 hours would take a second. Longer than most clips.
 LONG_SECONDS = 120.0
-LONG_INDEX = 5_000  # packets, from which on reading an index takes long
+LONG_INDEX = 5_000  # packets, from which on a worker keeps an index
 LEAP_SECONDS = 600.0  # in a transport stream, more than any pause: another clock begins
 # Containers with an index of their own, by which one can seek to a time: MP4 and MOV, Matroska and WebM.
 SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -175,9 +175,9 @@ class PyAVDecoder:
 
     def read_index(self) -> None:
         """Reads the index of the whole video, or takes the one that was kept. May raise `BackendError`."""
-        from .odd_videos import find_index, keep_index
+        from .odd_videos import kept_indexes
 
-        if (state := find_index(self._source)) is not None:
+        if (state := kept_indexes.find(self._source)) is not None:
             self.is_long = False
             self.__dict__.update(state)
             return
@@ -198,8 +198,8 @@ class PyAVDecoder:
                 self._order_by_time()
             else:
                 self._count_frames()
-        took_long = len(self._times) > LONG_INDEX or not self.has_times
-        keep_index(self._source, {name: getattr(self, name) for name in self.INDEX}, len(self._times), took_long)
+        if len(self._times) > LONG_INDEX or not self.has_times:
+            kept_indexes.keep(self._source, {name: getattr(self, name) for name in self.INDEX}, len(self._times))
 
     def read_part(self, start: float, end: float) -> None:
         """
@@ -248,7 +248,7 @@ class PyAVDecoder:
                 if last_decoding_time is not None:
                     is_ascending &= 0 <= packet.dts - last_decoding_time <= leap
                 last_decoding_time = packet.dts
-        if None not in self._times:  # a quarter of a list's memory
+        if len(self._times) > LONG_INDEX and None not in self._times:  # a quarter of a list's memory
             self._times, self._seek_times = array("q", self._times), array("q", self._seek_times)
         # AVI stores no presentation times: with B-frames, what the demuxer reports are guesses.
         times_are_guesses = self.container.format.name == "avi" and self._codec.has_b_frames
@@ -268,7 +268,9 @@ class PyAVDecoder:
         self._shown = [position for position in self._shown if self._times[position] >= self._origin]
 
     def _order_by_time(self) -> None:
-        self._order = array("q", sorted(self._shown, key=self._times.__getitem__))
+        self._order = sorted(self._shown, key=self._times.__getitem__)
+        if len(self._order) > LONG_INDEX:
+            self._order = array("q", self._order)
         ticks = np.array([self._times[position] for position in self._order], dtype=np.int64)
         time_base = self.stream.time_base
         self.timestamps = (ticks - self._origin) * time_base.numerator / time_base.denominator
