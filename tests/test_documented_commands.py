@@ -68,7 +68,8 @@ def options_of_script(name: str) -> frozenset[str] | None:
     command = re.search(r'^    run\("(\w+)"\)$', source, re.MULTILINE)
     if command:
         return options_of_command(command[1])
-    beside = [paths[0].with_name(f"{module}.py") for module in re.findall(r"^from (\w+) import", source, re.MULTILINE)]
+    modules = re.findall(r"^from ([\w.]+) import", source, re.MULTILINE)
+    beside = [paths[0].parent / f"{module.replace('.', '/')}.py" for module in modules]
     source += "".join(path.read_text(encoding="utf-8") for path in beside if path.exists())
     declared = re.findall(r'add_argument\(\s*"--([\w-]+)"([^)]*)', source)
     options = {f"--{option}" for option, _ in declared} | {

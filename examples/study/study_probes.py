@@ -16,8 +16,9 @@ from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.samples.views import ViewDataset
 from vicmae_hf.data.sources.labelled import LabelledSource, open_labelled
 from vicmae_hf.errors import InputError
-from vicmae_hf.evaluation.feature_table import LabelledFeatures
+from vicmae_hf.evaluation.feature_table import LabelledFeatures, nearest_neighbour_scores
 from vicmae_hf.evaluation.features import build_feature_views, embed_views
+from vicmae_hf.evaluation.prediction import accuracy
 from vicmae_hf.evaluation.probes import balanced_subset, probe_accuracy
 from vicmae_hf.files import read_json, write_json
 from vicmae_hf.image_processing_vicmae import ViCMAEImageProcessor
@@ -163,8 +164,8 @@ class StudyProbes:
 
     def probe_features(self, train: LabelledFeatures, evaluation: LabelledFeatures) -> dict[str, Any]:
         """
-        `top1` and `top5` in percent with all labels, and `top1_by_fraction`, one figure for each of
-        `label_fractions`, the mean over draws.
+        `top1` and `top5` in percent with all labels, `knn_top1` of the nearest neighbours, and `top1_by_fraction`, one
+        figure for each of `label_fractions`, the mean over draws.
         """
         by_fraction = {
             fraction: [
@@ -173,8 +174,10 @@ class StudyProbes:
             ]
             for fraction in self.label_fractions
         }
+        votes = nearest_neighbour_scores(train, evaluation.features)
         return {
             **by_fraction[1.0][0],
+            "knn_top1": accuracy(votes, evaluation.labels)["top1"],
             "top1_by_fraction": [statistics.fmean(draw["top1"] for draw in draws) for draws in by_fraction.values()],
         }
 

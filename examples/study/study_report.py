@@ -27,8 +27,8 @@ from vicmae_hf.reports.model_card import markdown_table
 
 
 # What is between these lines is written anew each time; what is around them stays.
-BEGIN = "<!-- Written by run_study.py from here on. -->"
-END = "<!-- Written by run_study.py up to here. -->"
+BEGIN = "<!-- Written by examples/study from here on. -->"
+END = "<!-- Written by examples/study up to here. -->"
 
 
 def check_report(path: str | os.PathLike) -> None:
@@ -55,16 +55,23 @@ def split_report(path: Path) -> tuple[str, str]:
     return before, after
 
 
-def write_report(results: dict[str, Any], path: str | os.PathLike) -> None:
+def put_report(path: Path, title: str, text: str) -> None:
     """
-    Writes the results of `run_study` as Markdown, and its pictures as `images/NAME_*.png` beside it. If the file
-    exists, only the part between the lines `BEGIN` and `END` is replaced.
+    Writes a report. If the file exists, only the part between the lines `BEGIN` and `END` is replaced.
 
     Raises:
         InputError: if the file exists without these lines.
     """
+    before, after = split_report(path) if path.exists() else (f"# {title}\n\n", "\n")
+    write_whole(path, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def write_report(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """
+    Writes the results of `run_study` as Markdown (see `put_report`), and its pictures as `images/NAME_*.png` beside
+    it.
+    """
     path = Path(path)
-    before, after = split_report(path) if path.exists() else ("# Study of the paper's baselines\n\n", "\n")
     images = path.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     pictures = {
@@ -75,8 +82,7 @@ def write_report(results: dict[str, Any], path: str | os.PathLike) -> None:
     }
     for name, plot in pictures.items():
         plot(results, images / f"{path.stem}_{name}.png")
-    text = report_text(results, image_prefix=f"images/{path.stem}_")
-    write_whole(path, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    put_report(path, "Study of the paper's baselines", report_text(results, image_prefix=f"images/{path.stem}_"))
 
 
 def report_text(results: dict[str, Any], image_prefix: str) -> str:
