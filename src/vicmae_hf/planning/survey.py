@@ -183,10 +183,8 @@ def try_store(survey: Survey, read: ReadSample, settings: PackingSettings, seed:
     items = [item for item in survey.readable if not isinstance(item, StoredItem)][:PACKED_ITEMS]
     if not items:
         return None
-    rows, totals = (
-        [],
-        np.zeros((2, 3)),
-    )  # of images and videos: bytes, seconds that it took, seconds of video or images
+    rows = []
+    totals = np.zeros((2, 3))  # of images and videos: bytes, seconds that it took, seconds of video or images
     for item in items:
         item = cut(item, settings.video_backend)
         before = time.perf_counter()

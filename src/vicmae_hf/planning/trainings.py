@@ -84,10 +84,8 @@ def open_classification(accelerator: Accelerator, arguments: ClassificationArgum
     model = build_classifier(arguments, train_source.class_names, train_source.is_multi_label)
     resolve_settings(arguments, model.config, num_processes)
     schedule = plan_run(arguments, num_processes, len(train_source))
-    view, loader = (
-        build_view(model.config, arguments),
-        MediaLoader(arguments.video_backend, arguments.seconds_per_file),
-    )
+    view = build_view(model.config, arguments)
+    loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     is_video, is_frozen = arguments.task == "video", arguments.method == "linear"
     sampling = ClipSampling(model.config.num_frames, arguments.frames_per_second) if is_video else None
 

@@ -130,10 +130,8 @@ def fit_to_data(arguments: PretrainingArguments, config: ViCMAEConfig, num_sampl
 
 def fill_in_preset(arguments: PresetArguments, num_samples: int, num_processes: int) -> None:
     """Fills in what the user did not give: values for so many samples, or those of the run that goes on."""
-    chosen, source = (
-        small_data_settings(arguments, num_samples, num_processes),
-        f"for {num_samples:,} samples an epoch",
-    )
+    chosen = small_data_settings(arguments, num_samples, num_processes)
+    source = f"for {num_samples:,} samples an epoch"
     if before := settings_of_resumed(arguments):
         # A longer run would have a longer warmup and a later contrast, and be another run.
         chosen |= {name: before[name] for name in chosen.keys() & before.keys()}
