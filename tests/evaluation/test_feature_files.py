@@ -19,6 +19,7 @@ from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.samples.steps import StepDataset
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.feature_files import FeatureParts
+from vicmae_hf.files import partial_path
 from vicmae_hf.processors import build_processors
 
 
@@ -176,6 +177,19 @@ def test_an_interrupted_run_goes_on(model, media, tmp_path, monkeypatch):
     tables = [pyarrow.parquet.read_table(path) for path in (output, tmp_path / "whole.parquet")]
     assert tables[0].equals(tables[1])
     assert not output.with_name("features.parquet.parts").exists()
+
+
+def test_a_part_that_a_kill_left_unfinished_is_passed_over(tmp_path):
+    parts = FeatureParts(tmp_path, {"layer": None})
+    parts.add([3, 1], [torch.ones(2, 4), torch.zeros(1, 4)])
+    whole = (tmp_path / "000000000000.safetensors").read_bytes()
+    partial_path(tmp_path / "000000000002.safetensors").write_bytes(whole[: len(whole) // 2])
+    reopened = FeatureParts(tmp_path, {"layer": None})
+    embeddings, items = reopened.read()
+    assert items.tolist() == [1, 3, 3]
+    assert torch.equal(embeddings, torch.tensor([[0.0], [1.0], [1.0]]).expand(3, 4))
+    reopened.add([0], [torch.full((1, 4), 2.0)])
+    assert FeatureParts(tmp_path, {"layer": None}).read()[1].tolist() == [0, 1, 3, 3]
 
 
 def test_settings_that_contradict_each_other(model, media, tmp_path):

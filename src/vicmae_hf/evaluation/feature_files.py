@@ -47,7 +47,7 @@ class FeatureParts:
         self.folder = folder
         self.identity = identity
         self.places: dict[int, tuple[Path, int, int]] = {}  # item -> its part, its first row there, how many rows
-        parts = sorted(folder.glob("*.safetensors"))
+        parts = sorted(folder.glob("[0-9]*.safetensors"))  # not `.partial-...`: a killed run leaves its unfinished one
         if parts:
             found = read_json(folder / "identity.json")
             other = [name for name in identity if found.get(name) != identity[name]]
