@@ -171,8 +171,7 @@ def test_flops_of_frozen_layers_and_of_classifiers():
     model = ViCMAEForPreTraining(config)
     freeze_layers(model, 3)
     views = torch.randn(4, 2, 3, 16, 16)
-    # The first trained layer gives no gradient to what is before it, and the frozen patch embedding has none.
-    assert pretraining_flops(config, 4, 3) == pytest.approx(counted_flops(lambda: model(views).loss), rel=0.1)
+    assert pretraining_flops(config, 4, 3) == counted_flops(lambda: model(views).loss)
     classifier = ViCMAEForVideoClassification(config)
     clips, labels = torch.randn(3, 4, 3, 16, 16), torch.zeros(3, dtype=torch.long)
     counted = counted_flops(lambda: classifier(clips, labels=labels).loss)

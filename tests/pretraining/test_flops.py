@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
 from vicmae_hf.pretraining.flops import update_flops
+from vicmae_hf.pretraining.presets import freeze_layers
 
 
 @pytest.mark.parametrize("reconstruct", ["first", "both"])
@@ -19,6 +20,16 @@ def test_flops_against_the_counter_of_torch(objective, reconstruct):
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(6, 2, 3, height, width)).loss.backward()
     assert update_flops(config, 6) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("num_frozen", [1, 3, 4])
+def test_flops_of_frozen_layers_against_the_counter_of_torch(num_frozen):
+    config = tiny_config(num_hidden_layers=4, attn_implementation="eager")
+    model = ViCMAEForPreTraining(config).train()
+    freeze_layers(model, num_frozen)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(6, 2, 3, 16, 16)).loss.backward()
+    assert update_flops(config, 6, num_frozen) == counter.get_total_flops()
 
 
 def test_flops_of_the_large_model():

@@ -18,7 +18,7 @@ def update_flops(config: ViCMAEConfig, num_pairs: int, num_frozen: int = 0) -> i
     appendix B).
 
     Args:
-        num_frozen: first layers of the encoder that are not trained: they have no backward pass.
+        num_frozen: first layers of the encoder that are not trained; they and the embeddings have no backward pass.
     """
     height, width = config.image_height_and_width
     num_patches = (height // config.patch_size) * (width // config.patch_size)
@@ -42,5 +42,5 @@ def update_flops(config: ViCMAEConfig, num_pairs: int, num_frozen: int = 0) -> i
         comparison = 4 * width * others[config.contrastive_loss]
     pair = 2 * (encoder + projector) + num_decoded * decoder + comparison
     frozen = 2 * num_frozen * layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
-    # Pixels get no gradient.
-    return num_pairs * (3 * pair - 2 * frozen + 2 * 2 * embeddings)
+    # Pixels get no gradient. Where layers are frozen, the patch embedding is too.
+    return num_pairs * (3 * pair - 2 * frozen + (1 if num_frozen else 2) * 2 * embeddings)
