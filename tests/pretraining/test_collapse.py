@@ -1,6 +1,7 @@
 """Figures that tell a collapse."""
 
 import math
+from types import SimpleNamespace
 
 import numpy_vicmae
 import pytest
@@ -8,7 +9,7 @@ import torch
 from tiny_models import random_tensor, shake, tiny_config
 
 from vicmae_hf import ViCMAEForPreTraining
-from vicmae_hf.pretraining.collapse import collapse_metrics, effective_rank, uniformity
+from vicmae_hf.pretraining.collapse import CollapseFigures, collapse_metrics, effective_rank, uniformity
 
 
 @pytest.mark.parametrize(("num_samples", "size"), [(7, 5), (4, 12), (2, 1)])
@@ -47,6 +48,33 @@ def test_the_potential_of_two_opposite_points():
 
 def test_one_sample_tells_nothing():
     assert collapse_metrics(torch.ones(1, 2, 16)) == {}
+
+
+def test_all_processes_give_embeddings_and_the_main_one_computes(monkeypatch):
+    features, projections, others = (random_tensor(3, 2, 8, seed=seed) for seed in range(3))
+    output = SimpleNamespace(features=features, projections=projections)
+    gathered = []
+
+    def gather(tensor):
+        gathered.append(tensor)
+        return torch.cat([tensor, others])
+
+    def figures(is_main_process, step=10, is_last=False):
+        accelerator = SimpleNamespace(is_main_process=is_main_process, gather=gather)
+        return CollapseFigures(accelerator, logging_steps=10)(step, is_last, output)
+
+    whole = {"feature": torch.cat([features, others]), "projection": torch.cat([projections, others])}
+    expected = {
+        f"{kind}_{name}": value
+        for kind, tensor in whole.items()
+        for name, value in numpy_vicmae.collapse(tensor.double().numpy()).items()
+    }
+    assert figures(is_main_process=True) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    monkeypatch.setattr("vicmae_hf.pretraining.collapse.collapse_metrics", lambda embeddings: pytest.fail("computed"))
+    assert figures(is_main_process=False) == {}
+    assert len(gathered) == 4  # all wait for all: one that gave nothing would hold up the others for ever
+    assert figures(is_main_process=True, step=9) == {}
+    assert len(gathered) == 4
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

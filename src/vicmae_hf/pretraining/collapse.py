@@ -10,7 +10,8 @@ from ..modeling_vicmae import ViCMAEForPreTrainingOutput
 class CollapseFigures:
     """
     Computes the figures of `collapse_metrics` at logged steps, on the batch of all processes: `feature_...` for the
-    encoder's features and, if the objective has projections, `projection_...` for them.
+    encoder's features and, if the objective has projections, `projection_...` for them. All processes give their
+    embeddings; the main one, which writes the log, computes, and the others return nothing.
     """
 
     def __init__(self, accelerator: Accelerator, logging_steps: int):
@@ -22,11 +23,15 @@ class CollapseFigures:
             return {}
         # Both, because projections may collapse while features do not: the projector is thrown away after training.
         embeddings = {"feature": output.features, "projection": output.projections}
+        gathered = {
+            kind: self.accelerator.gather(tensor.detach()) for kind, tensor in embeddings.items() if tensor is not None
+        }
+        if not self.accelerator.is_main_process:
+            return {}
         return {
             f"{kind}_{name}": value
-            for kind, tensor in embeddings.items()
-            if tensor is not None
-            for name, value in collapse_metrics(self.accelerator.gather(tensor.detach())).items()
+            for kind, tensor in gathered.items()
+            for name, value in collapse_metrics(tensor).items()
         }
 
 
