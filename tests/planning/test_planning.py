@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from video_files import numbered_frames, write_video
 
-from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification
-from vicmae_hf.command_line import parse_arguments
+from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining, ViCMAEForVideoClassification
+from vicmae_hf.command_line import parse_arguments, parse_config_overrides
 from vicmae_hf.commands.plan import PlanArguments, run
 from vicmae_hf.data.media.reading import DamagedPlaceError
 from vicmae_hf.data.sources.sources import open_source
@@ -189,6 +189,23 @@ def test_activations_are_counted_by_the_sample():
     counted = activation_bytes(model, lambda batch: {"loss": model(batch["x"]).sum()}, samples)
     assert counted["float32"] == (4 * (8 + 16), 0)
     assert 2 * (8 + 16) <= counted["bf16"][0] <= 4 * (8 + 16)
+
+
+def test_activations_are_those_of_the_run(media, tmp_path):
+    """Whatever mode a model was loaded in, and whatever autocast Accelerate puts around it."""
+    settings = parse_config_overrides(ViCMAEConfig, tiny_overrides()) | {"image_size": 32}
+    ViCMAEForPreTraining(ViCMAEConfig(**settings)).save_pretrained(tmp_path)
+
+    def kept(*flags):
+        memory = plan(media, *flags)["memory"]
+        assert memory["total"]["float32"] > memory["total"]["bf16"]
+        return memory["activations_per_sample"]
+
+    without, checkpointed = kept(), kept("--gradient_checkpointing")
+    assert without["float32"] > checkpointed["float32"] and without["bf16"] > checkpointed["bf16"]
+    loaded = ["--model_name_or_path", tmp_path, "--gradient_checkpointing"]
+    assert kept(*loaded) == checkpointed
+    assert kept(*loaded, "--mixed_precision", "bf16") == checkpointed
 
 
 def test_times_in_words():

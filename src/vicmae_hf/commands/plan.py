@@ -52,10 +52,12 @@ def plan_of(
         check_writable(output)
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    is_pretraining = isinstance(arguments, PresetArguments)
-    open_training = open_pretraining if is_pretraining else open_classification
     with scratch_folder(arguments):
-        plan = plan_training(accelerator, open_training(accelerator, arguments, num_processes), mfu)
+        if isinstance(arguments, PresetArguments):
+            training = open_pretraining(accelerator, arguments, num_processes)
+        else:
+            training = open_classification(arguments, num_processes)
+        plan = plan_training(accelerator, training, mfu)
     plan["settings"]["output_dir"] = arguments.output_dir
     print(report(plan))
     if output is not None:

@@ -38,7 +38,8 @@ class Training:
     Args:
         arguments: its settings, all filled in.
         items: what its samples are drawn from.
-        model: what is trained; compute_losses: of a batch on the model's device.
+        model: what is trained, not prepared by Accelerate.
+        build_objective: the model on its device, prepared or not -> losses of a batch on that device.
         schedule: its length.
         flops: of an update.
         num_layers: that a batch passes through.
@@ -48,7 +49,7 @@ class Training:
     arguments: TrainingArguments
     items: Items
     model: nn.Module
-    compute_losses: Callable[[Batch], Batch]
+    build_objective: Callable[[nn.Module], Callable[[Batch], Batch]]
     schedule: Schedule
     flops: int
     num_layers: int
@@ -60,7 +61,7 @@ def plan_training(accelerator: Accelerator, training: Training, mfu: float = DEF
     Surveys the data, tries a few updates, and computes the rest.
 
     Args:
-        training: what is planned, with the model on the accelerator's device.
+        training: what is planned; its model is moved to the accelerator's device and prepared.
         mfu: share of a GPU's FLOP/s that a training makes.
 
     Returns:
@@ -78,9 +79,13 @@ def plan_training(accelerator: Accelerator, training: Training, mfu: float = DEF
         for batch in batches_of(survey.samples, size):
             yield {name: value.to(accelerator.device) for name, value in batch.items() if hasattr(value, "to")}
 
-    kept = activation_bytes(training.model, training.compute_losses, samples)
+    # In training mode: a loaded model is in evaluation mode, where no layer is checkpointed.
+    model = training.model.to(accelerator.device).train()
+    # Before it is prepared: Accelerate puts the autocast of the run around the model.
+    kept = activation_bytes(model, training.build_objective(model), samples)
+    prepared = accelerator.prepare(model)
     trial = try_updates(
-        accelerator, training.model, training.compute_losses, samples, arguments.per_device_train_batch_size
+        accelerator, prepared, training.build_objective(prepared), samples, arguments.per_device_train_batch_size
     )
     data = describe_data(items, survey)
     rates = Rates(training, survey, store, trial, mfu)

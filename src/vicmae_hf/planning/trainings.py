@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,7 @@ def open_pretraining(accelerator: Accelerator, arguments: PresetArguments, num_p
     fit_to_data(arguments, model.config, dataset.num_samples, num_processes)
     schedule = plan_run(arguments, num_processes, dataset.num_samples)
     check_contrast(arguments, model.config, schedule)
-    prepared = accelerator.prepare(model)
-    objective = Objective(prepared, model, build_processors(model.config, arguments.image_range)[0], 0.0)
+    processor, _ = build_processors(model.config, arguments.image_range)
     is_contrastive = model.config.contrastive_loss != "none"
     start = math.ceil(arguments.contrastive_start_epoch * schedule.steps_per_epoch)
     flops = pretraining_flops(
@@ -67,8 +67,8 @@ def open_pretraining(accelerator: Accelerator, arguments: PresetArguments, num_p
     return Training(
         arguments,
         Items(dataset.sources, dataset.read_pair, dataset.num_samples),
-        prepared,
-        lambda batch: objective(batch, 0.0),
+        model,
+        lambda prepared: partial(Objective(prepared, model, processor, 0.0), epoch=0.0),
         schedule,
         flops,
         model.config.num_hidden_layers + model.config.decoder_num_hidden_layers,
@@ -76,7 +76,7 @@ def open_pretraining(accelerator: Accelerator, arguments: PresetArguments, num_p
     )
 
 
-def open_classification(accelerator: Accelerator, arguments: ClassificationArguments, num_processes: int) -> Training:
+def open_classification(arguments: ClassificationArguments, num_processes: int) -> Training:
     """Raises an ArgumentsError or InputError where the training would."""
     if not arguments.train_augmentation:
         raise ArgumentsError("--plan: without augmentation, features are computed once; there is nothing to plan.")
@@ -94,15 +94,12 @@ def open_classification(accelerator: Accelerator, arguments: ClassificationArgum
         one = replace(train_source, items=[item], all_labels=train_source.labels[:1], indices=np.arange(1))
         return ClipDataset(one, sampling, view, BadFiles(None, 1, 1.0), loader).read_sample(0, generator)
 
-    module = LinearClassifier(model) if is_frozen else model
-    prepared = accelerator.prepare(module)
-    objective = ClassificationObjective(prepared, model.config, arguments)
     num_frames = model.config.num_frames if is_video else 1
     return Training(
         arguments,
         Items([train_source], read, len(train_source)),
-        prepared,
-        lambda batch: objective(batch, 0.0),
+        LinearClassifier(model) if is_frozen else model,
+        lambda prepared: partial(ClassificationObjective(prepared, model.config, arguments), epoch=0.0),
         schedule,
         classification_flops(model.config, schedule.total_batch_size, num_frames, is_frozen),
         model.config.num_hidden_layers,

@@ -44,7 +44,7 @@ def count_kept_bytes(
 ) -> int:
     """
     Runs a forward pass in float32 or in autocast's `dtype`, and counts the bytes that it keeps for the backward pass,
-    without the weights themselves.
+    without the weights themselves. The model is not prepared: Accelerate would put another autocast around it.
     """
     kept = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -69,7 +69,7 @@ def activation_bytes(
 ) -> dict[str, tuple[float, float]]:
     """
     Returns what a forward pass keeps, for float32 and bf16: bytes of a sample, and bytes whatever the batch. They are
-    counted with two and with four samples.
+    counted with two and with four samples, on a model in training mode (see `count_kept_bytes`).
     """
     counted = {}
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
@@ -90,7 +90,7 @@ def try_updates(
     as a few seconds allow.
 
     Args:
-        model, compute_losses: prepared by `accelerator`.
+        model, compute_losses: prepared by `accelerator`, in training mode.
         samples: batch size -> batches on the device.
         batch_size: of the run, in one process.
     """
@@ -109,7 +109,6 @@ def try_updates(
         times.append(now(device))
         return times[1] - times[0], times[2] - times[1]
 
-    model.train()
     try:
         size = batch_size if is_gpu else min(2, batch_size)
         update(next(samples(size)))  # the first one allocates
