@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from launching import forget_accelerate
 from tiny_models import tiny_config
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vicmae_hf import (
     ViCMAEForImageClassification,
@@ -21,6 +23,7 @@ from vicmae_hf import (
 )
 from vicmae_hf.classification.arguments import ClassificationArguments
 from vicmae_hf.classification.classification import Objective as ClassificationObjective
+from vicmae_hf.modeling_vicmae import prefer_kernels
 from vicmae_hf.pretraining.objective import Objective
 from vicmae_hf.training.loop import Updates
 from vicmae_hf.training.optimization import Schedule, parameter_groups
@@ -60,6 +63,53 @@ def test_classifiers_leave_nothing_on_the_cpu(pooling):
         if pooling != "tubelets":
             output = ViCMAEForImageClassification(config).train()(clips[:, 0], labels)
             assert output.loss.device.type == "cuda"
+
+
+KERNELS = {
+    SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled,
+    SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled,
+    SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled,
+    SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled,
+}
+
+
+def enabled_kernels():
+    return {kernel for kernel, is_enabled in KERNELS.items() if is_enabled()}
+
+
+def make_query(length=50):
+    with FakeTensorMode(), torch.device("cuda"):
+        return torch.empty(2, 4, length, 8)
+
+
+def test_short_frames_have_kernels_of_their_own_unless_the_caller_chose_one():
+    with prefer_kernels(make_query()):
+        assert enabled_kernels() == set(KERNELS) - {SDPBackend.CUDNN_ATTENTION}
+    with prefer_kernels(make_query(65)):
+        assert enabled_kernels() == set(KERNELS)
+    for chosen in [{kernel} for kernel in KERNELS] + [set(KERNELS) - {kernel} for kernel in KERNELS]:
+        with sdpa_kernel(list(chosen)), prefer_kernels(make_query()):
+            assert enabled_kernels() == chosen
+    assert enabled_kernels() == set(KERNELS)
+
+
+@pytest.mark.parametrize(("chosen", "num_switches"), [(None, 2), (SDPBackend.MATH, 0)])  # there and back
+def test_a_compiled_program_switches_kernels_as_the_caller_left_it(chosen, num_switches):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    @torch.compile(fullgraph=True, backend=keep)
+    def attend(query):
+        with prefer_kernels(query):
+            return F.scaled_dot_product_attention(query, query, query)
+
+    with sdpa_kernel(chosen or list(KERNELS)):
+        attend(make_query())
+    (graph,) = graphs
+    assert sum("_sdpa_kernel" in target for target in graph) == num_switches
 
 
 def make_updates(model, objective_of, batch, num_updates=3):

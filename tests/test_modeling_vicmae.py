@@ -858,8 +858,8 @@ def test_labels_that_do_not_fit_are_refused(settings, labels, message):
     [
         ({"hidden_size": 18}, "multiple of 4.*got 18"),
         ({"decoder_hidden_size": 10}, "multiple of 4.*got 10"),
-        ({"num_attention_heads": 3}, r"attention heads \(3\), got 16"),
-        ({"decoder_num_attention_heads": 3}, r"attention heads \(3\), got 8"),
+        ({"num_attention_heads": 3}, "3 attention heads must divide the width, got 16"),
+        ({"decoder_num_attention_heads": 3}, "3 attention heads must divide the width, got 8"),
     ],
 )
 def test_widths_that_do_not_fit_are_refused(settings, message):

@@ -210,9 +210,7 @@ class ViCMAEPatchEmbeddings(nn.Module):
                 f"Height and width must be multiples of patch_size={self.patch_size}, got {shape[-2]} x {shape[-1]}."
             )
         if pixel_values.ndim == 5 and (shape[1] == 0 or shape[1] % self.tubelet_size):
-            raise ValueError(
-                f"The number of frames must be a multiple of tubelet_size={self.tubelet_size}, got {shape[1]}."
-            )
+            raise ValueError(f"Frames must be a multiple of tubelet_size={self.tubelet_size}, got {shape[1]}.")
         # One NaN pixel makes every feature of its sample, and every loss of its batch, NaN. On an accelerator this
         # check would wait for the device at every step; there the training loop checks the loss.
         if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -252,9 +250,8 @@ class ViCMAEEmbeddings(nn.Module):
             positions = positions.expand(batch_size, -1, -1).gather(1, index)  # (B, K, D)
         embeddings = embeddings + positions.unsqueeze(1)  # the same position at all times t
         if self.temporal_position_embeddings is not None:
-            embeddings = embeddings + resample_temporal_positions(self.temporal_position_embeddings, length).unsqueeze(
-                2
-            )
+            positions = resample_temporal_positions(self.temporal_position_embeddings, length)  # (1, t, D)
+            embeddings = embeddings + positions.unsqueeze(2)
         cls_token = (self.cls_token + self.cls_position_embedding).expand(batch_size, -1, -1)  # (B, 1, D)
         return self.dropout(torch.cat([cls_token, embeddings.flatten(1, 2)], dim=1))
 
@@ -290,12 +287,19 @@ def is_plain(linear: nn.Module) -> bool:
     return type(linear) is nn.Linear and type(linear.weight) in (nn.Parameter, torch.Tensor) and not changed
 
 
+@torch.compiler.assume_constant_result  # asked while compiling, when a program gets its kernel
+def are_kernels_left_to_us() -> bool:
+    """Whether the caller disabled none of PyTorch's attention kernels, such as by `sdpa_kernel`."""
+    names = ("flash", "mem_efficient", "math", "cudnn")
+    return all(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in names)
+
+
 def prefer_kernels(query: torch.Tensor) -> AbstractContextManager:
     """
     Prefers the attention kernel of PyTorch that is fastest for a length. For the 50 tokens of a masked frame, cuDNN's,
     the first choice on an H100, takes 1.4 times as long as the memory-efficient one (docs/performance.md).
     """
-    is_short = query.device.type == "cuda" and query.shape[2] <= 64
+    is_short = query.device.type == "cuda" and query.shape[2] <= 64 and are_kernels_left_to_us()
     kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]  # in this order
     return sdpa_kernel(kernels, set_priority=True) if is_short else nullcontext()
 
@@ -304,10 +308,7 @@ class ViCMAEAttention(nn.Module):
     def __init__(self, config: ViCMAEConfig, hidden_size: int, num_attention_heads: int):
         super().__init__()
         if hidden_size % num_attention_heads:
-            raise ValueError(
-                f"The width must be a multiple of the number of attention heads ({num_attention_heads}), "
-                f"got {hidden_size}."
-            )
+            raise ValueError(f"{num_attention_heads} attention heads must divide the width, got {hidden_size}.")
         self.config = config
         self.head_dim = hidden_size // num_attention_heads
         self.scaling = self.head_dim**-0.5
