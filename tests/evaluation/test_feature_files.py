@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from launching import run_together
+from launching import run_together, undone
 from PIL import Image
 from safetensors import safe_open
 from tiny_models import shake, tiny_config
@@ -177,6 +179,53 @@ def test_an_interrupted_run_goes_on(model, media, tmp_path, monkeypatch):
     tables = [pyarrow.parquet.read_table(path) for path in (output, tmp_path / "whole.parquet")]
     assert tables[0].equals(tables[1])
     assert not output.with_name("features.parquet.parts").exists()
+
+
+@pytest.fixture
+def interrupted(model, media, tmp_path, monkeypatch):
+    """The output of a run that was stopped before it was whole."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vicmae_hf.commands.features.write_features", mock.Mock(side_effect=KeyboardInterrupt))
+        extract(model, media, tmp_path / "features.parquet")
+    return tmp_path / "features.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "refused"),
+    [
+        ("config.json", "layer_norm_eps", 1e-3, "model.layer_norm_eps"),
+        ("preprocessor_config.json", "image_mean", [0.5, 0.5, 0.5], "processor.image_mean"),
+        ("preprocessor_config.json", "size", {"shortest_edge": 24}, "processor.size.shortest_edge"),
+    ],
+)
+def test_parts_of_another_config_or_processor_are_refused(
+    name, key, value, refused, interrupted, model, media, tmp_path
+):
+    other = shutil.copytree(model, tmp_path / "other")
+    content = json.loads((other / name).read_text())
+    assert content[key] != value
+    (other / name).write_text(json.dumps(content | {key: value}))
+    with pytest.raises(InputError, match=rf"other settings \({refused}\)"):
+        extract(other, media, interrupted)
+    # The same encoder in another folder is the same.
+    shutil.copytree(model, tmp_path / "copy")
+    extract(tmp_path / "copy", media, interrupted)
+    assert interrupted.exists()
+
+
+def test_parts_of_another_decoder_or_precision_are_refused(interrupted, model, media, monkeypatch):
+    record = interrupted.with_name("features.parquet.parts") / "identity.json"
+    identity = json.loads(record.read_text())
+    record.write_text(json.dumps(identity | {"video_backend": "decord"}))  # which not every machine has
+    with pytest.raises(InputError, match=r"other settings \(video_backend\)"):
+        extract(model, media, interrupted)
+    record.write_text(json.dumps(identity))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as by `accelerate launch --mixed_precision bf16`
+    with undone(), pytest.raises(InputError, match=r"other settings \(mixed_precision\)"):
+        extract(model, media, interrupted)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    extract(model, media, interrupted, mixed_precision="no")  # what the run without the setting had
+    assert interrupted.exists()
 
 
 def test_a_part_that_a_kill_left_unfinished_is_passed_over(tmp_path):

@@ -73,9 +73,9 @@ class ExportArguments(InferenceArguments):
                     raise ArgumentsError(f"--every_seconds {self.every_seconds:g}: expected no --{name} beside it.")
 
 
-# Settings on which embeddings depend; the names of the items and the weights are compared by themselves.
+# Settings on which embeddings depend; `identify` adds the items and the encoder.
 IDENTITY = (
-    *("every_seconds", "pooling", "layer", "num_frames", "image_range", "mixed_precision"),
+    *("every_seconds", "pooling", "layer", "num_frames", "image_range", "mixed_precision", "video_backend"),
     *("frames_per_second", "source_frames_per_second", "nominal_frames_per_second"),
 )
 
@@ -83,6 +83,7 @@ IDENTITY = (
 def run(arguments: ExportArguments) -> dict[str, Any]:
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    arguments.mixed_precision = accelerator.mixed_precision  # the launcher may have set it
     output = Path(arguments.output)
     if accelerator.is_main_process:
         check_writable(output)
@@ -92,7 +93,7 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     fill_in(arguments, model, processor)
     dataset = open_views(arguments, processor)
     folder = output.with_name(f"{output.name}.parts")
-    identity = identify(model, dataset.source, {name: getattr(arguments, name) for name in IDENTITY})
+    identity = identify(model, processor, dataset.source, {name: getattr(arguments, name) for name in IDENTITY})
     features = embed_in_parts(
         accelerator,
         model,

@@ -26,7 +26,7 @@ from ..data.sources.sources import MediaSource
 from ..errors import InputError
 from ..files import partial_file, read_json, write_json, writing
 from ..modeling_vicmae import ViCMAEModel
-from ..training.resuming import fingerprint
+from ..training.resuming import fingerprint, flatten
 from .feature_table import EmbeddingFile, Features
 from .prediction import collect_rounds, evaluating, split_items, write_failures
 
@@ -50,7 +50,7 @@ class FeatureParts:
         parts = sorted(folder.glob("[0-9]*.safetensors"))  # not `.partial-...`: a killed run leaves its unfinished one
         if parts:
             found = read_json(folder / "identity.json")
-            other = [name for name in identity if found.get(name) != identity[name]]
+            other = [name for name in {**identity, **found} if found.get(name) != identity.get(name)]
             if other:
                 raise InputError(
                     f"{folder}: holds what an interrupted run computed with other settings ({', '.join(other)}). "
@@ -92,11 +92,24 @@ class FeatureParts:
         return rows.read().unflatten(1, embeddings.shape[1:]), torch.tensor(items)
 
 
-def identify(model: ViCMAEModel, source: MediaSource | SegmentedSource, settings: dict[str, Any]) -> dict[str, Any]:
-    """What embeddings depend on: settings, the names of the items, and the weights, whatever folder they lie in."""
+# In configs of models and processors: where they were found, and what wrote them.
+ORIGIN = {"_name_or_path", "auto_map", "architectures", "dtype", "transformers_version"}
+
+
+def identify(
+    model: ViCMAEModel, processor: Any, source: MediaSource | SegmentedSource, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    What embeddings depend on, as JSON: settings, the names of the items, and the encoder, whatever folder it lies in:
+    its weights, its config and its processor.
+    """
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    configs = {"model": model.config.to_json_string(use_diff=False), "processor": processor.to_json_string()}
+    for kind, text in configs.items():
+        values = {name: value for name, value in json.loads(text).items() if name not in ORIGIN}
+        settings = settings | flatten(values, f"{kind}.")
     return settings | {"items": fingerprint(source.list_names()), "weights": digest.hexdigest()}
 
 
