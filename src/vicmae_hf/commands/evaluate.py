@@ -26,6 +26,7 @@ from ..evaluation.prediction import is_multi_label, predict_views
 from ..evaluation.results import check_output_dir, describe, write_evaluation
 from ..evaluation.temporal_ablation import FrameOrders
 from ..settings import REQUIRED, ArgumentsError, setting
+from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from ..training.session import refuse_data_folder
 from .calling import Data, call, start
@@ -59,6 +60,8 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
         check_output_dir(arguments.output_dir)
         refuse_data_folder(arguments.output_dir, [arguments.data])
     classifier = load_classifier(arguments.model_name_or_path, arguments.label_names)
+    if accelerator.device.type == "cpu":
+        set_threads(arguments.num_threads, arguments.dataloader_num_workers, classifier.model)
     if arguments.num_frames is None:
         arguments.num_frames = classifier.num_frames
     if arguments.frames_per_second is None:

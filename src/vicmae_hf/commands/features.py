@@ -35,6 +35,7 @@ from ..evaluation.features import (
 from ..files import check_writable
 from ..modeling_vicmae import ViCMAEModel
 from ..settings import REQUIRED, ArgumentsError, setting
+from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from .calling import Data, call, start
 
@@ -88,6 +89,8 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     if accelerator.is_main_process:
         check_writable(output)
     model, processor = load_encoder(arguments.model_name_or_path, arguments.pooling)
+    if accelerator.device.type == "cpu":
+        set_threads(arguments.num_threads, arguments.dataloader_num_workers, model)
     model = model.to(accelerator.device)
     embed = build_embed(accelerator, model, arguments.pooling, arguments.layer)
     fill_in(arguments, model, processor)

@@ -24,6 +24,7 @@ from ..evaluation.results import check_output_dir
 from ..files import write_json
 from ..settings import REQUIRED, setting
 from ..training.arguments import ProcessArguments
+from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from ..training.session import refuse_data_folder
 from .calling import start
@@ -50,7 +51,10 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
     check_output_dir(arguments.output_dir)
     refuse_data_folder(arguments.output_dir, [arguments.train_data, arguments.eval_data])
     check_engine(arguments.mixed_precision)
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
+    if accelerator.device.type == "cpu":
+        set_threads(arguments.num_threads, arguments.dataloader_num_workers, model)
     loader = MediaLoader(arguments.video_backend, arguments.seconds_per_file)
     if arguments.image_range is None:
         arguments.image_range = processor.image_range
@@ -65,7 +69,7 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
         for source in (train_source, eval_source)
     )
     results = probe_beside_untrained(
-        Accelerator(mixed_precision=arguments.mixed_precision),
+        accelerator,
         model,
         train,
         evaluation,

@@ -15,6 +15,7 @@ class ProcessArguments(ReadingArguments):
     dataloader_num_workers: int = setting(
         4, "loading processes per process of the script; 0 loads in the process itself", minimum=0
     )
+    num_threads: int | None = setting(None, "CPU: threads of a process; default: what fits", minimum=1)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: no, or as accelerate says")
 
 
@@ -38,7 +39,6 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     weight_decay: float = setting(0.05, "on matrices only (Table 1: 0.05)", minimum=0)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     torch_compile: bool = setting(False, "compile the Transformer layers: seconds at first, then faster on GPUs")
-    num_threads: int | None = setting(None, "CPU: threads of a process; default: what fits", minimum=1)
     max_skipped_updates: int = setting(20, "fp16: updates in a row skipped for an infinite gradient", minimum=0)
     seed: int = setting(0, "of weights, data order, views and masks", minimum=0, maximum=MAX_SEED)
     logging_steps: int = setting(10, "updates between two lines of metrics.jsonl", minimum=1)
