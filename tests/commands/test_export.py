@@ -65,6 +65,21 @@ def test_an_encoder_of_clips(tmp_path):
     torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("model_class", [ViCMAEForImageClassification, ViCMAEForPreTraining])
+def test_checkpoints_in_half_precision_are_exported_in_float32(model_class, tmp_path):
+    model = save(tmp_path / "model", model_class)
+    model.bfloat16().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model.pt2"
+    export.main(["--model_name_or_path", str(tmp_path / "model"), "--format", "torch_export", "-o", str(path)])
+    images = random_tensor(2, 3, 16, 16)
+    exact = model.float()  # weights that bf16 has rounded, and sums in float32
+    with torch.no_grad():
+        expected = exact(images).logits if hasattr(model, "classifier") else exact.vicmae(images).last_hidden_state
+    found = run_file(path, images)[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_other_outputs_are_told(tmp_path, monkeypatch, capsys):
     save(tmp_path / "model", ViCMAEForImageClassification)
     wrong = lambda model, views, path: lambda views: [model(views)[0] + 1]  # noqa: E731

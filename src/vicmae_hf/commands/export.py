@@ -101,7 +101,7 @@ def run(arguments: ExportModelArguments) -> dict[str, Any]:
 
 
 def load_model(name: str) -> tuple[nn.Module, Literal["image", "video"]]:
-    """Loads a classifier of this package and its task, or the encoder of any other ViC-MAE checkpoint."""
+    """Loads a classifier of this package and its task, or the encoder of any other ViC-MAE checkpoint, in float32."""
     classes = {"Image": AutoModelForImageClassification, "Video": AutoModelForVideoClassification}
     try:
         with own_checkpoint(name) as folder:
@@ -109,10 +109,11 @@ def load_model(name: str) -> tuple[nn.Module, Literal["image", "video"]]:
             architecture = (config.architectures or [""])[0]
             for kind, model_class in classes.items():
                 if architecture == f"ViCMAEFor{kind}Classification":
-                    return model_class.from_pretrained(folder, **NO_FOREIGN_CODE), kind.lower()
+                    # By itself Transformers keeps the precision of the checkpoint.
+                    return model_class.from_pretrained(folder, **NO_FOREIGN_CODE).float(), kind.lower()
     except MODEL_ERRORS as error:
         raise InputError(f"{name}: the model cannot be loaded: {explain(error)}") from error
-    return load_encoder(name, "frame")[0], "image"
+    return load_encoder(name, "frame")[0].float(), "image"
 
 
 def export_program(model: nn.Module, pixel_values: torch.Tensor, path: Path) -> Callable:
