@@ -13,10 +13,8 @@ from vicmae_hf.processors import build_processors
 
 
 NO_ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-FORMATS = [
-    "torch_export",
-    pytest.param("onnx", marks=pytest.mark.skipif(bool(NO_ONNX), reason=f"not installed: {NO_ONNX}")),
-]
+needs_onnx = pytest.mark.skipif(bool(NO_ONNX), reason=f"not installed: {NO_ONNX}")
+IMAGES, CLIPS = (ViCMAEForImageClassification, (3, 16, 16)), (ViCMAEForVideoClassification, (4, 3, 16, 16))
 
 
 def save(folder, model_class, **settings):
@@ -36,10 +34,14 @@ def run_file(path, views):
     return [torch.from_numpy(values) for values in session.run(None, {"pixel_values": views.numpy()})]
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.parametrize(
-    ("model_class", "shape"),
-    [(ViCMAEForImageClassification, (3, 16, 16)), (ViCMAEForVideoClassification, (4, 3, 16, 16))],
+    ("file_format", "model_class", "shape"),
+    [
+        ("torch_export", *IMAGES),
+        ("torch_export", *CLIPS),
+        pytest.param("onnx", *IMAGES, marks=needs_onnx),
+        pytest.param("onnx", *CLIPS, marks=[needs_onnx, pytest.mark.slow]),
+    ],
 )
 def test_classifiers(file_format, model_class, shape, tmp_path, capsys):
     model = save(tmp_path / "model", model_class, pooling="mean")
@@ -50,6 +52,20 @@ def test_classifiers(file_format, model_class, shape, tmp_path, capsys):
     with torch.no_grad():
         expected = model(views).logits
     torch.testing.assert_close(run_file(path, views)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_onnx
+def test_large_weights_lie_beside_their_file_under_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1)  # bytes
+    model = save(tmp_path / "model", ViCMAEForImageClassification)
+    path = tmp_path / "new" / "model.onnx"
+    export.main(["--model_name_or_path", str(tmp_path / "model"), "-o", str(path)])
+    assert f"{path}.data: its weights; keep both files in one folder" in capsys.readouterr().out
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    images = random_tensor(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(images).logits
+    torch.testing.assert_close(run_file(path, images)[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_encoder_of_clips(tmp_path):
@@ -87,8 +103,11 @@ def test_other_outputs_are_told(tmp_path, monkeypatch, capsys):
     arguments = export.ExportModelArguments(
         model_name_or_path=str(tmp_path / "model"), output=str(tmp_path / "model.pt2"), format="torch_export"
     )
-    with pytest.raises(InputError, match="its outputs are not the model's"):
+    (tmp_path / "model.pt2").write_text("a good one")
+    with pytest.raises(InputError, match=r"model.pt2: not written, its outputs are not the model's"):
         export.run(arguments)
+    assert (tmp_path / "model.pt2").read_text() == "a good one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.pt2"]
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs onnx, onnxscript, onnxruntime: pip install"):
         export.run(export.ExportModelArguments(model_name_or_path="x", output="x.onnx"))

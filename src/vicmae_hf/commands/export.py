@@ -9,10 +9,13 @@ Examples:
 docs/serving.md shows how to run the files.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +26,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoModelF
 from ..convert_checkpoint import own_checkpoint
 from ..errors import InputError
 from ..evaluation.features import load_encoder
-from ..files import check_writable, partial_file
+from ..files import check_writable, writing
 from ..settings import REQUIRED, ArgumentsError, Settings, setting
 from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .calling import start
@@ -81,23 +84,46 @@ def run(arguments: ExportModelArguments) -> dict[str, Any]:
     shape = [config.num_channels, *config.image_height_and_width]
     shape = [num_frames, *shape] if task == "video" else shape
     path = Path(arguments.output)
-    try:
-        export = {"onnx": export_onnx, "torch_export": export_program}[arguments.format]
-        exported = export(outputs, torch.randn(2, *shape), path)
-    except ValueError as error:  # the model's own, of a shape that does not fit
-        raise InputError(f"{arguments.model_name_or_path}: {error}") from error
-    results = compare(outputs, exported, shape)
-    for name, figures in results.items():
-        print(
-            f"{name}: differs from the model's by {figures['difference']:.1e} at most, of values up to "
-            f"{figures['largest']:.1e}"
-        )
-    if not all(figures["difference"] <= TOLERANCE * figures["largest"] for figures in results.values()):
-        raise InputError(f"{path}: its outputs are not the model's; do not use it, and report it, please.")
+    export = {"onnx": export_onnx, "torch_export": export_program}[arguments.format]
+    with finished_files(path) as unfinished:
+        try:
+            exported = export(outputs, torch.randn(2, *shape), unfinished)
+        except ValueError as error:  # the model's own, of a shape that does not fit
+            raise InputError(f"{arguments.model_name_or_path}: {error}") from error
+        results = compare(outputs, exported, shape)
+        for name, figures in results.items():
+            print(
+                f"{name}: differs from the model's by {figures['difference']:.1e} at most, of values up to "
+                f"{figures['largest']:.1e}"
+            )
+        if not all(figures["difference"] <= TOLERANCE * figures["largest"] for figures in results.values()):
+            raise InputError(f"{path}: not written, its outputs are not the model's; report it, please.")
+        others = [file.name for file in unfinished.parent.iterdir() if file != unfinished]
     print(
         f"{path}: {task}s (batch, {', '.join(map(str, shape))}), any batch size; float32, normalised by the processor."
     )
+    for name in others:
+        print(f"{path.with_name(name)}: its weights; keep both files in one folder, under these names.")
     return results
+
+
+@contextmanager
+def finished_files(path: Path) -> Iterator[Path]:
+    """
+    Gives a path of the same name in a folder of its own. What lies in the folder at the end moves beside `path`; after
+    an error nothing does, and a file that was there before stays. A file cannot be renamed by itself: ONNX keeps large
+    weights in a second one, whose name stands in the first.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+            unfinished = Path(folder) / path.name
+            yield unfinished
+            # The weights first: nobody finds a file without them.
+            for file in sorted(unfinished.parent.iterdir(), key=lambda file: file == unfinished):
+                with file.open("r+b") as opened:
+                    os.fsync(opened.fileno())  # else, after a power failure, the name may stand for an empty file
+                os.replace(file, path.with_name(file.name))
 
 
 def load_model(name: str) -> tuple[nn.Module, Literal["image", "video"]]:
@@ -119,13 +145,16 @@ def load_model(name: str) -> tuple[nn.Module, Literal["image", "video"]]:
 def export_program(model: nn.Module, pixel_values: torch.Tensor, path: Path) -> Callable:
     """Writes an `ExportedProgram`, reads it again, and returns a function: numbers in, outputs out."""
     program = torch.export.export(model, (pixel_values,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    with partial_file(path) as partial, partial.open("wb") as file:
+    with path.open("wb") as file:
         torch.export.save(program, file)
     return torch.export.load(path).module()
 
 
 def export_onnx(model: nn.Module, pixel_values: torch.Tensor, path: Path) -> Callable:
-    """Writes an ONNX file, opens it in ONNX Runtime, and returns a function: numbers in, outputs out."""
+    """
+    Writes an ONNX file, opens it in ONNX Runtime, and returns a function: numbers in, outputs out. Above 1.5 GiB,
+    torch writes the weights to a second file, of the same name and `.data`.
+    """
     import onnxruntime  # imported here, because it is an extra
 
     program = torch.onnx.export(
@@ -137,8 +166,7 @@ def export_onnx(model: nn.Module, pixel_values: torch.Tensor, path: Path) -> Cal
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
-    with partial_file(path) as partial:
-        program.save(partial)
+    program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda views: [torch.from_numpy(values) for values in session.run(None, {"pixel_values": views.numpy()})]
 
