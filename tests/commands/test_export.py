@@ -10,6 +10,7 @@ from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAE
 from vicmae_hf.commands import export
 from vicmae_hf.errors import InputError
 from vicmae_hf.processors import build_processors
+from vicmae_hf.settings import ArgumentsError
 
 
 NO_ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -113,3 +114,13 @@ def test_other_outputs_are_told(tmp_path, monkeypatch, capsys):
         export.run(export.ExportModelArguments(model_name_or_path="x", output="x.onnx"))
     with pytest.raises(ValueError, match=r"expected a name that ends in \.onnx for onnx"):
         export.ExportModelArguments(model_name_or_path="x", output="x.pt2")
+
+
+def test_frames_of_images_are_refused(tmp_path):
+    save(tmp_path / "model", ViCMAEForImageClassification)
+    flags = {"model_name_or_path": str(tmp_path / "model"), "output": str(tmp_path / "model.pt2"), "num_frames": 4}
+    with pytest.raises(
+        ArgumentsError, match=r"--num_frames 4: images have no frames; leave it out, or .*--task video"
+    ):
+        export.run(export.ExportModelArguments(format="torch_export", **flags))
+    assert not (tmp_path / "model.pt2").exists()

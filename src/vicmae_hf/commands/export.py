@@ -46,7 +46,7 @@ class ExportModelArguments(Settings):
         None,
         "images (batch, channels, height, width), or clips (batch, frames, ...); default: the classifier's, or image",
     )
-    num_frames: int | None = setting(None, "frames of a clip; default: the model's", minimum=1)
+    num_frames: int | None = setting(None, "frames of a clip; default: the model's; not for images", minimum=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,6 +77,10 @@ def run(arguments: ExportModelArguments) -> dict[str, Any]:
     check_writable(arguments.output)
     model, task = load_model(arguments.model_name_or_path)
     task = arguments.task or task
+    if task == "image" and arguments.num_frames is not None:
+        raise ArgumentsError(
+            f"--num_frames {arguments.num_frames}: images have no frames; leave it out, or give --task video."
+        )
     is_classifier = hasattr(model, "classifier")
     outputs = Outputs(model, ["logits"] if is_classifier else ["last_hidden_state", "pooler_output"]).eval()
     config = model.config
