@@ -5,10 +5,12 @@ import configparser
 import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from tiny_models import tiny_overrides
 
@@ -101,10 +103,39 @@ try_to("training", runpy.run_path, sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.skipif(not os.environ.get("LD_LIBRARY_PATH", "").endswith(".venv/ffmpeg"), reason="not by `make test`")
+# What is not installed is skipped by tests, and by `make test` nobody would know.
+by_make_test = pytest.mark.skipif(
+    not os.environ.get("LD_LIBRARY_PATH", "").endswith(".venv/ffmpeg"), reason="not by `make test`"
+)
+
+
+def read_requirements(section: str, option: str) -> list[Requirement]:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    return list(map(Requirement, settings[section][option].strip().splitlines()))
+
+
+def find_what_is_not_installed(requirements: list[Requirement]) -> list[str]:
+    installed = {canonicalize_name(distribution.name) for distribution in distributions()}
+    here = [requirement for requirement in requirements if not requirement.marker or requirement.marker.evaluate()]
+    return [requirement.name for requirement in here if canonicalize_name(requirement.name) not in installed]
+
+
+@by_make_test
 def test_make_test_runs_torchcodec_too():
-    """Else its tests would be skipped, and nobody would know."""
     assert OTHER_DECODERS["torchcodec"].import_library().ffmpeg_major_version >= 8
+
+
+@by_make_test
+def test_make_test_has_all_that_tests_look_for():
+    assert find_what_is_not_installed(read_requirements("options.extras_require", "test")) == []
+
+
+def test_what_is_not_installed_is_found():
+    here, elsewhere = (f"nowhere-{place}; python_version {sign} '3'" for place, sign in (("here", ">"), ("else", "<")))
+    assert find_what_is_not_installed([Requirement(name) for name in (here, elsewhere, "pytest")]) == ["nowhere-here"]
+    names = {requirement.name for requirement in read_requirements("options.extras_require", "test")}
+    assert {"mypy", "onnx", "onnxscript", "onnxruntime", "torchcodec"} <= names
 
 
 def test_modules_scripts_and_a_training_without_what_other_machines_lack(tmp_path):
@@ -197,8 +228,6 @@ def test_what_is_looked_for_is_found():
     ],
 )
 def test_decord_is_required_where_it_has_a_wheel(machine, system, is_required):
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "setup.cfg", encoding="utf-8")
-    requirements = map(Requirement, settings["options"]["install_requires"].strip().splitlines())
+    requirements = read_requirements("options", "install_requires")
     (decord,) = [requirement for requirement in requirements if requirement.name == "decord"]
     assert decord.marker.evaluate({"platform_machine": machine, "sys_platform": system}) is is_required
