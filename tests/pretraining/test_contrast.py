@@ -25,6 +25,7 @@ from tiny_models import tiny_overrides
 
 from vicmae_hf import ViCMAEImageProcessor
 from vicmae_hf.data.samples.augmentation import PixelNormalizer
+from vicmae_hf.training.devices.hardware import compile_layers
 from vicmae_hf.training.loop import seed_batch
 from vicmae_hf.training.resuming import describe_changes
 
@@ -132,8 +133,7 @@ def test_the_one_graph_of_these_tests_is_a_plain_forward_pass():
 @pytest.mark.slow  # compiles
 def test_compiled_layers_draw_the_same_numbers_in_both_passes(accelerator):
     model = build(OBJECTIVES["info_nce_both"] | RANDOM)
-    for layer in model.vicmae.layers:
-        layer.compile()
+    compile_layers(model)  # what --torch_compile does
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     outcome, losses = train(model, accelerator)
     model.load_state_dict(before, strict=False)
