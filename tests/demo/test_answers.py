@@ -26,9 +26,11 @@ from vicmae_hf.demo.answers import (
     list_mask_ratios,
     read_upload,
     reconstruct,
+    with_mask_ratio,
 )
 from vicmae_hf.demo.checkpoint import open_checkpoint
 from vicmae_hf.errors import InputError, MediaDecodingError
+from vicmae_hf.reports import reconstructions
 from vicmae_hf.reports.encoder_pictures import principal_colours
 
 
@@ -147,6 +149,18 @@ def test_a_reconstruction_is_that_of_a_model_with_this_mask_ratio(mask_ratio, ch
     assert np.corrcoef(found.numpy(), predicted.numpy())[0, 1] > 0.999
     assert "dB by random weights" in text and "borrowed from the visible ones" in text
     assert checkpoint.reconstructor.config.mask_ratio == 0.75  # the default of the tiny model
+
+
+def test_random_weights_are_drawn_once_and_not_at_every_click(checkpoints, files, monkeypatch):
+    checkpoint = checkpoints["pretrained"]
+    upload = read(files / "image.png", checkpoint)
+    views = torch.stack([upload.middle, upload.middle])[None]
+    model = with_mask_ratio(checkpoint.reconstructor, 0.5)
+    expected, _ = reconstructions.reconstruct_views(model, views, PIXELS_MEAN, PIXELS_STD)
+    monkeypatch.delattr(reconstructions, "with_random_weights")
+    columns, _ = reconstruct(checkpoint, upload, 0.5)
+    torch.testing.assert_close(columns["random weights"], expected["random weights"][0])
+    assert checkpoint.untrained is checkpoint.untrained_reconstructor.vicmae  # one copy is enough
 
 
 def patch(image, index):

@@ -171,9 +171,11 @@ def reconstruct(checkpoint: Checkpoint, upload: Upload, mask_ratio: float) -> tu
     ratios = list_mask_ratios(checkpoint.reconstructor.config)
     if not ratios[0] <= mask_ratio <= ratios[-1]:  # a page has limits, a request need not keep them
         raise InputError(f"Expected a mask ratio between {ratios[0]} and {ratios[-1]}, got {mask_ratio}.")
-    model = with_mask_ratio(checkpoint.reconstructor, mask_ratio)
+    models = (checkpoint.reconstructor, checkpoint.untrained_reconstructor)
+    model, untrained = (with_mask_ratio(each, mask_ratio) for each in models)
     views = torch.stack([upload.middle, upload.middle])[None]  # (1, 2, 3, H, W): the second one is not shown
-    columns, text = reconstruct_views(model, views, checkpoint.processor.image_mean, checkpoint.processor.image_std)
+    mean, std = checkpoint.processor.image_mean, checkpoint.processor.image_std
+    columns, text = reconstruct_views(model, views, mean, std, untrained=untrained)
     return {title: images[0].cpu() for title, images in columns.items() if title != "second view"}, text
 
 

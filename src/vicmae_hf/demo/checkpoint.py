@@ -26,6 +26,7 @@ class Checkpoint:
         untrained: the same encoder with random weights.
         processor: its image processor.
         reconstructor: the encoder with its decoder; None if there is none.
+        untrained_reconstructor: the same with random weights; None if there is none.
         classifier: the encoder with its classes; None if it is no classifier.
     """
 
@@ -34,6 +35,7 @@ class Checkpoint:
     untrained: ViCMAEModel
     processor: Any
     reconstructor: ViCMAEForPreTraining | None
+    untrained_reconstructor: ViCMAEForPreTraining | None
     classifier: Classifier | None
 
     @property
@@ -52,7 +54,7 @@ def open_checkpoint(name: str, label_names: str | None, device: torch.device) ->
         InputError: if there is no such checkpoint, it lacks weights, or names of classes.
     """
     encoder, processor = load_encoder(name, "frame")
-    reconstructor = classifier = None
+    reconstructor = untrained_reconstructor = classifier = None
     try:
         with own_checkpoint(name) as folder:
             config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
@@ -73,9 +75,13 @@ def open_checkpoint(name: str, label_names: str | None, device: torch.device) ->
     elif classifier is not None:
         encoder = classifier.model.to(device).eval().vicmae
     encoder = encoder.to(device).eval()
-    is_video = encoder.embeddings.temporal_position_embeddings is not None
-    untrained = with_random_weights(encoder, video=is_video)
-    return Checkpoint(name, encoder, untrained, processor, reconstructor, classifier)
+    if reconstructor is not None:
+        untrained_reconstructor = with_random_weights(reconstructor)
+        untrained = untrained_reconstructor.vicmae
+    else:
+        is_video = encoder.embeddings.temporal_position_embeddings is not None
+        untrained = with_random_weights(encoder, video=is_video)
+    return Checkpoint(name, encoder, untrained, processor, reconstructor, untrained_reconstructor, classifier)
 
 
 def load_reconstructor(folder: str) -> ViCMAEForPreTraining | None:

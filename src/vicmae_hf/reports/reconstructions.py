@@ -30,7 +30,12 @@ def with_random_weights(model: PreTrainedModel, seed: int = 0, **options: Any) -
 
 @torch.no_grad()
 def reconstruct_views(
-    model: ViCMAEForPreTraining, views: torch.Tensor, mean: Sequence[float], std: Sequence[float], seed: int = 0
+    model: ViCMAEForPreTraining,
+    views: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+    untrained: ViCMAEForPreTraining | None = None,
 ) -> tuple[dict[str, torch.Tensor], str]:
     """
     Makes the images for `plot_reconstructions` and the text below them: the first view, its visible patches, these
@@ -43,6 +48,7 @@ def reconstruct_views(
 
     Args:
         views: `(N, 2, 3, H, W)`, uint8.
+        untrained: the model with random weights, where it is at hand; else they are drawn by `seed`.
     """
     height, width = views.shape[-2:]
     patch_size = model.config.patch_size
@@ -54,7 +60,7 @@ def reconstruct_views(
     scale, offset = (torch.tensor(values, device=model.device).view(3, 1, 1) for values in (std, mean))
     first, second = (images * scale + offset for images in pixel_values.unbind(1))  # back to colours
     trained, mask = predict_patches(model, pixel_values, noise)
-    untrained, _ = predict_patches(with_random_weights(model, seed), pixel_values, noise)
+    random, _ = predict_patches(untrained or with_random_weights(model, seed), pixel_values, noise)
     # 1 in hidden patches, 0 in visible ones: (N, 3, H, W).
     hidden = unpatchify(mask[..., None].expand_as(trained), height, width, num_channels=3)
 
@@ -66,7 +72,7 @@ def reconstruct_views(
         "first view": first,
         "visible": first * (1 - hidden),
         "reconstruction": fill(trained),
-        "random weights": fill(untrained),
+        "random weights": fill(random),
         "second view": second,
     }
     ratios = {
