@@ -101,17 +101,22 @@ class Page:
         self, path: str | None, mask_ratio: float, computed: Sequence[Callable[[Upload, float], str]]
     ) -> list[str | None]:
         """
-        Returns a line about the file, and after it what each of `computed` makes of the upload and the mask ratio. If
-        the file cannot be read, the line says why, and None stands for all others.
+        Returns a line about the file, and after it what each of `computed` makes of the upload and the mask ratio, or
+        why it makes nothing. If the file cannot be read, the line says why, and None stands for all others.
         """
         try:
             if path is None:
                 raise InputError("Choose an image or a video first.")
             upload = read_upload(path, self.checkpoint, self.loader, self.max_video_seconds)
-            line = f"<p class='text'><b>{escape(upload.file.name)}</b> {escape(upload.note)}</p>"
-            return [line, *(compute(upload, mask_ratio) for compute in computed)]
         except (InputError, MediaDecodingError) as error:
-            return [f"<p class='error' role='alert'>{escape(one_line(error))}</p>", *[None] * len(computed)]
+            return [describe_error(error), *[None] * len(computed)]
+        answers = [f"<p class='text'><b>{escape(upload.file.name)}</b> {escape(upload.note)}</p>"]
+        for compute in computed:
+            try:
+                answers.append(compute(upload, mask_ratio))
+            except (InputError, MediaDecodingError) as error:
+                answers.append(describe_error(error))
+        return answers
 
     def reconstruction(self, upload: Upload, mask_ratio: float) -> str:
         columns, text = reconstruct(self.checkpoint, upload, mask_ratio)
@@ -142,6 +147,10 @@ class Page:
             for name, probability in likeliest
         )
         return f"<dl class='classes'>{''.join(rows)}</dl>"
+
+
+def describe_error(error: Exception) -> str:
+    return f"<p class='error' role='alert'>{escape(one_line(error))}</p>"
 
 
 def to_bytes(image: torch.Tensor) -> torch.Tensor:
@@ -220,12 +229,16 @@ def build(page: Page) -> gradio.Blocks:
 
 
 def mask_slider(checkpoint: Checkpoint) -> gradio.Slider:
-    """Makes the slider; where nothing can be reconstructed, one that is not shown."""
-    ratios = list_mask_ratios(checkpoint.encoder.config)
+    """
+    Makes the slider, which begins at the model's own mask ratio, or at the end nearest to it; where nothing can be
+    reconstructed, one that is not shown.
+    """
+    config = checkpoint.encoder.config
+    ratios = list_mask_ratios(config)
     return gradio.Slider(
         ratios[0],
         ratios[-1],
-        value=checkpoint.encoder.config.mask_ratio,
+        value=min(max(config.mask_ratio, ratios[0]), ratios[-1]),
         step=MASK_STEP,
         label="Share of patches that are hidden",
         visible=checkpoint.reconstructor is not None,
