@@ -81,7 +81,7 @@ def read_cpu_quota(folder: Path) -> float | None:
     version_1 = [folder / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
     for files in ([folder / "cpu.max"], version_1):
         try:
-            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+            quota, period = map(int, " ".join(file.read_text(encoding="utf-8") for file in files).split())
         except (OSError, ValueError):  # there is no such file, or no limit
             continue
         return quota / period if quota > 0 < period else None
