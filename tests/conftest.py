@@ -1,3 +1,4 @@
+import logging
 import os
 import tempfile
 
@@ -25,3 +26,4 @@ def same_start():
     # The models here are too small for threads, which would only fight with those of other processes.
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    logging.getLogger("vicmae_hf").setLevel(logging.NOTSET)  # scripts show more, to the end of their process

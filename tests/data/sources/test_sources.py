@@ -138,9 +138,9 @@ def test_tables_without_media(tmp_path):
     assert "expected a column of type Video or Image" in message
     assert "text, label" in message
     (tmp_path / "broken.parquet").write_text("PAR1 not")
-    assert "could not be read" in error_of(tmp_path / "broken.parquet")
+    assert "broken.parquet: cannot be read as Parquet" in error_of(tmp_path / "broken.parquet")
     image_table().to_parquet(tmp_path / "no_rows.parquet")
-    assert "could not be read" in error_of(tmp_path / "no_rows.parquet")
+    assert "no_rows.parquet: expected Parquet with rows, got none." in error_of(tmp_path / "no_rows.parquet")
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "damaged")
     (tmp_path / "damaged" / "state.json").write_text("{}")
     assert "could not be read" in error_of(tmp_path / "damaged")
