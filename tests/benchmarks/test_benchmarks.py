@@ -50,6 +50,7 @@ def first_column(table: list[list[str]]) -> list[str]:
     return [row[0] for row in table[1:]]
 
 
+@pytest.mark.slow
 def test_decoding(videos):
     tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--repeats", 1)
     assert {"naive decord", "decord", "pyav"} <= set(first_column(tables["backend"]))

@@ -108,7 +108,7 @@ def test_a_training_survives_the_death_of_a_worker_and_gives_the_same_losses(fol
                 "--config_overrides",
                 tiny_overrides(),
                 "--num_train_epochs",
-                40,
+                15,
                 "--warmup_epochs",
                 1,
                 "--contrastive_start_epoch",

@@ -69,6 +69,7 @@ def wait_until(condition, seconds=300):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(videos, uninterrupted, tmp_path):
     store = tmp_path / "store"
     killed = Forked("pack_frames.py", *flags(videos, store), "--num_proc", "2")
