@@ -166,7 +166,7 @@ def plot_attention(
     colours = ScalarMappable(Normalize(0, largest))
     sheet = Sheet((height, width), 3, len(frames) + 0.3)
     for row, title in enumerate(("frame", "trained", "random weights")):
-        sheet.write(title, row + 0.96, 0.02, rotation=90)
+        sheet.write(title, row + 0.46, 0.02, rotation=90, va="center")
     for column, frame in enumerate(frames):
         sheet.place(frame, 0, column + 0.3)
         for row, each in enumerate(attention, start=1):
