@@ -101,6 +101,13 @@ def report_text(results: dict[str, Any], image_prefix: str) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
+def describe_encoder(budget: dict[str, Any]) -> str:
+    return (
+        f"{budget['num_hidden_layers']} layers, {budget['hidden_size']} wide; images of {budget['image_size']} "
+        f"pixels in patches of {budget['patch_size']}; mask ratio {budget['mask_ratio']}"
+    )
+
+
 def budget_section(results: dict[str, Any]) -> str:
     settings, budget, data = results["settings"], results["budget"], results["probe_data"]
     everything = results["sweep"] + results["runs"]
@@ -115,11 +122,7 @@ def budget_section(results: dict[str, Any]) -> str:
             f"{budget['num_train_files']} files; {budget['num_processes']} process"
             + ("es" if budget["num_processes"] > 1 else ""),
         ),
-        (
-            "encoder",
-            f"{budget['num_hidden_layers']} layers, {budget['hidden_size']} wide; images of {budget['image_size']} "
-            f"pixels in patches of {budget['patch_size']}; mask ratio {budget['mask_ratio']}",
-        ),
+        ("encoder", describe_encoder(budget)),
         (
             "optimisation",
             f"AdamW, warmup of {budget['warmup_epochs']:g} epochs, cosine decay, "

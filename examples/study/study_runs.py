@@ -50,15 +50,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
         NonFiniteError: if the loss of a run becomes infinite or NaN that is more than a try.
     """
     plan, config = open_study(study)
-    probes = StudyProbes(
-        study.probe_train_data,
-        study.probe_eval_data,
-        build_processors(config)[0],
-        MediaLoader(plan.recipe.video_backend, plan.recipe.seconds_per_file),
-        num_frames=study.num_frames,
-        label_fractions=study.label_fractions,
-        num_subsets=study.num_subsets,
-    )
+    probes = build_probes(study, plan, config)
     references = probe_references(plan, probes)
     sweep, tuned = tune(plan, config.pooling, partial(train_and_probe, probes=probes, folder=plan.folder))
     runs = train_and_probe(plan.reported(tuned), probes, plan.folder)
@@ -145,6 +137,18 @@ def tune(
             best = max(tried, key=lambda it: -1 if "diverged" in it else it["probe"][pooling]["top1"])["tuned"]
         tuned[method] = best
     return list(results.values()), tuned
+
+
+def build_probes(study: StudyArguments, plan: Plan, config: ViCMAEConfig) -> StudyProbes:
+    return StudyProbes(
+        study.probe_train_data,
+        study.probe_eval_data,
+        build_processors(config)[0],
+        MediaLoader(plan.recipe.video_backend, plan.recipe.seconds_per_file),
+        num_frames=study.num_frames,
+        label_fractions=study.label_fractions,
+        num_subsets=study.num_subsets,
+    )
 
 
 def train_and_probe(runs: Sequence[Run], probes: StudyProbes, folder: Path) -> list[dict[str, Any]]:

@@ -8,10 +8,9 @@ from typing import Any
 import datasets
 from study_plan import TUNED, Plan, Run, StudyArguments
 from study_probes import StudyProbes
-from study_runs import open_study, probe_references, read_budget, train_and_probe, train_run, untrained
+from study_runs import build_probes, open_study, probe_references, read_budget, train_and_probe, train_run, untrained
 
 import vicmae_hf
-from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.tables import load_hub_dataset
 from vicmae_hf.errors import InputError
 from vicmae_hf.modeling_vicmae import ViCMAEModel
@@ -26,15 +25,7 @@ def study_images(real: RealArguments) -> dict[str, Any]:
     data = prepare_data(real)
     study = study_settings(real, data)
     plan, config = open_study(study)
-    probes = StudyProbes(
-        study.probe_train_data,
-        study.probe_eval_data,
-        build_processors(config)[0],
-        MediaLoader(plan.recipe.video_backend, plan.recipe.seconds_per_file),
-        num_frames=study.num_frames,
-        label_fractions=study.label_fractions,
-        num_subsets=study.num_subsets,
-    )
+    probes = build_probes(study, plan, config)
     references = probe_references(plan, probes)
     runs = plan.reported(plan_values(plan))
     cpu = {run.name: train_once(run, plan.folder) for run in runs}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from study_report import put_report
+from study_report import describe_encoder, put_report
 from study_results import POOLINGS, TITLES
 from study_runs import device_name
 from study_tables import mean_and_spread
@@ -98,11 +98,7 @@ def run_section(real: RealArguments, results: dict[str, Any]) -> str:
             f"{budget['num_steps']} updates of {budget['total_batch_size']} pairs, {budget['epochs']:.1f} epochs of "
             f"{budget['num_train_files']} images",
         ),
-        (
-            "encoder",
-            f"{budget['num_hidden_layers']} layers, {budget['hidden_size']} wide; images of {budget['image_size']} "
-            f"pixels in patches of {budget['patch_size']}; mask ratio {budget['mask_ratio']}",
-        ),
+        ("encoder", describe_encoder(budget)),
         ("seeds", f"0 to {real.num_seeds - 1}"),
         (
             "measured on",
