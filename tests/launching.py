@@ -31,10 +31,10 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-# One process that asks nothing, as in the Makefile.
+# One process that asks nothing, as in the Makefile; and two. Without "--multi_gpu" it starts one on a CPU.
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TWO_PROCESSES = [*ACCELERATE, "--num_processes", "2", "--multi_gpu", "--main_process_port", "0"]
 ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -213,6 +213,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
     assert parse(str(tmp_path / "settings.json"), *REQUIRED).seed == 3
 
 
+@pytest.mark.slow  # a launcher and its process
 def test_the_command_to_go_on_has_the_flags_of_the_launcher(tmp_path):
     script = tmp_path / "a script.py"
     script.write_text("from vicmae_hf.command_line import command_to_go_on\nprint(command_to_go_on())\n")

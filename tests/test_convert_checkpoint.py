@@ -694,6 +694,7 @@ def test_safetensors_file_and_overwriting_itself(tmp_path):
     assert torch.equal(model.layernorm.weight, tensors["norm.weight"])
 
 
+@pytest.mark.slow
 def test_command_line_in_its_own_process(tmp_path):
     tensors = pretraining_tensors()
     path = save_file(tensors, tmp_path / "vicmae.pth", args=argparse.Namespace(epochs=800))

@@ -392,6 +392,7 @@ def test_bad_input_is_named(videos, settings, message):
         ViCMAEVideoProcessor(**SMALL)(videos, return_tensors="pt", **settings)
 
 
+@pytest.mark.slow  # tests/test_hub.py opens a whole folder so
 def test_code_travels_with_the_settings(tmp_path):
     ViCMAEVideoProcessor(**SMALL, num_crops=3).save_pretrained(tmp_path / "export")
     path = write_video(tmp_path / "video.mp4", 12)

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
-import evaluate
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -30,6 +29,9 @@ from ..training.resuming import check_same_in_all_processes, fingerprint
 from .multi_label import mean_average_precision
 
 
+if TYPE_CHECKING:
+    import evaluate
+
 TOP_K = 5
 # After so many batches the processes exchange what they computed.
 BATCHES_OF_A_ROUND = 8
@@ -41,20 +43,24 @@ FIGURES = {
 }
 
 
-class TopKAccuracy(evaluate.Metric):
+def top_k_metric() -> "evaluate.Metric":
     """Top-1 and top-5 accuracy in percent, of lists of classes, the likeliest first. Needs no network."""
+    import evaluate  # with it comes scipy.stats; a pretraining does without
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=self.__doc__,
-            citation="",
-            features=datasets.Features(
-                {"predictions": datasets.List(datasets.Value("int64")), "references": datasets.Value("int64")}
-            ),
-        )
+    class TopKAccuracy(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description=top_k_metric.__doc__,
+                citation="",
+                features=datasets.Features(
+                    {"predictions": datasets.List(datasets.Value("int64")), "references": datasets.Value("int64")}
+                ),
+            )
 
-    def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, float]:
-        return top_k_accuracies(torch.tensor(predictions), torch.tensor(references))
+        def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, float]:
+            return top_k_accuracies(torch.tensor(predictions), torch.tensor(references))
+
+    return TopKAccuracy(keep_in_memory=True)
 
 
 def top_k_accuracies(top_classes: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -137,7 +143,7 @@ class Predictions:
         if self.is_multi_label:
             figures = {"map": mean_average_precision(self.probabilities, self.labels)}
         else:
-            figures = TopKAccuracy(keep_in_memory=True).compute(
+            figures = top_k_metric().compute(
                 predictions=likeliest_classes(self.probabilities).tolist(), references=self.labels.tolist()
             )
         return {

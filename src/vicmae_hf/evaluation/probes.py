@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import nn
 from torch.nn import functional as F
-from transformers import set_seed
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.samples.label_fraction import take_share

@@ -28,8 +28,14 @@ MAX_DOTS = 30
 
 
 def save_picture(figure: Figure, path: str | os.PathLike) -> None:
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        # Once, here: with a layout to make, Matplotlib draws everything twice.
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     with partial_file(Path(path)) as partial:
-        figure.savefig(partial, dpi=100)
+        # A tenth more bytes than by the default, in less than half the time.
+        figure.savefig(partial, dpi=100, pil_kwargs={"compress_level": 3})
 
 
 def plot_losses(

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 from demo_data import write_demo_data
-from launching import TORCHRUN, Forked, run, run_here
+from launching import TWO_PROCESSES, Forked, run, run_here
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoVideoProcessor
@@ -61,7 +61,7 @@ def settings(tmp_path_factory, data):
 def finished(tmp_path_factory, settings):
     """Output folder and process of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, run("run_pretraining.py", settings, "--output_dir", folder, "--report_to", "tensorboard")
+    return folder, run_here("run_pretraining.py", settings, "--output_dir", folder, "--report_to", "tensorboard")
 
 
 def read_lines(path):
@@ -158,7 +158,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(finished, settings, tmp_path)
 
 
 def test_two_processes_train_together(settings, tmp_path):
-    process = run("run_pretraining.py", settings, "--output_dir", tmp_path / "two", launcher=TORCHRUN)
+    process = run("run_pretraining.py", settings, "--output_dir", tmp_path / "two", launcher=TWO_PROCESSES)
     assert process.returncode == 0, process.stderr
     arguments = json.loads((tmp_path / "two" / "arguments.json").read_text())
     assert arguments["num_processes"] == 2
