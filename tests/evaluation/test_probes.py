@@ -1,5 +1,7 @@
 """Probes of a frozen encoder."""
 
+from functools import partial
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -122,11 +124,15 @@ def test_probes_beside_untrained_encoders(tmp_path):
 
     both = probe_beside_untrained(Accelerator(cpu=True), model, views, views, num_seeds=2, attentive=True)
     known = balanced_subset(torch.tensor([0, 0, 1, 1]), 0.8, 1)
-    top1 = attentive_accuracy(tokens_of(model).select(known), tokens_of(model), width=16, num_heads=2, seed=1)
+    epochs = []
+    options = {"width": 16, "num_heads": 2, "seed": 1, "advance": lambda: epochs.append("attentive")}
+    top1 = attentive_accuracy(tokens_of(model).select(known), tokens_of(model), **options)
     assert both["runs"]["pretrained"][1]["attentive_top1"] == top1
     for name in ("eval_top1", "eval_knn_top1", "untrained_eval_top1"):  # of the same features
         assert both[name] == results[name]
-    expected = linear_probe(features_of(model), features_of(model), range(2))
+    advance = partial(epochs.append, "linear")
+    expected = linear_probe(features_of(model), features_of(model), range(2), advance=advance)
+    assert epochs == 20 * ["attentive"] + 2 * 90 * ["linear"]
     assert results["runs"]["pretrained"] == expected
     set_seed(1)
     untrained = features_of(ViCMAEModel(model.config))

@@ -18,7 +18,14 @@ from vicmae_hf.errors import InputError
 from vicmae_hf.reports.film import write_film
 from vicmae_hf.training import reporting
 from vicmae_hf.training.arguments import TrainingArguments
-from vicmae_hf.training.reporting import MetricsLog, finish_trackers, read_metrics, start_trackers, track_pictures
+from vicmae_hf.training.reporting import (
+    MetricsLog,
+    Progress,
+    finish_trackers,
+    read_metrics,
+    start_trackers,
+    track_pictures,
+)
 
 
 def write(log, step, loss):
@@ -75,11 +82,12 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path, capsys):
     log.__exit__()
 
 
-def test_with_a_terminal_progress_is_a_bar(tmp_path):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_with_a_terminal_progress_is_a_bar(tmp_path):
     with (
         mock.patch("sys.stderr", Terminal()) as stderr,
         MetricsLog(Accelerator(cpu=True), tmp_path, "pairs", 2) as log,
@@ -95,6 +103,22 @@ def test_in_a_notebook_progress_is_a_bar(tmp_path, monkeypatch, capsys):
         write(log, 2, 1.0)
         assert log.has_bar
     assert "step 2 of 2" not in capsys.readouterr().err
+
+
+def test_progress_of_work_is_a_line_now_and_then_of_the_main_process(capsys):
+    times = iter([100.0, 104.0, 130.0, 131.0, 140.0])  # the start, and the ends of four pieces of work
+    with mock.patch("time.monotonic", lambda: next(times)), Progress("packing", 40, "boxes") as progress:
+        for count in (4, 6, 20, 15):  # five more than there are, as with processes of unequal shares
+            progress.advance(count)
+    # A line at most every ten seconds: after 30 seconds 10 were done, and 30 were left.
+    assert capsys.readouterr().err == "packing: 10 of 40 boxes, 01:30 left\npacking: 40 of 40 boxes, 00:00 left\n"
+    times = iter([100.0, 200.0])
+    with mock.patch("time.monotonic", lambda: next(times)), Progress("packing", 2, "boxes", is_shown=False) as other:
+        other.advance()
+    assert capsys.readouterr().err == ""
+    with mock.patch("sys.stderr", Terminal()) as stderr, Progress("packing", 2, "boxes") as progress:
+        progress.advance(2)
+    assert "packing:   0%|" in stderr.getvalue() and "packing: 2 of 2" not in stderr.getvalue()
 
 
 class Tracker(GeneralTracker):

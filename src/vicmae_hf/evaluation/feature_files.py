@@ -154,6 +154,7 @@ def embed_in_parts(
     dataset, failures = select_items(dataset, left), []
     if len(left):
         loading = {"batch_size": batch_size, "num_workers": num_workers, "num_read": len(done)}
+        loading["what"] = "extracting features"
         with evaluating(model):
             for found in collect_rounds(accelerator, dataset, compute, **loading):
                 failures += found.failures

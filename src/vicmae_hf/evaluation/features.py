@@ -219,7 +219,8 @@ def embed_views(
         return {"embeddings": split_items(values.cpu(), batch["weights"]), "rows": rows}
 
     file, parts, failures = EmbeddingFile(), [], []
-    for collected in collect_rounds(accelerator, dataset, compute, batch_size=batch_size, num_workers=num_workers):
+    loading = {"batch_size": batch_size, "num_workers": num_workers, "what": "extracting features"}
+    for collected in collect_rounds(accelerator, dataset, compute, **loading):
         failures += collected.failures
         if len(collected.indices) == 0:
             continue

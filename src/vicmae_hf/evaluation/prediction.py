@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from ..data.loading.loader import SteadyBatches, ignore_stop_signals
@@ -25,6 +24,7 @@ from ..data.samples.views import ViewDataset
 from ..errors import InputError
 from ..files import write_json_lines
 from ..training.checkpointing import unwrap
+from ..training.reporting import Progress
 from ..training.resuming import check_same_in_all_processes, fingerprint
 from .multi_label import mean_average_precision
 
@@ -324,6 +324,7 @@ def collect_rounds(
     batch_size: int,
     num_workers: int,
     num_read: int = 0,
+    what: str = "evaluating",
 ) -> Iterator[Collected]:
     """
     Applies `compute` to every item once, and yields what came of the next items, in their order. The processes share
@@ -334,6 +335,7 @@ def collect_rounds(
         batch_size: views that a batch should hold; it has at least one item.
         num_workers: processes that load, for each process that computes.
         num_read: items that were read before, by a run that was interrupted.
+        what: is done, for the progress that the main process shows.
 
     Raises:
         InputError: if no item can be read, or the processes have found different ones.
@@ -346,14 +348,14 @@ def collect_rounds(
     batches = load_items(accelerator, dataset, share, items_per_batch, num_workers)
     # The first process has the most batches. All take part in as many rounds, the others perhaps without a batch.
     num_batches = math.ceil(len(range(0, len(dataset), accelerator.num_processes)) / items_per_batch)
-    is_silent = not accelerator.is_main_process or None  # None: without a terminal, where a bar would fill the log
     first_error = None
-    with tqdm(desc="evaluating", total=len(share), unit="file", disable=is_silent, leave=False) as progress:
+    with Progress(what, len(dataset), "files", accelerator.is_main_process) as progress:
         for _ in range(0, num_batches, BATCHES_OF_A_ROUND):
             parts, failures = [], []
             for batch in itertools.islice(batches, BATCHES_OF_A_ROUND):
                 failures += batch["failures"]
-                progress.update(len(batch["indices"]) + len(batch["failures"]))
+                # The other processes are as far, about.
+                progress.advance((len(batch["indices"]) + len(batch["failures"])) * accelerator.num_processes)
                 if len(batch["indices"]) == 0:  # none of its items could be read
                     continue
                 pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)

@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import nn
 from torch.nn import functional as F
@@ -16,10 +18,13 @@ from ..data.samples.label_fraction import take_share
 from ..data.samples.views import ViewDataset
 from ..modeling_vicmae import ViCMAEModel
 from ..training.optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
+from ..training.reporting import Progress
 from .feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks
 from .features import embed_views, pooled
 from .prediction import accuracy, likeliest_classes, top_k_accuracies
 
+
+logger = get_logger(__name__)
 
 # The recipe of Table 3, here and in linear evaluation with random views (`classification`).
 LINEAR_EPOCHS = 90
@@ -32,6 +37,13 @@ LINEAR_MOMENTUM = 0.9
 ATTENTIVE_EPOCHS = 20
 ATTENTIVE_LEARNING_RATE = 1e-3
 ATTENTIVE_WEIGHT_DECAY = 0.01
+
+# Called when an epoch of a probe is done.
+Advance = Callable[[], object]
+
+
+def say_nothing() -> None:
+    """Shows no progress."""
 
 
 def start_linear_head(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.BatchNorm1d:
@@ -64,6 +76,7 @@ def train_linear_probe(
     warmup_epochs: float = LINEAR_WARMUP_EPOCHS,
     base_learning_rate: float = LINEAR_BASE_LEARNING_RATE,
     batch_size: int = 256,
+    advance: Advance = say_nothing,
 ) -> nn.Module:
     """
     Trains a linear classifier on the views of labelled items, by SGD with momentum, cosine decay and no weight decay
@@ -89,6 +102,8 @@ def train_linear_probe(
         optimizer.zero_grad()
         F.cross_entropy(probe(features), labels).backward()
         optimizer.step()
+        if (step + 1) % steps_per_epoch == 0:
+            advance()
     return probe.eval()
 
 
@@ -144,7 +159,13 @@ def take_tokens(samples: LabelledFeatures, items: torch.Tensor, width: int) -> t
 
 
 def train_attentive_probe(
-    samples: LabelledFeatures, *, width: int, num_heads: int, seed: int, batch_size: int = 32
+    samples: LabelledFeatures,
+    *,
+    width: int,
+    num_heads: int,
+    seed: int,
+    batch_size: int = 32,
+    advance: Advance = say_nothing,
 ) -> AttentiveClassifier:
     """Trains an attentive classifier on tokens of labelled items (see `take_tokens`), D being `width`."""
     with torch.random.fork_rng(devices=[]):
@@ -162,14 +183,22 @@ def train_attentive_probe(
         optimizer.zero_grad()
         F.cross_entropy(probe(take_tokens(samples, items, width)), samples.labels[items]).backward()
         optimizer.step()
+        if (step + 1) % (len(batches) // ATTENTIVE_EPOCHS) == 0:
+            advance()
     return probe.eval()
 
 
 def attentive_accuracy(
-    train: LabelledFeatures, evaluation: LabelledFeatures, *, width: int, num_heads: int, seed: int
+    train: LabelledFeatures,
+    evaluation: LabelledFeatures,
+    *,
+    width: int,
+    num_heads: int,
+    seed: int,
+    advance: Advance = say_nothing,
 ) -> float:
     """Trains an attentive probe and returns its top-1 accuracy in percent on held-out files."""
-    probe = train_attentive_probe(train, width=width, num_heads=num_heads, seed=seed)
+    probe = train_attentive_probe(train, width=width, num_heads=num_heads, seed=seed, advance=advance)
     with torch.no_grad():
         items = torch.arange(len(evaluation.labels)).split(32)
         scores = torch.cat([probe(take_tokens(evaluation, batch, width)) for batch in items])
@@ -189,12 +218,14 @@ def balanced_subset(labels: torch.Tensor, fraction: float, seed: int) -> torch.T
     return torch.from_numpy(take_share(labels.numpy(), fraction, shuffle))
 
 
-def probe_accuracy(train: LabelledFeatures, evaluation: LabelledFeatures, seed: int) -> dict[str, float]:
+def probe_accuracy(
+    train: LabelledFeatures, evaluation: LabelledFeatures, seed: int, advance: Advance = say_nothing
+) -> dict[str, float]:
     """
     Trains a probe and returns `top1` and `top5` in percent on held-out files. The classifier learns from single views;
     the probabilities of a file's views are averaged.
     """
-    probe = train_linear_probe(train, seed=seed)
+    probe = train_linear_probe(train, seed=seed, advance=advance)
     with torch.no_grad():
         blocks = predict_blocks(lambda views: probe(views).softmax(-1), evaluation.features)
         classes = [likeliest_classes(block) for block in blocks]  # (n, 5) each
@@ -202,7 +233,11 @@ def probe_accuracy(train: LabelledFeatures, evaluation: LabelledFeatures, seed: 
 
 
 def linear_probe(
-    train: LabelledFeatures, evaluation: LabelledFeatures, seeds: Sequence[int], config: ViCMAEConfig | None = None
+    train: LabelledFeatures,
+    evaluation: LabelledFeatures,
+    seeds: Sequence[int],
+    config: ViCMAEConfig | None = None,
+    advance: Advance = say_nothing,
 ) -> list[dict[str, float]]:
     """
     Returns for each seed the accuracies of `probe_accuracy`, and as `knn_top1` the accuracy of nearest neighbours, for
@@ -211,6 +246,7 @@ def linear_probe(
 
     Args:
         config: of the encoder, whose tokens follow its pooled output in each embedding; adds `attentive_top1`.
+        advance: called after every epoch of every probe.
     """
     results = []
     width = None if config is None else pooled_width(config)
@@ -220,11 +256,11 @@ def linear_probe(
         known = pooled_train.select(subset)
         votes = nearest_neighbour_scores(known, pooled_evaluation.features)
         top1 = accuracy(votes, evaluation.labels)["top1"]
-        results.append(probe_accuracy(known, pooled_evaluation, seed) | {"knn_top1": top1})
+        results.append(probe_accuracy(known, pooled_evaluation, seed, advance) | {"knn_top1": top1})
         if config is not None:
             tokens = (samples.columns(width, None) for samples in (train.select(subset), evaluation))
             options = {"width": config.hidden_size, "num_heads": config.num_attention_heads, "seed": seed}
-            results[-1]["attentive_top1"] = attentive_accuracy(*tokens, **options)
+            results[-1]["attentive_top1"] = attentive_accuracy(*tokens, **options, advance=advance)
     return results
 
 
@@ -246,6 +282,27 @@ def embed_labelled(
     with torch.no_grad():
         features = embed_views(accelerator, embed, views, average=False, **loading)
     return LabelledFeatures.of(features, views.source).chunk(len(encoders))
+
+
+def fit_probes(
+    accelerator: Accelerator,
+    train: Sequence[LabelledFeatures],
+    evaluation: Sequence[LabelledFeatures],
+    config: ViCMAEConfig | None,
+) -> dict[str, list[dict[str, float]]]:
+    """
+    Runs `linear_probe` on features of the same files by several encoders: by the first, "pretrained", with the seeds
+    0, 1, ... of the others, and by each of the others, "untrained", with its own. Shows how far it is.
+    """
+    num_seeds = len(train) - 1
+    num_epochs = LINEAR_EPOCHS + (0 if config is None else ATTENTIVE_EPOCHS)
+    logger.info("Fitting %d probes, %d epochs each.", 2 * num_seeds, num_epochs)
+    with Progress("fitting probes", 2 * num_seeds * num_epochs, "epochs", accelerator.is_main_process) as progress:
+        fit = partial(linear_probe, config=config, advance=progress.advance)
+        return {
+            "pretrained": fit(train[0], evaluation[0], range(num_seeds)),
+            "untrained": [fit(train[seed + 1], evaluation[seed + 1], [seed])[0] for seed in range(num_seeds)],
+        }
 
 
 def probe_beside_untrained(
@@ -281,14 +338,13 @@ def probe_beside_untrained(
     encoders = [encoder.to(accelerator.device).eval() for encoder in encoders]
     loading = {"batch_size": batch_size, "num_workers": num_workers, "with_tokens": attentive}
     config = model.config if attentive else None
-    (train, *untrained_train), (evaluation, *untrained_evaluation) = (
+    counts = (len(train_views), len(eval_views), num_seeds)
+    logger.info("Extracting features of %d and %d files, by the encoder and by %d with random weights.", *counts)
+    of_train, of_evaluation = (
         embed_labelled(accelerator, encoders, views, **loading) for views in (train_views, eval_views)
     )
-    untrained = enumerate(zip(untrained_train, untrained_evaluation, strict=True))
-    runs = {
-        "pretrained": linear_probe(train, evaluation, range(num_seeds), config),
-        "untrained": [run for seed, features in untrained for run in linear_probe(*features, [seed], config)],
-    }
+    runs = fit_probes(accelerator, of_train, of_evaluation, config)
+    train, evaluation = of_train[0], of_evaluation[0]
     results = {}
     for prefix, probes in zip(("", "untrained_"), runs.values(), strict=True):
         for name in ("top1", "top5", "knn_top1", *(["attentive_top1"] if attentive else [])):

@@ -31,7 +31,8 @@ from .optimization import Schedule
 logger = get_logger(__name__)
 
 RESULTS_FILE = "all_results.json"
-PROGRESS_SECONDS = 60.0  # between two lines of progress where there is no terminal
+# Between two lines of progress where there is no terminal: of a training, and of work that takes minutes.
+PROGRESS_SECONDS, WORK_SECONDS = 60.0, 10.0
 
 # Trackers -> how they call the name of a run. (TensorBoard has none: it shows the run's folder.)
 RUN_NAMES = {
@@ -123,6 +124,47 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for beginning, peak in PEAK_FLOPS.items() if name.startswith(beginning)), None)
 
 
+def has_screen() -> bool:
+    """Whether somebody looks on: in a terminal or a notebook."""
+    return sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")
+
+
+class Progress:
+    """
+    Shows how far work has come: by a bar, or without a screen by a line on stderr now and then, as in training.
+
+    Args:
+        what: is done, "extracting features".
+        total: how many units of it there are; unit: their name, "files".
+        is_shown: whether this process shows it; the main one does.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, is_shown: bool = True):
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self.has_lines = is_shown and not has_screen()
+        self.started = self.last_line = time.monotonic()
+        is_silent = not is_shown or self.has_lines
+        self.bar = tqdm(desc=what, total=total, unit=f" {unit}", disable=is_silent, leave=False, dynamic_ncols=True)
+
+    def advance(self, count: int = 1) -> None:
+        """Notes that `count` more are done; beyond the total none are."""
+        count = min(count, self.total - self.done)
+        self.done += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if self.has_lines and now >= self.last_line + WORK_SECONDS:
+            self.last_line = now
+            left = tqdm.format_interval((now - self.started) * (self.total / self.done - 1)) if self.done else "?"
+            print(f"{self.what}: {self.done} of {self.total} {self.unit}, {left} left", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bar.close()
+
+
 class MetricsLog:
     """
     Writes lines to `metrics.jsonl`, to Accelerate's trackers and to a progress bar; without a terminal, to a line of
@@ -156,8 +198,7 @@ class MetricsLog:
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(output_dir) if line.get("step", math.inf) <= start_step]
             write_json_lines(self.path, kept)
-        has_screen = sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")  # a terminal or a notebook
-        self.has_bar = accelerator.is_main_process and has_screen
+        self.has_bar = accelerator.is_main_process and has_screen()
         self.progress = tqdm(total=num_steps, initial=start_step, disable=not self.has_bar, dynamic_ncols=True)
 
     def advance(self) -> None:

@@ -10,7 +10,7 @@ from vicmae_hf import ViCMAEModel
 from vicmae_hf.processors import build_processors
 
 
-def test_a_probe_beside_an_untrained_encoder(tmp_path):
+def test_a_probe_beside_an_untrained_encoder(tmp_path, monkeypatch):
     data = tmp_path / "demo"
     write_demo_data(data, appearance_videos=(2, 1), motion_videos=(1, 1), images=(1, 1), num_workers=1)
     model = ViCMAEModel(tiny_config(pooling="mean"))
@@ -19,8 +19,15 @@ def test_a_probe_beside_an_untrained_encoder(tmp_path):
         processor.save_pretrained(tmp_path / "model")
     flags = ["--model_name_or_path", tmp_path / "model", "--train_data", data / "appearance" / "train"]
     flags += ["--eval_data", data / "appearance" / "eval", "--output_dir", tmp_path / "probe"]
+    monkeypatch.setattr("vicmae_hf.training.reporting.WORK_SECONDS", 0.0)
     process = run_here("run_linear_probe.py", *flags, "--num_frames", "2", "--num_seeds", "2")
     assert process.returncode == 0, process.stderr
+    for line in (
+        "INFO: Extracting features of 16 and 8 files, by the encoder and by 2 with random weights.",
+        *("extracting features: 16 of 16 files, 00:00 left", "extracting features: 8 of 8 files, 00:00 left"),
+        *("INFO: Fitting 4 probes, 90 epochs each.", "fitting probes: 360 of 360 epochs, 00:00 left"),
+    ):
+        assert line in process.stderr.splitlines()
     results = json.loads((tmp_path / "probe" / "all_results.json").read_text())
     assert (results["num_classes"], results["num_train_samples"], results["num_eval_samples"]) == (8, 16, 8)
     assert results["num_failed"] == 0
