@@ -131,12 +131,21 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
 
 
 def fill_in(arguments: ExportArguments, model: ViCMAEModel, processor: Any) -> None:
-    """Fills in the settings whose defaults are the model's, so that the output names what they were."""
+    """
+    Fills in the settings whose defaults are the model's, so that the output names what they were. Raises an
+    ArgumentsError if the model takes no clips of so many frames.
+    """
     is_clip = arguments.pooling == "clip"
     if arguments.num_frames is None:
         of_frames = 8 if arguments.every_seconds is None else 1
         arguments.num_frames = model.config.num_frames if is_clip else of_frames
     if is_clip:
+        tubelet_size = model.config.tubelet_size
+        if arguments.num_frames % tubelet_size:
+            raise ArgumentsError(
+                f"--num_frames {arguments.num_frames}: expected a multiple of {tubelet_size} for --pooling clip, "
+                "because the encoder embeds so many frames together."
+            )
         warn_if_blind_to_order(model, arguments.num_frames)
     if arguments.frames_per_second is None and is_clip and arguments.every_seconds is None:
         arguments.frames_per_second = processor.fps
