@@ -30,6 +30,7 @@ def parse(*argv):
         ["--image_size", "1", "2", "3"],
         ["--checkpointing_steps", "-1"],
         ["--seconds_per_file", "inf"],
+        ["--segment_seconds", "1e-9"],
         ["--dataloader_num_workers", "-1"],
     ],
 )

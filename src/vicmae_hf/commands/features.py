@@ -48,7 +48,9 @@ class ExportArguments(InferenceArguments):
     label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
     output: str = setting(REQUIRED, "FILE.parquet, FILE.csv or FILE.safetensors")
     every_seconds: float | None = setting(
-        None, "a row for each step of so many seconds of a video, with its times; default: one row a file", above=0
+        None,
+        "a row for each step of so many seconds of a video, with its times; default: one row a file",
+        minimum=0.001,
     )
     pooling: Literal["frame", "clip", "patch"] = setting(
         "frame",

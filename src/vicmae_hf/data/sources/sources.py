@@ -50,7 +50,7 @@ class SourceSettings(Settings):
         "smallest and the largest of each picture) or LOW,HIGH",
     )
     segment_seconds: float | None = setting(
-        None, "divide long videos into segments of about this length, each an item of its own; default: not", above=0
+        None, "divide long videos into segments of about this length, each an item; default: not", minimum=0.001
     )
     frame_folders: bool = setting(False, "folders of numbered frames (VIDEO/000001.jpg) are videos")
     source_frames_per_second: float | None = setting(
