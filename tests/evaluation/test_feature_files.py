@@ -244,7 +244,7 @@ def test_a_part_that_a_kill_left_unfinished_is_passed_over(tmp_path):
 def test_settings_that_contradict_each_other(model, media, tmp_path):
     with pytest.raises(InputError, match="--layer must be between 0 and 2"):
         extract(model, media, tmp_path / "f.csv", layer=3)
-    with pytest.raises(ValueError, match="--every_seconds must be at least 0.001, got 1e-09"):
+    with pytest.raises(ValueError, match=r"--every_seconds must be at least 0\.001, got 1e-09"):
         extract(model, media, tmp_path / "f.csv", every_seconds=1e-9)
     with pytest.raises(ValueError, match="--every_seconds 1: expected no --segment_seconds beside it"):
         extract(model, media, tmp_path / "f.csv", every_seconds=1, segment_seconds=2)
