@@ -132,6 +132,16 @@ def test_frozen_layers_get_no_gradient():
         parse("--freeze_layers", 1)
 
 
+@pytest.mark.parametrize(("image_size", "mask_ratio", "num_visible"), [(4, 0.75, 0), (16, 0.98, 0), (16, 0.01, 16)])
+def test_a_mask_of_all_patches_or_none_is_refused_before_the_data(image_size, mask_ratio, num_visible, tmp_path):
+    overrides = tiny_overrides(patch_size=4, mask_ratio=mask_ratio)
+    flags = ["--image_size", image_size, "--config_overrides", overrides, "-o", tmp_path / "out", "nowhere"]
+    for plan in ([], ["--plan"]):
+        process = run_here("run_pretraining.py", *flags, *plan)
+        assert process.returncode == 1
+        assert f"leaves {num_visible} of the {(image_size // 4) ** 2} patches of a view visible" in process.stderr
+
+
 def test_a_run_on_frozen_layers_of_a_run_with_the_preset(tmp_path):
     (tmp_path / "images").mkdir()
     for index in range(12):

@@ -17,7 +17,7 @@ from accelerate.logging import get_logger
 from ..configuration_vicmae import ViCMAEConfig
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import PretrainingArguments
-from ..pretraining.presets import PresetArguments, freeze_layers
+from ..pretraining.presets import PresetArguments, check_mask, freeze_layers
 from ..pretraining.run import run_pretraining
 from ..training.session import build_model, end_session, start_session
 from .calling import Data, call, start
@@ -33,6 +33,7 @@ def run(arguments: PresetArguments) -> dict[str, Any]:
         return plan_launched(arguments)
     accelerator = start_session(arguments, can_shard=True)
     model = build_model(ViCMAEForPreTraining, arguments)
+    check_mask(model.config)
     freeze_layers(model, arguments.freeze_layers)
     warn_of_plain_mae(model.config, arguments)
     results = run_pretraining(accelerator, model, arguments)

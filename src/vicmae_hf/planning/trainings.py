@@ -23,7 +23,7 @@ from ..data.samples.frame_choice import ClipSampling
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import check_contrast
 from ..pretraining.objective import Objective
-from ..pretraining.presets import PresetArguments, fit_to_data, freeze_layers
+from ..pretraining.presets import PresetArguments, check_mask, fit_to_data, freeze_layers
 from ..pretraining.pretraining import build_frame_pairs
 from ..processors import build_processors
 from ..settings import ArgumentsError
@@ -50,6 +50,7 @@ def open_pretraining(accelerator: Accelerator, arguments: PresetArguments, num_p
     if arguments.streaming:
         raise ArgumentsError("--streaming: a plan reads samples in any order. Plan without it; a stream is no faster.")
     model = build_model(ViCMAEForPreTraining, arguments)
+    check_mask(model.config)
     freeze_layers(model, arguments.freeze_layers)
     dataset = build_frame_pairs(accelerator, model.config, arguments)
     fit_to_data(arguments, model.config, dataset.num_samples, num_processes)

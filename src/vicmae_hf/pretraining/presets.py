@@ -184,6 +184,19 @@ def small_data_settings(arguments: PresetArguments, num_samples: int, num_proces
     return {name: value for name, value in values.items() if getattr(arguments, name) is None}
 
 
+def check_mask(config: ViCMAEConfig) -> None:
+    """Raises an ArgumentsError if the mask would hide all patches of a view, or none, before any data is read."""
+    height, width = config.image_height_and_width
+    num_patches = (height // config.patch_size) * (width // config.patch_size)
+    num_visible = round(num_patches * (1 - config.mask_ratio))
+    if not 0 < num_visible < num_patches:
+        raise ArgumentsError(
+            f"mask_ratio={config.mask_ratio} leaves {num_visible} of the {num_patches} patches of a view visible; at "
+            "least one must be visible and one masked. Take a larger --image_size, a smaller patch_size or another "
+            "mask_ratio (--config_overrides)."
+        )
+
+
 def freeze_layers(model: nn.Module, num_layers: int | None) -> None:
     """
     Lets training leave the encoder's embeddings and first layers as they are. Nothing before the first trained layer
