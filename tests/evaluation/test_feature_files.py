@@ -23,6 +23,7 @@ from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.feature_files import FeatureParts
 from vicmae_hf.files import partial_path
 from vicmae_hf.processors import build_processors
+from vicmae_hf.training import session
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,27 @@ def test_a_part_that_a_kill_left_unfinished_is_passed_over(tmp_path):
     assert torch.equal(embeddings, torch.tensor([[0.0], [1.0], [1.0]]).expand(3, 4))
     reopened.add([0], [torch.full((1, 4), 2.0)])
     assert FeatureParts(tmp_path, {"layer": None}).read()[1].tolist() == [0, 1, 3, 3]
+
+
+def test_damaged_parts_and_parts_of_a_run_that_lasts_are_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "f.csv.parts"
+    late = FeatureParts(folder, {"layer": 1})  # it starts when there are no parts yet
+    parts = FeatureParts(folder, {"layer": None})
+    parts.add([0], [torch.ones(1, 4)])
+    (held,) = session.held_locks
+    monkeypatch.setattr(session, "held_locks", [])  # as in a process of its own
+    monkeypatch.setattr(session, "LOCK_SECONDS", 0.1)
+    for start in (lambda: FeatureParts(folder, {"layer": None}), lambda: late.add([0], [torch.zeros(1, 4)])):
+        with pytest.raises(InputError, match=rf"--output: {folder}: another run is writing there \(process"):
+            start()
+    held.release()
+    with pytest.raises(InputError, match=r"other settings \(layer\)"):
+        late.add([0], [torch.zeros(1, 4)])
+    whole = (folder / "000000000000.safetensors").read_bytes()
+    (folder / "000000000001.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"000000000001\.safetensors: is damaged .*Delete the folder"):
+        FeatureParts(folder, {"layer": None})
+    session.release_output_dir()
 
 
 def test_settings_that_contradict_each_other(model, media, tmp_path):

@@ -10,7 +10,6 @@ Examples:
 docs/evaluation.md says what the files hold.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,14 @@ from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import open_with_labels, read_class_names
 from ..data.sources.segments import SteppedSource
 from ..evaluation.arguments import InferenceArguments
-from ..evaluation.feature_files import check_feature_file, check_table, embed_in_parts, identify, write_features
+from ..evaluation.feature_files import (
+    check_feature_file,
+    check_table,
+    embed_in_parts,
+    identify,
+    remove_parts,
+    write_features,
+)
 from ..evaluation.features import (
     build_embed,
     build_feature_views,
@@ -120,7 +126,7 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
             )
             results |= {"starts": times[:, 0], "ends": times[:, 1]}
         write_features(output, source, features, asdict(arguments), times)
-        shutil.rmtree(folder)
+        remove_parts(folder)
         files = [source[index].name for index in features.indices.tolist()]
         results |= {"files": files, "embeddings": features.embeddings}
         print(

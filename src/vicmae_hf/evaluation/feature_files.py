@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow.parquet
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..data.samples.views import ViewDataset
@@ -24,9 +25,10 @@ from ..data.sources.labelled import number_classes
 from ..data.sources.segments import SegmentedSource
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
-from ..files import partial_file, read_json, write_json, writing
+from ..files import partial_file, partial_path, read_json, write_json, writing
 from ..modeling_vicmae import ViCMAEModel
 from ..training.resuming import fingerprint, flatten
+from ..training.session import lock_output_dir, release_output_dir
 from .feature_table import EmbeddingFile, Features
 from .prediction import collect_rounds, evaluating, split_items, write_failures
 
@@ -40,25 +42,39 @@ class FeatureParts:
         identity: what the embeddings depend on, as JSON.
 
     Raises:
-        InputError: if the folder holds what a run of another identity left.
+        InputError: if the folder holds what a run of another identity left, a damaged part, or a run is writing there.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
         self.folder = folder
         self.identity = identity
         self.places: dict[int, tuple[Path, int, int]] = {}  # item -> its part, its first row there, how many rows
-        parts = sorted(folder.glob("[0-9]*.safetensors"))  # not `.partial-...`: a killed run leaves its unfinished one
+        if folder.exists():
+            self.open()
+
+    def open(self) -> None:
+        """Makes the folder, lets no other run write there, and takes up the parts that are there."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        lock_output_dir(self.folder, "--output:")
+        if not self.folder.exists():
+            raise InputError(f"{self.folder}: another run has finished and removed it meanwhile. Start again.")
+        # Not `.partial-...`: a killed run leaves its unfinished one.
+        parts = sorted(self.folder.glob("[0-9]*.safetensors"))
         if parts:
-            found = read_json(folder / "identity.json")
-            other = [name for name in {**identity, **found} if found.get(name) != identity.get(name)]
+            found = read_json(self.folder / "identity.json")
+            other = [name for name in {**self.identity, **found} if found.get(name) != self.identity.get(name)]
             if other:
                 raise InputError(
-                    f"{folder}: holds what an interrupted run computed with other settings ({', '.join(other)}). "
+                    f"{self.folder}: holds what an interrupted run computed with other settings ({', '.join(other)}). "
                     "Run it again with the same settings to finish it, or delete the folder."
                 )
         for part in parts:
-            with safe_open(part, "pt") as file:
-                self.note(part, file.get_tensor("items").tolist(), file.get_tensor("counts").tolist())
+            try:
+                with safe_open(part, "pt") as file:
+                    self.note(part, file.get_tensor("items").tolist(), file.get_tensor("counts").tolist())
+            except SafetensorError as error:
+                raise InputError(f"{part}: is damaged ({error}). Delete the folder, and start again.") from error
 
     def note(self, part: Path, items: list[int], counts: list[int]) -> None:
         firsts = np.cumsum([0, *counts])
@@ -68,8 +84,7 @@ class FeatureParts:
     def add(self, items: list[int], embeddings: list[torch.Tensor]) -> None:
         """Keeps embeddings `(S, ...)` of each of some items, as a part that is whole or absent."""
         if not self.places:
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+            self.open()  # not before, so that a run that can read nothing leaves no folder
             write_json(self.folder / "identity.json", self.identity)
         part = self.folder / f"{len(self.places):012d}.safetensors"
         counts = [len(rows) for rows in embeddings]
@@ -90,6 +105,14 @@ class FeatureParts:
             rows.append(embeddings.flatten(1))
             items += [item] * count
         return rows.read().unflatten(1, embeddings.shape[1:]), torch.tensor(items)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes the folder of parts, at once for another run that waits for it."""
+    release_output_dir()
+    removed = partial_path(folder)
+    folder.rename(removed)
+    shutil.rmtree(removed)
 
 
 # In configs of models and processors: where they were found, and what wrote them.

@@ -280,7 +280,7 @@ def refuse_data_folder(folder: str | os.PathLike, data: Iterable[str | None]) ->
             raise ArgumentsError(f"--output_dir {folder} is a folder of data; choose another, or one below it.")
 
 
-def lock_output_dir(folder: Path) -> None:
+def lock_output_dir(folder: Path, flag: str = "--output_dir") -> None:
     """
     Lets no other run write to the folder until this process ends or begins another run.
 
@@ -295,8 +295,8 @@ def lock_output_dir(folder: Path) -> None:
     except Timeout as error:
         holder = holder_path.read_text(encoding="utf-8", errors="replace").strip() if holder_path.exists() else ""
         raise ArgumentsError(
-            f"--output_dir {folder}: another run is writing there{holder and f' ({holder})'}, and each would delete "
-            "the other's checkpoints. Wait for its end, stop it, or choose another folder."
+            f"{flag} {folder}: another run is writing there{holder and f' ({holder})'}, and each would delete "
+            "what the other wrote. Wait for its end, stop it, or choose another place."
         ) from error
     except OSError as error:  # some network file systems have no locks
         logger.warning("%s cannot be locked (%s); see to it that no other run writes there.", folder, error)
