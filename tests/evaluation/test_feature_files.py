@@ -263,6 +263,17 @@ def test_damaged_parts_and_parts_of_a_run_that_lasts_are_refused(tmp_path, monke
     session.release_output_dir()
 
 
+def test_embeddings_that_are_no_numbers_are_refused(media, tmp_path):
+    model = ViCMAEModel(tiny_config())
+    model.layernorm.weight.data[0] = torch.nan
+    model.save_pretrained(tmp_path / "diverged")
+    for processor in build_processors(model.config):
+        processor.save_pretrained(tmp_path / "diverged")
+    with pytest.raises(InputError, match=r"embeddings are not finite\. The encoder's weights are damaged"):
+        extract(tmp_path / "diverged", media, tmp_path / "f.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["diverged"]
+
+
 def test_settings_that_contradict_each_other(model, media, tmp_path):
     with pytest.raises(InputError, match="--layer must be between 0 and 2"):
         extract(model, media, tmp_path / "f.csv", layer=3)

@@ -161,11 +161,17 @@ def embed_in_parts(
         In the first process, features of one view; an item of S steps is there S times. In the others no embeddings.
 
     Raises:
-        InputError: if no item can be read, the parts are another run's, or there is no room for them.
+        InputError: if no item can be read, an embedding is not finite, the parts are another run's, or there is no
+            room for them.
     """
 
     def compute(batch: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
         values = torch.cat([embed(part) for part in batch["pixel_values"].split(batch_size)])  # (V1 + V2 + ..., ...)
+        if not values.isfinite().all():
+            raise InputError(
+                f"{dataset.source.name}: embeddings are not finite. The encoder's weights are damaged, its training "
+                "diverged, or --mixed_precision fp16 is too narrow for it."
+            )
         averages = []
         for part, rows in zip(split_items(values, batch["weights"]), batch["weights"], strict=True):
             averages.append((rows.to(part) @ part.flatten(1)).unflatten(1, part.shape[1:]).cpu())  # (S, ...)
