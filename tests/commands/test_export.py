@@ -124,3 +124,20 @@ def test_frames_of_images_are_refused(tmp_path):
     ):
         export.run(export.ExportModelArguments(format="torch_export", **flags))
     assert not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("file_format", ["torch_export", pytest.param("onnx", marks=needs_onnx)])
+def test_what_a_model_refuses_or_cannot_compute_is_said_before_the_export(file_format, tmp_path):
+    model = save(tmp_path / "model", ViCMAEForVideoClassification)
+    path = tmp_path / f"model{export.SUFFIXES[file_format]}"
+    flags = {"model_name_or_path": str(tmp_path / "model"), "output": str(path), "format": file_format}
+    with pytest.raises(InputError, match=r"model: Frames must be a multiple of tubelet_size=2, got 3"):
+        export.run(export.ExportModelArguments(**flags, num_frames=3))
+    model.classifier.weight.data[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="model: its outputs are not finite"):
+        export.run(export.ExportModelArguments(**flags))
+    path.mkdir()
+    with pytest.raises(ArgumentsError, match="is a folder; expected the name of a file"):
+        export.ExportModelArguments(**flags)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", path.name]

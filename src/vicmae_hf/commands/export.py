@@ -53,6 +53,8 @@ class ExportModelArguments(Settings):
         suffix = SUFFIXES[self.format]
         if Path(self.output).suffix != suffix:
             raise ArgumentsError(f"--output {self.output}: expected a name that ends in {suffix} for {self.format}.")
+        if Path(self.output).is_dir():
+            raise ArgumentsError(f"--output {self.output}: is a folder; expected the name of a file.")
 
 
 class Outputs(nn.Module):
@@ -87,13 +89,12 @@ def run(arguments: ExportModelArguments) -> dict[str, Any]:
     num_frames = arguments.num_frames or config.num_frames
     shape = [config.num_channels, *config.image_height_and_width]
     shape = [num_frames, *shape] if task == "video" else shape
+    views = torch.randn(2, *shape)
+    check_outputs(outputs, views, arguments.model_name_or_path)
     path = Path(arguments.output)
     export = {"onnx": export_onnx, "torch_export": export_program}[arguments.format]
     with finished_files(path) as unfinished:
-        try:
-            exported = export(outputs, torch.randn(2, *shape), unfinished)
-        except ValueError as error:  # the model's own, of a shape that does not fit
-            raise InputError(f"{arguments.model_name_or_path}: {error}") from error
+        exported = export(outputs, views, unfinished)
         results = compare(outputs, exported, shape)
         for name, figures in results.items():
             print(
@@ -109,6 +110,17 @@ def run(arguments: ExportModelArguments) -> dict[str, Any]:
     for name in others:
         print(f"{path.with_name(name)}: its weights; keep both files in one folder, under these names.")
     return results
+
+
+@torch.no_grad()
+def check_outputs(model: Outputs, views: torch.Tensor, name: str) -> None:
+    """Raises an InputError if a model takes no views of this shape, or makes something else than numbers of them."""
+    try:
+        outputs = model(views)
+    except ValueError as error:  # the model's own; an exporter would bury it
+        raise InputError(f"{name}: {error}") from error
+    if not all(values.isfinite().all() for values in outputs):
+        raise InputError(f"{name}: its outputs are not finite, so its weights are damaged, or its training diverged.")
 
 
 @contextmanager
