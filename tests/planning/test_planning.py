@@ -129,6 +129,8 @@ def test_what_a_training_would_refuse_is_refused(media):
         plan(media, "--contrastive_start_epoch", 9)
     with pytest.raises(ArgumentsError, match="--streaming: a plan reads"):
         plan(media, "--streaming")
+    with pytest.raises(ArgumentsError, match="is a folder; expected the name of a file"):
+        plan(media, "--output", media)
 
 
 def test_a_plan_of_a_finetuning(tmp_path):

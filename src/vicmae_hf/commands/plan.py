@@ -24,7 +24,7 @@ from ..planning.plan import plan_training
 from ..planning.report import report
 from ..planning.trainings import open_classification, open_pretraining, scratch_folder
 from ..pretraining.presets import PresetArguments
-from ..settings import setting
+from ..settings import ArgumentsError, setting
 from ..training.engines import check_engine
 from .calling import start
 
@@ -49,6 +49,8 @@ def plan_of(
 ) -> dict[str, Any]:
     """Plans a training by its settings, prints the plan, and writes it if there is an `output`."""
     if output is not None:
+        if os.path.isdir(output):
+            raise ArgumentsError(f"--output {output}: is a folder; expected the name of a file, such as plan.json.")
         check_writable(output)
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
