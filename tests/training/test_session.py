@@ -1,5 +1,7 @@
 """What is refused before any data is read, uploads that fail, and errors that end a script in one line."""
 
+import logging
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
@@ -24,6 +26,7 @@ from vicmae_hf.training.session import (
     check_trackers,
     create_repository,
     run_script,
+    said_once,
     start_session,
     upload,
 )
@@ -253,6 +256,19 @@ def test_other_errors_keep_their_traceback(error):
 
     with undone(), pytest.raises(type(error)):
         run_script(main)
+
+
+def test_a_run_says_a_thing_once(monkeypatch):
+    def said(name, message):
+        record = logging.LogRecord(name, logging.INFO, "", 0, message, ("data",), None)
+        return record.getMessage() if said_once(record) else None
+
+    assert said("vicmae_hf.pretraining.presets", "[RANK 0] fits %s") == "fits data"
+    assert said("vicmae_hf.data.sources.selection", "%s: 3 videos") == "data: 3 videos"
+    monkeypatch.setattr("vicmae_hf.training.session.is_main_process", lambda: False)
+    assert said("vicmae_hf.data.sources.selection", "%s: 3 videos") is None
+    # Another process finds other files that it cannot read.
+    assert said("vicmae_hf.data.media.bad_files", "Unreadable: %s") == "Unreadable: data"
 
 
 def test_the_processes_part_at_the_end(tmp_path):

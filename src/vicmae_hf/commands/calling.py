@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from ..command_line import parse_arguments, parse_keywords
 from ..settings import Settings
-from ..training.session import release_output_dir, run_script
+from ..training.session import release_output_dir, run_script, said_once
 from ..training.stopping import RunStopped
 
 
@@ -54,6 +54,7 @@ def speaking() -> Iterator[None]:
     """Shows what a command says, where the program has set up logging, or on stderr. A level that it set stays."""
     logger, own = logging.getLogger("vicmae_hf"), logging.StreamHandler()
     own.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    own.addFilter(said_once)
     level = logger.level
     if level == logging.NOTSET:
         logger.setLevel(logging.INFO)

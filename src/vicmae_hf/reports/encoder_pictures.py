@@ -77,12 +77,12 @@ def write_encoder_pictures(
     if neighbours[0][0].shape[1]:
         plot_neighbours(frames, shown, neighbours, folder / "neighbours.png")
     else:
-        logger.warning("No picture of neighbours: there is a single frame.")
+        logger.info("No picture of neighbours: there is a single frame.")
     plot_attention(
         frames[shown], by_each(class_attention, frames[shown]), patch_grid(encoder), folder / "attention.png"
     )
     if film is None:
-        logger.warning("No film of features: no video was found; a stream is not searched.")
+        logger.info("No film of features: no video was found; a stream is not searched.")
     else:
         colours = [principal_colours(features) for features in by_each(patch_features, film)]
         write_film(film, colours, patch_grid(encoder), FILM_FRAMES_PER_SECOND, folder / "features.webp")

@@ -181,10 +181,10 @@ class Checkpoints:
                 for name in RESULTS_OF_A_RUN:
                     (self.output_dir / name).unlink(missing_ok=True)
             elif step > 0:
-                logger.warning("Going on from step %d.", step)
+                logger.info("Going on from step %d.", step)
                 self.remove_later(step)
             else:
-                logger.warning("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
+                logger.info("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
         return step
 
     def save(self, step: int) -> None:

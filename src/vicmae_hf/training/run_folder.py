@@ -93,11 +93,11 @@ class RunFolder:
         return schedule
 
     def is_finished(self, schedule: Schedule) -> bool:
-        """Whether a resumed run has made its last update and written its results. If so, warns of it."""
+        """Whether a resumed run has made its last update and written its results. If so, says so."""
         # Results are written last: without them, a run killed after its last update still has to write its report.
         if not schedule.is_done or not (self.path / RESULTS_FILE).exists():
             return False
-        logger.warning("Nothing to do: %s is at step %d of %d.", self.path, schedule.start_step, schedule.num_steps)
+        logger.info("Nothing to do: %s is at step %d of %d.", self.path, schedule.start_step, schedule.num_steps)
         return True
 
     def write_settings(self, processors: Iterable[Any]) -> None:

@@ -80,6 +80,11 @@ MENDABLE = {
 }
 
 
+# Modules that say the same in every process: what data is there, and how many threads. What others say is of their own
+# process, such as a file that it cannot read.
+SAID_IN_ALL = tuple(f"vicmae_hf.{room}" for room in ("data.sources", "training.devices", "classification.setup"))
+
+
 class UploadError(InputError):
     """The output folder could not be uploaded; the message says why, and how to upload it later."""
 
@@ -90,6 +95,8 @@ def run_script(main: Callable[[], None]) -> None:
     ends it with its traceback. A training that was asked to stop ends with `STOPPED_EXIT_STATUS`.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(said_once)
     logging.getLogger("vicmae_hf").setLevel(logging.INFO)  # what this package says, and not all that others do
     # Transformers would show a bar for every file that it writes or reads.
     disable_progress_bar()
@@ -116,6 +123,13 @@ def run_script(main: Callable[[], None]) -> None:
         raise
     except KeyboardInterrupt:  # outside of the training: there is nothing to keep
         end_script("Interrupted.", 128 + signal.SIGINT)
+
+
+def said_once(record: logging.LogRecord) -> bool:
+    """Lets through what is said in a run, once in all of its processes."""
+    # Accelerate's loggers speak in the first process alone, and put its rank before what they say.
+    record.msg = str(record.msg).removeprefix("[RANK 0] ")
+    return is_main_process() or not record.name.startswith(SAID_IN_ALL)
 
 
 def without_traceback(error: Exception) -> str:

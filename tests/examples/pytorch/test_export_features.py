@@ -31,6 +31,7 @@ def test_two_processes_embed_a_folder(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "5 embeddings of 16 numbers" in process.stdout
     assert "1 unreadable files" in process.stdout
+    assert process.stderr.count("6 videos, 0 images.") == 1  # and not once for each process
     with safe_open(tmp_path / "features.safetensors", "np") as contents:
         embeddings, labels = contents.get_tensor("embeddings"), contents.get_tensor("labels")
         metadata = contents.metadata()

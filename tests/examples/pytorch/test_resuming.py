@@ -100,7 +100,7 @@ def test_another_division_of_the_same_batch_gives_the_same_losses(interrupted, f
     shutil.copytree(interrupted / "checkpoint-6", tmp_path / "back" / "checkpoint-6")
     one = run_here("run_pretraining.py", *flags(data, tmp_path / "back", *RESUME))
     assert one.returncode == 0, one.stderr
-    assert "Going on from step 6" in one.stderr and "1 (was 2) processes" in one.stderr
+    assert "INFO: Going on from step 6" in one.stderr and "1 (was 2) processes" in one.stderr
     assert_same_losses(losses(tmp_path / "back")[6:], losses(finished)[6:], 1e-4)
 
 

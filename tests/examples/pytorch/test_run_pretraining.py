@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(finished, settings, tmp_path)
 
     resumed = run_here("run_pretraining.py", settings, "--output_dir", folder, "--resume_from_checkpoint", "latest")
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from step" in resumed.stderr
+    assert "INFO: Going on from step" in resumed.stderr
     assert losses(folder) == losses(finished[0])
     for name in ["model.safetensors", "checkpoint-20/model.safetensors"]:
         expected, found = load_file(finished[0] / name), load_file(folder / name)
@@ -228,7 +228,7 @@ def test_a_finished_run_has_nothing_left_to_do(finished, settings):
         "run_pretraining.py", settings, "--output_dir", finished[0], "--resume_from_checkpoint", "latest"
     )
     assert process.returncode == 0, process.stderr
-    assert "is at step 20 of 20" in process.stderr
+    assert "INFO: Nothing to do: " in process.stderr and "is at step 20 of 20" in process.stderr
     assert (finished[0] / "all_results.json").read_text() == results
 
 
