@@ -20,12 +20,15 @@ from vicmae_hf.commands.plan import PlanArguments, run
 from vicmae_hf.data.media.reading import DamagedPlaceError
 from vicmae_hf.data.sources.sources import open_source
 from vicmae_hf.planning.costs import checkpoint_steps, classification_flops, pretraining_flops
-from vicmae_hf.planning.report import readable_time, report
-from vicmae_hf.planning.survey import Items, survey_items, upper_bound
-from vicmae_hf.planning.trial import activation_bytes
+from vicmae_hf.planning.plan import Rates, Training, describe_store
+from vicmae_hf.planning.report import judge_store, readable_time, report
+from vicmae_hf.planning.survey import Items, StoreTrial, Survey, survey_items, upper_bound
+from vicmae_hf.planning.trial import Trial, activation_bytes
 from vicmae_hf.pretraining.presets import freeze_layers
 from vicmae_hf.settings import ArgumentsError
+from vicmae_hf.training.arguments import TrainingArguments
 from vicmae_hf.training.loop import is_due
+from vicmae_hf.training.optimization import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,55 @@ def test_a_store_is_as_large_as_packing_makes_it(media, tmp_path):
     assert plan(tmp_path / "store")["frame_store"]["is_stored"]
 
 
+def rates_of(read_ms, num_workers):
+    """Of 100 updates of 10 samples, which a CPU computes in 0.1 s each; a store is ten times as fast to read."""
+    schedule = Schedule(
+        num_steps=100,
+        steps_per_epoch=100,
+        num_warmup_steps=0.0,
+        peak_learning_rate=0.1,
+        gradient_accumulation_steps=1,
+        total_batch_size=10,
+        num_processes=1,
+    )
+    arguments = TrainingArguments(train_data=["data"], output_dir="out", dataloader_num_workers=num_workers)
+    training = Training(arguments, None, None, None, schedule, 10**9, 1)
+    survey = Survey(read_seconds=read_ms / 1000)
+    store = StoreTrial(0.0, 0.0, 1000.0, 0.01, read_ms / 10_000)
+    return Rates(training, survey, store, Trial("CPU, threads: 1", 10, 0.01), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("read_ms", "num_workers", "num_cores", "wait", "seconds", "verdict"),
+    [
+        # Beside the updates of 0.1 s another core loads 10 samples in 0.09 or 0.102 s: it waits not at all, or 2 %.
+        (9.0, 1, 2, 0.0, 10.0, "not worth it | waits for data 0.0% of the time: below 5% a store"),
+        (10.2, 1, 2, 1 - 0.1 / 0.102, 10.2, "not worth it | waits for data 2.0% of the time: below 5% a store"),
+        (20.0, 1, 2, 0.5, 20.0, "worth it | waits for data 50.0% of the time: a store makes a run 10 s shorter"),
+        # Where loading needs the same core, or the same process, the one is added to the other.
+        (10.0, 1, 1, 0.5, 20.0, "worth it | loading takes 50.0% of the time, on the cores that train: a store"),
+        (10.0, 0, 2, 0.5, 20.0, "worth it | loading takes 50.0% of the time, on the cores that train: a store"),
+    ],
+)
+def test_a_store_is_worth_it_where_training_waits(
+    monkeypatch, read_ms, num_workers, num_cores, wait, seconds, verdict
+):
+    monkeypatch.setattr("vicmae_hf.planning.plan.usable_cores", lambda: num_cores)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    rates = rates_of(read_ms, num_workers)
+    times = rates.describe()
+    assert times["here"]["wait_share"] == pytest.approx(wait)
+    assert times["here"]["seconds"] == pytest.approx(seconds)
+    data = {"hours": 0.0, "images": 200, "read_seconds": read_ms / 1000}
+    store = describe_store(data, rates.store, rates)
+    assert store["wait_share"]["this machine"] == pytest.approx(wait)
+    assert ("this machine" in store["worth_it"]) == verdict.startswith("worth it")
+    assert " | ".join(judge_store(store, "this machine", times)).startswith(verdict)
+    # Packing takes 0.01 s an image and core; of so many images it takes longer than the run.
+    many = describe_store(data | {"images": 10_000}, rates.store, rates)
+    assert many["worth_it"] == [] and not judge_store(many, "this machine", times)[0].startswith("worth")
+
+
 def test_what_a_training_would_refuse_is_refused(media):
     with pytest.raises(ArgumentsError, match="--contrastive_start_epoch 9 is not reached"):
         plan(media, "--contrastive_start_epoch", 9)
@@ -152,7 +204,10 @@ def test_a_plan_of_a_finetuning(tmp_path):
     flags += ["--num_train_epochs", 3, "--warmup_epochs", 1, "--per_device_train_batch_size", 4, "--plan"]
     process = run_here("run_classification.py", *flags)
     assert process.returncode == 0, process.stderr
-    assert "run           6 updates: 3 epochs of 2; 4 samples each" in process.stdout
+    lines = process.stdout.splitlines()
+    place = lines.index("run           6 updates of 4 samples each (4 x 1 x 1: batch x accumulation x processes)")
+    assert lines[place + 1].strip() == "an epoch goes once through 8 samples, in 2 updates; the run has 3 epochs"
+    assert "--max_train_steps" not in process.stdout
     assert "contrastive" not in process.stdout and not (tmp_path / "out").exists()
 
 

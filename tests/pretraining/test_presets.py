@@ -110,6 +110,11 @@ def test_the_first_process_speaks_for_all(process, caplog):
     with caplog.at_level(logging.INFO):
         fitted(40, num_processes=2)
         assert "--preset small-data, for 40 samples an epoch: per_device_train_batch_size 8, " in caplog.text
+        assert "num_train_epochs 800" in caplog.text
+        caplog.clear()
+        fitted(40, "--max_train_steps", 50)
+        assert "per_device_train_batch_size 16, " in caplog.text
+        assert "num_train_epochs" not in caplog.text  # the steps end the run
         caplog.clear()
         process.process_index = 1
         fitted(40, num_processes=2)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -26,8 +27,9 @@ from .trial import Batch, Trial, activation_bytes, try_updates
 
 
 GIB = 2**30
-# A store is worth its hours if it saves more than it takes, and training would wait for data so much of the time.
-MIN_WAIT = 0.1
+# A store is worth its hours if training waits for data so much of its time, and it saves more than packing takes.
+MIN_WAIT = 0.05
+THIS_MACHINE = "this machine"
 
 
 @dataclass(frozen=True)
@@ -202,18 +204,27 @@ class Rates:
         """Of one process."""
         return self.schedule.total_batch_size / self.schedule.num_processes
 
-    def run_seconds(self, update_seconds: float, from_store: bool = False, shares_cores: bool = False) -> float:
+    def run_seconds(self, update_seconds: float, shares_cores: bool = False, from_store: bool = False) -> float:
         """Of the whole run: loading goes on beside training, unless both need the same cores."""
         loading = self.loading(from_store)
         update = update_seconds + loading if shares_cores else max(update_seconds, loading)
         return self.schedule.num_steps * update
+
+    def wait_share(self, update_seconds: float, shares_cores: bool = False) -> float:
+        """Share of a run's time in which it waits for data, or in which its cores load."""
+        loading = self.loading(False)
+        if shares_cores:
+            return loading / (update_seconds + loading)
+        return max(1 - update_seconds / max(loading, update_seconds), 0.0)
 
     def here(self) -> tuple[float, bool] | None:
         """Seconds of an update on this machine without loading, and whether loading needs the same cores."""
         if self.trial.seconds_per_sample is None:
             return None
         seconds = self.trial.seconds_per_sample * self.samples_per_update + self.trial.seconds_per_update
-        return seconds, self.trial.device.startswith("CPU")
+        num_threads = torch.get_num_threads() if self.trial.device.startswith("CPU") else 1
+        busy = self.schedule.num_processes * (num_threads + self.num_loading)
+        return seconds, self.training.arguments.dataloader_num_workers == 0 or busy > usable_cores()
 
     def on_gpu(self, flops: float) -> float:
         """Seconds of an update on a GPU of so many FLOP/s."""
@@ -224,15 +235,15 @@ class Rates:
         here, result = self.here(), {"loading_processes": self.num_loading}
         result["here"] = None
         if here is not None:
-            seconds = self.run_seconds(here[0], shares_cores=here[1])
-            update = here[0] + self.loading(False) if here[1] else max(here[0], self.loading(False))
+            seconds = self.run_seconds(*here)
             result["here"] = {
                 "device": self.trial.device,
                 "batch_of_measurement": self.trial.batch_size,
-                "samples_per_second": self.schedule.total_batch_size / update,
+                "samples_per_second": self.schedule.num_steps * self.schedule.total_batch_size / seconds,
                 "compute_seconds_per_sample": self.trial.seconds_per_sample,
                 "seconds": seconds,
-                "wait_share": 0.0 if here[1] else max(1 - here[0] / update, 0.0),
+                "loads_on_the_same_cores": here[1],
+                "wait_share": self.wait_share(*here),
             }
         result["gpus"] = []
         for gpu in GPUS:
@@ -245,7 +256,7 @@ class Rates:
                     "samples_per_second": self.schedule.total_batch_size / update,
                     "seconds": self.schedule.num_steps * update,
                     "seconds_with_loading_here": self.run_seconds(update),
-                    "wait_share_with_loading_here": max(1 - update / max(self.loading(False), update), 0.0),
+                    "wait_share_with_loading_here": self.wait_share(update),
                 }
             )
         return result
@@ -260,14 +271,11 @@ def describe_store(data: dict[str, Any], store: StoreTrial | None, rates: Rates)
     seconds /= usable_cores()
     machines = [(gpu.name, rates.on_gpu(gpu.flops), False) for gpu in GPUS]
     if (here := rates.here()) is not None:
-        machines.insert(0, ("this machine", *here))
-    worth, saved = [], {}
-    for name, update, shares_cores in machines:
-        before = rates.run_seconds(update, shares_cores=shares_cores)
-        after = rates.run_seconds(update, from_store=True, shares_cores=shares_cores)
-        saved[name] = before - after
-        if before - after > max(seconds, MIN_WAIT * before):
-            worth.append(name)
+        machines.insert(0, (THIS_MACHINE, *here))
+    waits = {name: rates.wait_share(*update) for name, *update in machines}
+    saved = {
+        name: rates.run_seconds(*update) - rates.run_seconds(*update, from_store=True) for name, *update in machines
+    }
     return {
         "is_stored": False,
         "bytes": num_bytes,
@@ -275,8 +283,10 @@ def describe_store(data: dict[str, Any], store: StoreTrial | None, rates: Rates)
         "pack_processes": usable_cores(),
         "read_seconds": store.read_seconds,
         "file_read_seconds": data["read_seconds"],
+        "wait_share": waits,
+        "min_wait_share": MIN_WAIT,
         "seconds_saved": saved,
-        "worth_it": worth,
+        "worth_it": [name for name in saved if waits[name] >= MIN_WAIT and saved[name] > seconds],
     }
 
 

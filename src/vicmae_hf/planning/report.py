@@ -3,7 +3,7 @@
 from typing import Any
 
 from .costs import CUDA_GIB
-from .plan import GIB, fits
+from .plan import GIB, THIS_MACHINE, fits
 
 
 def readable_size(num_bytes: float) -> str:
@@ -26,7 +26,7 @@ def report(plan: dict[str, Any]) -> str:
     return "\n".join(
         [
             *report_data(plan["data"]),
-            *report_run(plan["run"], plan["settings"]),
+            *report_run(plan["run"], plan["settings"], plan["data"]["num_samples"]),
             *report_checkpoints(plan["checkpoints"]),
             *report_costs(plan["compute"], plan["memory"]),
             *report_time(plan["time"], plan["memory"]),
@@ -50,12 +50,16 @@ def report_data(data: dict[str, Any]) -> list[str]:
     return lines + [f"              - {failure['error']}" for failure in data["failures"][:3]]
 
 
-def report_run(run: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def report_run(run: dict[str, Any], settings: dict[str, Any], num_samples: int) -> list[str]:
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
     division = " x ".join(str(number) for number in (*map(settings.get, names), run["num_processes"]))
+    plural = "s" * (run["steps_per_epoch"] != 1)
     lines = [
-        f"run           {run['num_steps']:,} updates: {run['epochs']:g} epochs of {run['steps_per_epoch']:,}; "
-        f"{run['total_batch_size']:,} samples each ({division}: batch x accumulation x processes)",
+        f"run           {run['num_steps']:,} updates of {run['total_batch_size']:,} samples each ({division}: batch x "
+        "accumulation x processes)",
+        f"              an epoch goes once through {num_samples:,} samples, in {run['steps_per_epoch']:,} "
+        f"update{plural}; the run has {run['epochs']:.4g} epochs",
+        *["              --max_train_steps ends it, and not num_train_epochs"] * bool(settings["max_train_steps"]),
         f"              warmup until update {run['warmup_steps']:.0f}, peak learning rate {run['learning_rate']:.3g}",
     ]
     start = run["contrastive_start_step"]
@@ -136,7 +140,25 @@ def report_store(store: dict[str, Any], times: dict[str, Any], settings: dict[st
         f"{1000 * store['file_read_seconds']:.3g} ms from these files; {times['loading_processes']} loading processes "
         "for each of the run",
     ]
-    if not store["worth_it"]:
-        return [*lines, "              not worth it: packing takes longer than it saves in one run"]
-    saved = [f"{name} {readable_time(store['seconds_saved'][name])}" for name in store["worth_it"]]
-    return [*lines, f"              worth it, as a run is shorter by: {', '.join(saved)}"]
+    machines = {}  # what is said of them -> their names
+    for name in store["seconds_saved"]:
+        machines.setdefault(judge_store(store, name, times), []).append(name)
+    for (verdict, figures), names in machines.items():
+        lines += [f"              {', '.join(names)}: {verdict}", f"                {figures}"]
+    return lines
+
+
+def judge_store(store: dict[str, Any], name: str, times: dict[str, Any]) -> tuple[str, str]:
+    """Says whether a store is worth it on a machine, and by which figures."""
+    wait, saved = store["wait_share"][name], store["seconds_saved"][name]
+    if name != THIS_MACHINE:
+        waits = f"waits for data {wait:.1%} of the time with this machine's loading"
+    elif times["here"]["loads_on_the_same_cores"]:
+        waits = f"loading takes {wait:.1%} of the time, on the cores that train"
+    else:
+        waits = f"waits for data {wait:.1%} of the time"
+    if wait < store["min_wait_share"]:
+        return "not worth it", f"{waits}: below {store['min_wait_share']:.0%} a store saves next to nothing"
+    verdict = "worth it" if name in store["worth_it"] else "not worth it for one run"
+    packing = readable_time(store["pack_seconds"])
+    return verdict, f"{waits}: a store makes a run {readable_time(saved)} shorter, and packing takes {packing}"

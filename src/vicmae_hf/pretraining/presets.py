@@ -142,6 +142,8 @@ def fill_in_preset(arguments: PresetArguments, num_samples: int, num_processes: 
     for name, value in chosen.items():
         setattr(arguments, name, value)
     chosen["segment_seconds"] = arguments.segment_seconds
+    if arguments.max_train_steps is not None:  # which ends the run, and not the epochs
+        chosen["num_train_epochs"] = None
     shown = ", ".join(f"{name} {value:.5g}" for name, value in chosen.items() if value is not None)
     logger.info("--preset small-data, %s: %s.", source, shown)
 

@@ -1,6 +1,7 @@
 """Long recordings as many items."""
 
 import json
+import logging
 import threading
 
 import datasets
@@ -35,9 +36,11 @@ SETTINGS = SourceSettings(segment_seconds=2.0)
 
 
 @pytest.mark.parametrize("long_seconds", [1.0, 100.0])
-def test_segments_are_items_with_their_frames_names_and_labels(recordings, monkeypatch, long_seconds):
+def test_segments_are_items_with_their_frames_names_and_labels(recordings, monkeypatch, caplog, long_seconds):
     monkeypatch.setattr(video_module, "LONG_SECONDS", long_seconds)
-    source = open_labelled(recordings, settings=SETTINGS)
+    with caplog.at_level(logging.INFO, logger="vicmae_hf"):
+        source = open_labelled(recordings, settings=SETTINGS)
+    assert "1 files are divided into 4 segments of about 2 s, 2 shorter ones stay whole." in caplog.text
     # 7 s are four segments of 1.75 s, 2.5 s are one.
     names = ["day/long.mp4 [0.0-1.75 s]", "day/long.mp4 [1.75-3.5 s]", "day/long.mp4 [3.5-5.25 s]"]
     names += ["day/long.mp4 [5.25-7.0 s]", "night/short.mkv", "night/still.png"]
@@ -61,11 +64,13 @@ def test_segments_of_parts_that_a_list_names(recordings, tmp_path):
     assert [source[index].name for index in range(2)] == [str(recordings / name) for name in names]
 
 
-def test_a_file_that_takes_too_long_stays_whole(recordings, monkeypatch):
+def test_a_file_that_takes_too_long_stays_whole(recordings, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="vicmae_hf")
     ended = threading.Event()
     monkeypatch.setattr(EncodedItem, "open", lambda item, backend: ended.wait(30))
     source = open_source(recordings, PairSettings(segment_seconds=1.0, seconds_per_file=0.05))
     ended.set()
+    assert "no file is long enough for two segments of 1 s, so each stays whole." in caplog.text
     assert source.list_names() == ["day/long.mp4", "night/short.mkv", "night/still.png"]
 
 

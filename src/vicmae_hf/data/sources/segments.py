@@ -118,7 +118,13 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) 
         bounds = np.linspace(start, start + duration, count + 1).round(3).tolist()
         places += [place] * count
         times += [None] if count == 1 else list(pairwise(bounds))
-    logger.info("%s: %d files are %d segments of about %g s.", source.name, len(source), len(places), seconds)
+    num_whole = times.count(None)
+    if num_whole == len(source):
+        logger.info("%s: no file is long enough for two segments of %g s, so each stays whole.", source.name, seconds)
+    else:
+        counts = (len(source) - num_whole, len(times) - num_whole, seconds, num_whole)
+        message = "%s: %d files are divided into %d segments of about %g s, %d shorter ones stay whole."
+        logger.info(message, source.name, *counts)
     return SegmentedSource(source, np.array(places, dtype=np.int64), times)
 
 
