@@ -1,3 +1,5 @@
+import logging
+
 import datasets
 import numpy as np
 import pytest
@@ -66,6 +68,19 @@ def test_files_without_a_class_are_reported(tmp_path, caplog):
     make_files(tmp_path, "wash/a.mp4", "wash/deeper/b.mp4", "loose.mp4")
     assert listed(open_labelled(tmp_path), tmp_path) == [("wash/a.mp4", 0)]
     assert f"left out 2 files that are not FOLDER/CLASS_NAME/FILE, the first: {tmp_path}/loose.mp4" in caplog.text
+
+
+def test_classes_of_deeper_folders_are_told_of_as_files_that_are_left_out(tmp_path, caplog):
+    make_files(tmp_path, "wash/a.mp4", "jump/monday/b.mp4", "jump/monday/c.mp4")
+    source = open_labelled(tmp_path)
+    assert (source.class_names, listed(source, tmp_path)) == (["wash"], [("wash/a.mp4", 0)])
+    (said,) = (
+        record.message for record in caplog.records if record.levelname == "WARNING"
+    )  # not: "no videos in jump"
+    assert said == (
+        f"{tmp_path}: left out 2 files that are not FOLDER/CLASS_NAME/FILE, the first: {tmp_path}/jump/monday/b.mp4. "
+        "To have them, name each in a list of `path label`."
+    )
 
 
 def test_parquet_files_in_folders_are_a_table(tmp_path):
@@ -362,6 +377,7 @@ def test_labels_that_are_kept_where_none_are_needed(tmp_path, caplog):
 
 
 def test_folders_that_may_be_classes_are_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="vicmae_hf")
     make_files(tmp_path, "wash/1.mp4", "iron/2.mp4")
     assert open_with_labels(tmp_path, False).labels is None
     assert "has no labels without --labelled, which takes its folders for classes" in caplog.text

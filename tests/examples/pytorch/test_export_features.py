@@ -22,6 +22,7 @@ def test_two_processes_embed_a_folder(tmp_path):
         processor.save_pretrained(tmp_path / "model")
     (tmp_path / "data" / "bee").mkdir(parents=True)
     (tmp_path / "data" / "empty").mkdir()
+    (tmp_path / "data" / "notes.txt").touch()
     files = [str(tmp_path / "data" / "bee" / f"{index}.mp4") for index in range(5)]
     for index, file in enumerate(files):
         write_video(file, numbered_frames(9 + index, seed=index))
@@ -32,7 +33,8 @@ def test_two_processes_embed_a_folder(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "5 embeddings of 16 numbers" in process.stdout
     assert "1 unreadable files" in process.stdout
-    assert process.stderr.count("1 folders are no classes") == 1  # and not once for each process
+    for said in ("6 videos, 0 images.", "1 folders are no classes", "1 files were not read: .txt 1"):
+        assert process.stderr.count(said) == 1, said  # and not once for each process
     with safe_open(tmp_path / "features.safetensors", "np") as contents:
         embeddings, labels = contents.get_tensor("embeddings"), contents.get_tensor("labels")
         metadata = contents.metadata()

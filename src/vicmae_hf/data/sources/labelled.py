@@ -192,7 +192,7 @@ def add_metadata(source: MediaSource, folder: Path, settings: SourceSettings) ->
         except InputError as error:
             logger.warning("%s: labels of metadata files are left out (%s)", source.name, error)
     elif all(len(path.removeprefix(str(folder) + os.sep).split(os.sep)) == 2 for path in media):
-        logger.warning("%s: has no labels without --labelled, which takes its folders for classes.", source.name)
+        logger.info("%s: has no labels without --labelled, which takes its folders for classes.", source.name)
     return source
 
 
@@ -251,7 +251,8 @@ def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> M
     if len(rows) < len(media):
         first = next(path for path, place in zip(media, places, strict=True) if len(place) != 2)
         logger.warning(
-            "%s: left out %d files that are not FOLDER/CLASS_NAME/FILE, the first: %s",
+            "%s: left out %d files that are not FOLDER/CLASS_NAME/FILE, the first: %s. To have them, name each in a "
+            "list of `path label`.",
             name,
             len(media) - len(rows),
             first,
@@ -263,13 +264,14 @@ def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> M
 def find_classes(folder: Path, media: Sequence[str]) -> list[str]:
     """
     Finds the classes of ROOT/CLASS_NAME/FILE, sorted. Folders without media (annotations, what is left of an archive)
-    are no classes, and a warning names them.
+    are no classes, and a warning names them. Folders with media in deeper folders only are none, either; their files
+    are counted by who opens the others.
     """
     root = str(folder) + os.sep
     places = [path.removeprefix(root).split(os.sep) for path in media]
     class_names = sorted({place[0] for place in places if len(place) == 2})
     entries = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    others = sorted(set(entries) - set(class_names))
+    others = sorted(set(entries) - {place[0] for place in places if len(place) >= 2})
     if class_names and others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         logger.warning(
