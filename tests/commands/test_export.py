@@ -69,6 +69,25 @@ def test_large_weights_lie_beside_their_file_under_its_name(tmp_path, monkeypatc
     torch.testing.assert_close(run_file(path, images)[0], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_weights_of_a_replaced_file_do_not_stay(tmp_path, capsys):
+    path, weights = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    weights.write_text("of something else")
+    with export.finished_files(path) as unfinished:
+        unfinished.write_text("first")
+    assert weights.read_text() == "of something else"  # no file was replaced
+    with export.finished_files(path) as unfinished:
+        unfinished.write_text("large")
+        unfinished.with_name("model.onnx.data").write_text("new")
+    assert (path.read_text(), weights.read_text(), capsys.readouterr().out) == ("large", "new", "")
+    with pytest.raises(RuntimeError), export.finished_files(path):
+        raise RuntimeError
+    assert weights.exists()
+    with export.finished_files(path) as unfinished:
+        unfinished.write_text("small")
+    assert (path.read_text(), weights.exists()) == ("small", False)
+    assert capsys.readouterr().out == f"{weights}: removed, it had the weights of the file that was replaced.\n"
+
+
 def test_an_encoder_of_clips(tmp_path):
     model = save(tmp_path / "model", ViCMAEForPreTraining).vicmae
     path = tmp_path / "encoder.pt2"

@@ -48,3 +48,17 @@ def test_the_slider_begins_at_the_model_s_mask_ratio_and_every_part_answers(
     assert reconstruction.startswith("<p class='error' role='alert'>Expected a mask ratio between 0.05 and 0.95, got")
     line, *parts = page.answer(str(tmp_path / "missing.txt"), 0.5, computed)
     assert line.startswith("<p class='error'") and parts == [None, None]
+
+
+def test_a_model_of_a_single_patch_has_a_page_without_reconstruction(page_module, tmp_path):
+    save(tmp_path / "model", ViCMAEForPreTraining, image_size=8, patch_size=8)
+    Image.effect_noise((32, 32), 50).convert("RGB").save(tmp_path / "image.png")
+    checkpoint = open_checkpoint(str(tmp_path / "model"), None, torch.device("cpu"))
+    page_module.mask_slider(checkpoint)
+    assert page_module.gradio.Slider.call_args.kwargs["visible"] is False
+    page = page_module.Page(Accelerator(cpu=True), checkpoint, None, MediaLoader(), 60.0)
+    colours, *others = page.sections()
+    assert colours.name == "colours" and [section.compute for section in others] == [None] * 3
+    assert others[0].text.startswith("This model sees an image as a single patch")
+    _, answer = page.answer(str(tmp_path / "image.png"), 0.75, [colours.compute])
+    assert answer.startswith("<div class='pictures")

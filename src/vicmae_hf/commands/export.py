@@ -128,18 +128,23 @@ def finished_files(path: Path) -> Iterator[Path]:
     """
     Gives a path of the same name in a folder of its own. What lies in the folder at the end moves beside `path`; after
     an error nothing does, and a file that was there before stays. A file cannot be renamed by itself: ONNX keeps large
-    weights in a second one, whose name stands in the first.
+    weights in a second one, whose name stands in the first. That of a file that was replaced is removed.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
             unfinished = Path(folder) / path.name
             yield unfinished
+            weights = path.with_name(f"{path.name}.data")
+            is_stale = path.exists() and not unfinished.with_name(weights.name).exists() and weights.is_file()
             # The weights first: nobody finds a file without them.
             for file in sorted(unfinished.parent.iterdir(), key=lambda file: file == unfinished):
                 with file.open("r+b") as opened:
                     os.fsync(opened.fileno())  # else, after a power failure, the name may stand for an empty file
                 os.replace(file, path.with_name(file.name))
+            if is_stale:
+                weights.unlink()
+                print(f"{weights}: removed, it had the weights of the file that was replaced.")
 
 
 def load_model(name: str) -> tuple[nn.Module, Literal["image", "video"]]:

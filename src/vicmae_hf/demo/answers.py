@@ -144,11 +144,19 @@ def check_pixels(name: str, height: int, width: int, count: int) -> None:
 
 
 def list_mask_ratios(config: ViCMAEConfig) -> list[float]:
-    """Lists the mask ratios that leave at least one patch visible and one hidden, in steps of `MASK_STEP`."""
+    """
+    Lists the mask ratios that leave at least one patch visible and one hidden, in steps of `MASK_STEP`; none if an
+    image is a single patch.
+    """
     height, width = config.image_height_and_width
     num_patches = (height // config.patch_size) * (width // config.patch_size)
     ratios = [round(step * MASK_STEP, 2) for step in range(1, round(1 / MASK_STEP))]
     return [ratio for ratio in ratios if 0 < round(num_patches * (1 - ratio)) < num_patches]
+
+
+def can_reconstruct(checkpoint: Checkpoint) -> bool:
+    """Whether there is a decoder, and more than one patch, so that some can be hidden."""
+    return checkpoint.reconstructor is not None and bool(list_mask_ratios(checkpoint.encoder.config))
 
 
 def with_mask_ratio(model: ViCMAEForPreTraining, mask_ratio: float) -> ViCMAEForPreTraining:

@@ -19,7 +19,16 @@ from ..command_line import one_line
 from ..data.media.reading import MediaLoader
 from ..errors import InputError, MediaDecodingError
 from ..reports.encoder_pictures import FILM_FRAMES_PER_SECOND
-from .answers import MASK_STEP, Upload, classify, colour_features, list_mask_ratios, read_upload, reconstruct
+from .answers import (
+    MASK_STEP,
+    Upload,
+    can_reconstruct,
+    classify,
+    colour_features,
+    list_mask_ratios,
+    read_upload,
+    reconstruct,
+)
 from .checkpoint import Checkpoint
 from .neighbours import EncodedFolder, Neighbour, find_neighbours
 
@@ -46,6 +55,7 @@ NEIGHBOURS = (
 NO_RECONSTRUCTION = (
     "This checkpoint has no decoder, so it reconstructs nothing. Checkpoints of <code>vicmae pretrain</code> have one."
 )
+ONE_PATCH = "This model sees an image as a single patch: with it hidden, there is nothing to reconstruct it from."
 NO_NEIGHBOURS = "No folder was given: start the page with <code>--folder DIR</code> to look for neighbours there."
 CLASSES = "The likeliest, as <code>vicmae evaluate</code> finds them by a single view of the file."
 NO_CLASSES = "This checkpoint is no classifier, so it names no classes. <code>vicmae finetune</code> makes one."
@@ -81,6 +91,8 @@ class Page:
         neighbours = Section("neighbours", "Nearest neighbours", NO_NEIGHBOURS)
         classes = Section("classes", "Classes", NO_CLASSES)
         if checkpoint.reconstructor is not None:
+            reconstruction = replace(reconstruction, text=ONE_PATCH)
+        if can_reconstruct(checkpoint):
             reconstruction = replace(reconstruction, text=RECONSTRUCTION, compute=self.reconstruction)
         if self.folder is not None:
             neighbours = replace(neighbours, text=self.describe_folder(), compute=self.neighbours)
@@ -234,14 +246,14 @@ def mask_slider(checkpoint: Checkpoint) -> gradio.Slider:
     reconstructed, one that is not shown.
     """
     config = checkpoint.encoder.config
-    ratios = list_mask_ratios(config)
+    ratios = list_mask_ratios(config) or [MASK_STEP, 1 - MASK_STEP]
     return gradio.Slider(
         ratios[0],
         ratios[-1],
         value=min(max(config.mask_ratio, ratios[0]), ratios[-1]),
         step=MASK_STEP,
         label="Share of patches that are hidden",
-        visible=checkpoint.reconstructor is not None,
+        visible=can_reconstruct(checkpoint),
         elem_id="ratio",
     )
 
