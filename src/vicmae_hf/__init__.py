@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .commands.features import extract_features
     from .commands.finetune import finetune
     from .commands.pretrain import pretrain
+    from .commands.probe import probe
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ _LAZY = {
     "extract_features": ".commands.features",
     "finetune": ".commands.finetune",
     "pretrain": ".commands.pretrain",
+    "probe": ".commands.probe",
 }
 
 
@@ -92,4 +94,5 @@ __all__ = [
     "extract_features",
     "finetune",
     "pretrain",
+    "probe",
 ]

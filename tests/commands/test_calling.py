@@ -18,6 +18,7 @@ from tiny_models import tiny_overrides
 import vicmae_hf
 from vicmae_hf.commands.calling import as_before, speaking
 from vicmae_hf.errors import InputError
+from vicmae_hf.evaluation.probes import balanced_subset
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.reporting import MetricsLog
 from vicmae_hf.training.stopping import RunStopped
@@ -160,3 +161,14 @@ def test_a_whole_project_in_one_process(pretrained, labelled, tmp_path):
     assert features["files"] == table["file"].to_pylist() and len(features["files"]) == 16
     torch.testing.assert_close(features["embeddings"], torch.tensor(table["embedding"].to_pylist()))
     assert features["failures"] == []
+    pictures = {"eval_data": labelled, "model_name_or_path": pretrained, "dataloader_num_workers": 0}
+    probed = vicmae_hf.probe(labelled, output_dir=tmp_path / "probe", num_seeds=1, num_frames=1, **pictures)
+    assert probed == read_json(tmp_path / "probe" / "all_results.json")
+    # Votes of the nearest neighbours, computed again from the exported embeddings.
+    vectors = torch.nn.functional.normalize(features["embeddings"], dim=-1)
+    labels = torch.arange(16) // 8
+    known = balanced_subset(labels, 0.8, 0)
+    weights = ((vectors @ vectors[known].T) / 0.07).exp()  # all twelve vote, as they are fewer than twenty
+    votes = torch.stack([weights[:, labels[known] == label].sum(1) for label in (0, 1)], dim=1)
+    expected = 100 * (votes.argmax(1) == labels).double().mean().item()
+    assert probed["eval_knn_top1"] == pytest.approx(expected)

@@ -27,7 +27,7 @@ from ..training.arguments import ProcessArguments
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from ..training.session import refuse_data_folder
-from .calling import start
+from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)
@@ -107,3 +107,29 @@ PROBED = {"pretrained": "", "untrained": "untrained_"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     start(ProbeArguments, run, argv)
+
+
+def probe(
+    train_data: Data, *, eval_data: Data, model_name_or_path: Data, output_dir: Data, **settings: Any
+) -> dict[str, Any]:
+    """
+    Trains linear probes of a frozen encoder, and of encoders with random weights, in this process, on one GPU or the
+    CPU.
+
+    Args:
+        train_data: labelled folder ROOT/CLASS_NAME/FILE, list, or dataset with labels that the classifiers learn from.
+        eval_data: the same of held-out files.
+        model_name_or_path: any ViC-MAE, MAE or ViTMAE checkpoint; its encoder is probed.
+        output_dir: where results and settings are written.
+        settings: as the flags of `vicmae probe`, without "--".
+
+    Returns:
+        The content of `all_results.json`; accuracies in percent.
+
+    Raises:
+        ArgumentsError: if a setting is unknown or wrong.
+        InputError: if data, checkpoint or folder cannot be used.
+    """
+    required = {"train_data": train_data, "eval_data": eval_data}
+    required |= {"model_name_or_path": model_name_or_path, "output_dir": output_dir}
+    return call(ProbeArguments, run, required | settings)
