@@ -87,7 +87,7 @@ def test_frame_pooling_is_the_mean_over_frames_of_the_image_encoder(model_class,
     torch.testing.assert_close(features.embeddings[2], encode([picture])[0], atol=1e-5, rtol=1e-4)
 
 
-def test_views_may_be_kept_one_by_one_and_repeat_where_a_video_has_too_few_frames(tmp_path):
+def test_views_may_be_kept_one_by_one_and_repeat_where_a_video_has_too_few_frames(tmp_path, monkeypatch):
     """Each frame's embedding in the order of time, computed again from the file."""
     (tmp_path / "media").mkdir()
     write_video(tmp_path / "media" / "0.mp4", numbered_frames(20, 40, 56), fps=15)
@@ -98,11 +98,19 @@ def test_views_may_be_kept_one_by_one_and_repeat_where_a_video_has_too_few_frame
     views = build_feature_views(
         open_source(tmp_path / "media"), processor, MediaLoader(), pooling="frame", num_frames=4
     )
-    accelerator = Accelerator(cpu=True)
+    accelerator, sent = Accelerator(cpu=True), []
+
+    def gather(parts):  # of one process
+        sent.extend(value for _, outputs in parts[0][0] for value in outputs["embeddings"])
+        return parts
+
+    monkeypatch.setattr("vicmae_hf.evaluation.prediction.gather_object", gather)
     with torch.no_grad():
         features = embed_views(
-            accelerator, pooled(accelerator, [model.eval()]), views, batch_size=5, num_workers=0, average=False
+            accelerator, pooled(accelerator, [model.eval()]), views, batch_size=12, num_workers=0, average=False
         )
+    # Pickling a tensor takes its whole storage, which three files of a batch must not share.
+    assert [value.untyped_storage().nbytes() for value in sent] == [4 * 16 * count for count in (4, 3, 1)]
     # Four views of each file, of which only different ones are there.
     assert features.embeddings.shape == (4 + 3 + 1, 16)
     assert features.rows.tolist() == [[0, 1, 2, 3], [4, 5, 5, 6], [7] * 4]

@@ -216,7 +216,8 @@ def embed_views(
             values = average_views(values, batch["weights"])  # (B, 1, D), of the only protocol
             return {"embeddings": values.cpu(), "rows": torch.zeros(len(values), 1, dtype=torch.int64)}
         rows = torch.stack([view_rows(weights, num_views) for weights in batch["weights"]])  # (B, num_views)
-        return {"embeddings": split_items(values.cpu(), batch["weights"]), "rows": rows}
+        # Copies: a process sends another the whole storage of each tensor, which all parts of a batch would share.
+        return {"embeddings": [part.clone() for part in split_items(values.cpu(), batch["weights"])], "rows": rows}
 
     file, parts, failures = EmbeddingFile(), [], []
     loading = {"batch_size": batch_size, "num_workers": num_workers, "what": "extracting features"}
