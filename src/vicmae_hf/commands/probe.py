@@ -77,22 +77,30 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
         num_workers=arguments.dataloader_num_workers,
         attentive=arguments.attentive,
     )
-    output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_failures(output_dir / "bad_files.jsonl", results.pop("failures"))
-    write_json(output_dir / "all_results.json", results)
-    write_json(output_dir / "arguments.json", asdict(arguments))
-    print(
+    failures = results.pop("failures")
+    if accelerator.is_main_process:
+        output_dir = Path(arguments.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_failures(output_dir / "bad_files.jsonl", failures)
+        write_json(output_dir / "all_results.json", results)
+        write_json(output_dir / "arguments.json", asdict(arguments))
+        print(f"{describe(results, arguments.num_seeds)} Results: {output_dir / 'all_results.json'}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def describe(results: dict[str, Any], num_seeds: int) -> str:
+    return (
         f"Linear probe on {results['num_eval_samples']} held-out files of {results['num_classes']} classes "
-        f"(chance {100 / results['num_classes']:.1f} %), mean and standard deviation of {arguments.num_seeds} runs:\n"
+        f"(chance {100 / results['num_classes']:.1f} %), mean and standard deviation of {num_seeds} runs:\n"
         f"  pretrained {results['eval_top1']:.1f} ± {results['eval_top1_spread']:.1f} % top-1\n"
         f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
         f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
         f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
         f"{describe_attentive(results)}"
-        f"{results['num_failed']} unreadable files. Results: {output_dir / 'all_results.json'}"
+        f"{results['num_failed']} unreadable files."
     )
-    return results
 
 
 def describe_attentive(results: dict[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 import json
 
+import pytest
 from demo_data import write_demo_data
-from launching import run_here
+from launching import run_here, run_together
 from tiny_models import tiny_config
 
 from vicmae_hf import ViCMAEModel
@@ -37,3 +38,23 @@ def test_a_probe_beside_an_untrained_encoder(tmp_path, monkeypatch):
     assert results["untrained_eval_top5"] == sum(run["top5"] for run in runs["untrained"]) / 2
     assert f"pretrained {results['eval_top1']:.1f}" in process.stdout
     assert f"untrained  {results['untrained_eval_top1']:.1f}" in process.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds_and_say_it_once(tmp_path):
+    data = tmp_path / "demo"
+    write_demo_data(data, appearance_videos=(2, 1), motion_videos=(1, 1), images=(1, 1), num_workers=1)
+    model = ViCMAEModel(tiny_config(pooling="mean"))
+    for part in (model, *build_processors(model.config)):
+        part.save_pretrained(tmp_path / "model")
+    flags = ["--model_name_or_path", tmp_path / "model", "--train_data", data / "appearance" / "train"]
+    flags += ["--eval_data", data / "appearance" / "eval", "--num_frames", 2, "--num_seeds", 1]
+    flags += ["--dataloader_num_workers", 0, "--attentive"]
+    results = []
+    for launch in (run_here, run_together):
+        process = launch("run_linear_probe.py", *flags, "--output_dir", tmp_path / launch.__name__)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count("Linear probe on 8 held-out files") == 1
+        assert process.stderr.count("INFO: Fitting 2 probes, 110 epochs each.") == 1
+        results.append(json.loads((tmp_path / launch.__name__ / "all_results.json").read_text()))
+    assert results[0] == results[1]
