@@ -269,7 +269,7 @@ def test_embeddings_that_are_no_numbers_are_refused(media, tmp_path):
     model.save_pretrained(tmp_path / "diverged")
     for processor in build_processors(model.config):
         processor.save_pretrained(tmp_path / "diverged")
-    with pytest.raises(InputError, match=r"embeddings are not finite\. The encoder's weights are damaged"):
+    with pytest.raises(InputError, match=r"embeddings are infinite or NaN\. The encoder's weights are damaged"):
         extract(tmp_path / "diverged", media, tmp_path / "f.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["diverged"]
 

@@ -13,6 +13,7 @@ from video_files import numbered_frames, write_video
 from vicmae_hf import ViCMAEModel
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.features import build_feature_views
 from vicmae_hf.evaluation.prediction import accuracy
 from vicmae_hf.evaluation.probes import (
@@ -138,6 +139,9 @@ def test_probes_beside_untrained_encoders(tmp_path):
     untrained = features_of(ViCMAEModel(model.config))
     assert results["runs"]["untrained"][1] == linear_probe(untrained, untrained, [1])[0]
     assert results["eval_top1"] == pytest.approx(sum(run["top1"] for run in expected) / 2)
+    model.layernorm.weight.data[0] = torch.nan
+    with pytest.raises(InputError, match="embeddings are infinite or NaN"):
+        probe_beside_untrained(Accelerator(cpu=True), model, views, views, num_seeds=1)
 
 
 def marked_tokens(num_items, seed):

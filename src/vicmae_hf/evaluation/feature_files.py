@@ -30,7 +30,7 @@ from ..modeling_vicmae import ViCMAEModel
 from ..training.resuming import fingerprint, flatten
 from ..training.session import lock_output_dir, release_output_dir
 from .feature_table import EmbeddingFile, Features
-from .prediction import collect_rounds, evaluating, split_items, write_failures
+from .prediction import check_embeddings, collect_rounds, evaluating, split_items, write_failures
 
 
 class FeatureParts:
@@ -167,11 +167,7 @@ def embed_in_parts(
 
     def compute(batch: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
         values = torch.cat([embed(part) for part in batch["pixel_values"].split(batch_size)])  # (V1 + V2 + ..., ...)
-        if not values.isfinite().all():
-            raise InputError(
-                f"{dataset.source.name}: embeddings are not finite. The encoder's weights are damaged, its training "
-                "diverged, or --mixed_precision fp16 is too narrow for it."
-            )
+        check_embeddings(values, dataset.source.name)
         averages = []
         for part, rows in zip(split_items(values, batch["weights"]), batch["weights"], strict=True):
             averages.append((rows.to(part) @ part.flatten(1)).unflatten(1, part.shape[1:]).cpu())  # (S, ...)

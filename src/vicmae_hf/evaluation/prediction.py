@@ -261,6 +261,15 @@ def check_finite(dataset: ViewDataset, collected: "Collected") -> None:
         )
 
 
+def check_embeddings(embeddings: torch.Tensor, name: str) -> None:
+    """Raises an InputError if embeddings of views of the source `name` are infinite or NaN."""
+    if not embeddings.isfinite().all():
+        raise InputError(
+            f"{name}: embeddings are infinite or NaN. The encoder's weights are damaged, its training diverged, or "
+            "--mixed_precision fp16 is too narrow for it."
+        )
+
+
 def predict_reordered(
     probabilities: Callable[[torch.Tensor], torch.Tensor],
     views: torch.Tensor,

@@ -21,7 +21,7 @@ from ..training.optimization import learning_rate_factor, scaled_learning_rate, 
 from ..training.reporting import Progress
 from .feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks
 from .features import embed_views, pooled
-from .prediction import accuracy, likeliest_classes, top_k_accuracies
+from .prediction import accuracy, check_embeddings, likeliest_classes, top_k_accuracies
 
 
 logger = get_logger(__name__)
@@ -276,11 +276,18 @@ def embed_labelled(
     """
     Computes features of every view by itself, with the labels of their files, by each of several encoders in eval
     mode; `with_tokens` the patch tokens, too (see `pooled_and_tokens`). Every file is read once for all of them.
+    Raises an InputError if a feature is infinite or NaN: a probe would be right by chance.
     """
     loading = {"batch_size": batch_size, "num_workers": num_workers}
     embed = (pooled_and_tokens if with_tokens else pooled)(accelerator, encoders)
+
+    def embed_checked(batch: torch.Tensor) -> torch.Tensor:
+        embeddings = embed(batch)
+        check_embeddings(embeddings, views.source.name)
+        return embeddings
+
     with torch.no_grad():
-        features = embed_views(accelerator, embed, views, average=False, **loading)
+        features = embed_views(accelerator, embed_checked, views, average=False, **loading)
     return LabelledFeatures.of(features, views.source).chunk(len(encoders))
 
 
