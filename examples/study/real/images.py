@@ -13,15 +13,21 @@ from study_runs import build_probes, open_study, probe_references, read_budget, 
 import vicmae_hf
 from vicmae_hf.data.sources.tables import load_hub_dataset
 from vicmae_hf.errors import InputError
+from vicmae_hf.files import partial_file
 from vicmae_hf.modeling_vicmae import ViCMAEModel
 from vicmae_hf.processors import build_processors
 
 from . import peers
-from .plan import RealArguments, once, read_recipe, say
+from .plan import RealArguments, claim_recipes, once, read_recipe, say
+
+
+# On which steps depend that are done once, beside the recipe of the runs, which `open_study` claims.
+IMAGE_SETTINGS = ["images", "num_probe_images", "num_test_images", "long_updates", "long_checkpointing_steps"]
 
 
 def study_images(real: RealArguments) -> dict[str, Any]:
     """Runs what is not done yet; returns everything that the report says about images."""
+    claim_recipes(real, "images", IMAGE_SETTINGS, ["finetuning_recipe"])
     data = prepare_data(real)
     study = study_settings(real, data)
     plan, config = open_study(study)
@@ -57,9 +63,14 @@ def prepare_data(real: RealArguments) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     train, test = (read_split(real.images, split) for split in ("train", "test"))
     for name, split, count in (("probe", train, real.num_probe_images), ("test", test, real.num_test_images)):
-        split.shuffle(seed=0).select(range(min(count, len(split)))).to_parquet(paths[name])
-    train.to_parquet(paths["train"])
+        write_split(split.shuffle(seed=0).select(range(min(count, len(split)))), paths[name])
+    write_split(train, paths["train"])
     return paths
+
+
+def write_split(split: datasets.Dataset, path: str) -> None:
+    with partial_file(Path(path)) as partial:  # a file that a kill cut would be taken for whole
+        split.to_parquet(partial)
 
 
 def read_split(images: str, split: str) -> datasets.Dataset:

@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from study_plan import METHODS
+from study_runs import claim_settings
 
 from vicmae_hf.files import read_json, write_json
 from vicmae_hf.settings import REQUIRED, ArgumentsError, Settings, setting
@@ -63,6 +64,17 @@ class RealArguments(Settings):
 def read_recipe(path: str) -> dict[str, Any]:
     """Settings of a script by name, for the function of the package that does the same."""
     return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+
+def claim_recipes(real: RealArguments, part: str, names: Sequence[str], recipes: Sequence[str]) -> None:
+    """
+    Notes the settings `names` of a part of the study, and what is written in its `recipes`. Raises an ArgumentsError
+    if `output_dir` was begun with others: `once` would take what they made for what these make.
+    """
+    settings = {name: getattr(real, name) for name in names}
+    settings |= {name: read_recipe(getattr(real, name)) for name in recipes}
+    message = f"{real.folder} was begun with {{}}. Choose another --output_dir."
+    claim_settings(settings, real.folder / "settings" / f"{part}.json", message)
 
 
 def once(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

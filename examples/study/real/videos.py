@@ -10,7 +10,7 @@ from vicmae_hf.commands import pack
 from vicmae_hf.errors import InputError
 from vicmae_hf.files import write_csv
 
-from .plan import RealArguments, once, read_recipe, say
+from .plan import RealArguments, claim_recipes, once, read_recipe, say
 
 
 STARTS = {"pretrained": "pretrained", "scratch": "from scratch"}
@@ -30,6 +30,7 @@ def study_videos(real: RealArguments) -> dict[str, Any] | None:
     """Runs what is not done yet; returns everything that the report says about videos. None if there are none."""
     if real.videos is None:
         return None
+    claim_recipes(real, "videos", ["videos"], ["video_recipe", "video_finetuning_recipe"])
     folder = real.folder / "videos"
     folds = pack_folds(Path(real.videos), folder / "stores")
     results = []

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from launching import run_here
+from launching import run_here, undone
 from PIL import Image
-from real.plan import RealArguments, once
+from real.images import IMAGE_SETTINGS, prepare_data, study_images
+from real.plan import RealArguments, claim_recipes, once
 from real.report import differences_section
-from real.videos import pack_folds
+from real.videos import pack_folds, study_videos
 from tiny_models import shake, tiny_config, tiny_overrides
 from video_files import numbered_frames, write_video
 
@@ -144,6 +145,42 @@ def test_a_step_is_done_once(tmp_path):
     assert first["value"] == 3
     assert first["cpu_seconds"] >= 0
     assert len(calls) == 1
+
+
+def test_steps_of_other_settings_are_refused(tmp_path):
+    plan = write_plan(tmp_path) | {"output_dir": str(tmp_path / "out")}
+    plan |= {"images": str(tmp_path / "images"), "videos": str(tmp_path / "videos")}
+    write_images(tmp_path / "images", 12, 6)
+    with undone():
+        for _ in range(2):
+            claim_recipes(RealArguments(**plan), "images", IMAGE_SETTINGS, ["finetuning_recipe"])
+        prepare_data(RealArguments(**plan))
+        for change in ({"num_test_images": 5}, {"long_updates": 7}):
+            with pytest.raises(ArgumentsError, match=rf"was begun with {next(iter(change))} "):
+                study_images(RealArguments(**plan | change))
+        (tmp_path / "video_recipe.yaml").write_text(yaml.safe_dump({"max_train_steps": 3}))
+        claim_recipes(RealArguments(**plan), "videos", ["videos"], ["video_recipe", "video_finetuning_recipe"])
+        (tmp_path / "video_recipe.yaml").write_text(yaml.safe_dump({"max_train_steps": 4}))
+        with pytest.raises(ArgumentsError, match=r"was begun with video_recipe \{'max_train_steps': 3\}, now"):
+            study_videos(RealArguments(**plan))
+
+
+def test_data_that_a_kill_cut_are_written_again(tmp_path, monkeypatch):
+    write_images(tmp_path / "images", 12, 6)
+    plan = write_plan(tmp_path) | {"output_dir": str(tmp_path / "out"), "images": str(tmp_path / "images")}
+    to_parquet = datasets.Dataset.to_parquet
+
+    def cut(table, path):
+        to_parquet(table, path)
+        if "train" in str(path):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(datasets.Dataset, "to_parquet", cut)
+        prepare_data(RealArguments(**plan))
+    assert not (tmp_path / "out" / "data" / "train.parquet").exists()
+    paths = prepare_data(RealArguments(**plan))
+    assert len(datasets.Dataset.from_parquet(paths["train"])) == 12
 
 
 def test_differences_are_taken_seed_by_seed():
