@@ -283,5 +283,7 @@ def test_settings_that_contradict_each_other(model, media, tmp_path):
         extract(model, media, tmp_path / "f.csv", every_seconds=1, segment_seconds=2)
     with pytest.raises(InputError, match=r"expected a \.parquet or \.safetensors file for patches"):
         extract(model, media, tmp_path / "f.csv", pooling="patch")
+    with pytest.raises(ValueError, match=r"--output .*list\.csv is --data, which it would replace"):
+        extract(model, tmp_path / "list.csv", tmp_path / "list.csv")
     with pytest.raises(ValueError, match="--num_frames 3: expected a multiple of 2 for --pooling clip"):
         extract(model, media, tmp_path / "f.csv", pooling="clip", num_frames=3)

@@ -181,8 +181,10 @@ def test_what_a_training_would_refuse_is_refused(media):
         plan(media, "--contrastive_start_epoch", 9)
     with pytest.raises(ArgumentsError, match="--streaming: a plan reads"):
         plan(media, "--streaming")
-    with pytest.raises(ArgumentsError, match="is a folder; expected the name of a file"):
+    with pytest.raises(ArgumentsError, match=r"--output .*: expected the name of a file that ends in \.json"):
         plan(media, "--output", media)
+    with pytest.raises(ArgumentsError, match=r"--output video\.mp4: expected the name of a file that ends in \.json"):
+        plan(media, "--output", "video.mp4")
 
 
 def test_a_plan_of_a_finetuning(tmp_path):

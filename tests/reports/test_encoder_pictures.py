@@ -12,6 +12,7 @@ from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEImageProcessor, ViCMAEModel
 from vicmae_hf.data.samples.pairs import load_frame_pairs
+from vicmae_hf.pretraining import pictures
 from vicmae_hf.reports import encoder_pictures
 from vicmae_hf.reports.encoder_pictures import (
     PICTURES,
@@ -24,6 +25,7 @@ from vicmae_hf.reports.encoder_pictures import (
     write_encoder_pictures,
 )
 from vicmae_hf.reports.film import draw_frame, write_film
+from vicmae_hf.settings import ArgumentsError
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +183,9 @@ def test_pictures_are_written_and_old_ones_removed(folder, tmp_path, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["attention.png"]
     said = [(record.levelname, record.message.split(":")[0]) for record in caplog.records]
     assert said[-2:] == [("INFO", "No picture of neighbours"), ("INFO", "No film of features")]
+
+
+def test_pictures_do_not_go_among_the_data(folder):
+    arguments = pictures.PicturesArguments(model_name_or_path="x", data=str(folder), output_dir=f"{folder}/")
+    with pytest.raises(ArgumentsError, match="is a folder of data; choose another"):
+        pictures.run(arguments)

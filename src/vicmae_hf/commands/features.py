@@ -10,6 +10,7 @@ Examples:
 docs/evaluation.md says what the files hold.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,6 +77,12 @@ class ExportArguments(InferenceArguments):
     def __post_init__(self):
         super().__post_init__()
         check_feature_file(self.output)
+        for name in ("data", "label_names"):
+            path = getattr(self, name)
+            if path is not None and os.path.realpath(path) == os.path.realpath(self.output):
+                raise ArgumentsError(
+                    f"--output {self.output} is --{name}, which it would replace. Choose another name."
+                )
         if self.every_seconds is not None:
             for name in ("segment_seconds", "nominal_frames_per_second", "frames_per_second"):
                 if getattr(self, name) is not None:

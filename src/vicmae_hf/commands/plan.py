@@ -32,7 +32,7 @@ from .calling import start
 @dataclass(kw_only=True)
 class PlanArguments(PresetArguments):
     output_dir: str | None = setting(None, "of the run; nothing is written there")
-    output: str | None = setting(None, "file for all figures, such as plan.json")
+    output: str | None = setting(None, "file for all figures, NAME.json")
     num_processes: int = setting(1, "processes of the run, one for each GPU", minimum=1)
     mfu: float = setting(DEFAULT_MFU, "share of the FLOP/s of named GPUs that the run makes", above=0, maximum=1)
 
@@ -49,8 +49,10 @@ def plan_of(
 ) -> dict[str, Any]:
     """Plans a training by its settings, prints the plan, and writes it if there is an `output`."""
     if output is not None:
-        if os.path.isdir(output):
-            raise ArgumentsError(f"--output {output}: is a folder; expected the name of a file, such as plan.json.")
+        if not output.endswith(".json") or os.path.isdir(output):  # not a video, by a mistake
+            raise ArgumentsError(
+                f"--output {output}: expected the name of a file that ends in .json, such as plan.json."
+            )
         check_writable(output)
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)

@@ -27,7 +27,7 @@ from ..evaluation.features import load_encoder
 from ..files import check_writable, writing
 from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
 from ..settings import REQUIRED, setting
-from ..training.session import run_script
+from ..training.session import refuse_data_folder, run_script
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,7 @@ class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
 
 def run(arguments: PicturesArguments) -> dict[str, Any]:
     folder = Path(arguments.output_dir)
+    refuse_data_folder(folder, [arguments.data])  # else a training would take the pictures for data
     check_writable(folder / PICTURES[0])
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     if arguments.image_range is None:
