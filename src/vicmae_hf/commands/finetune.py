@@ -33,13 +33,13 @@ def run(arguments: ClassificationArguments) -> dict[str, Any]:
         train_source, eval_source = open_sources(arguments)
     model = build_classifier(arguments, train_source.class_names, train_source.is_multi_label)
     results = train_classifier(accelerator, model, train_source, eval_source, arguments)
+    end_session(accelerator, arguments)  # before the line: nobody may be there to read it
     if accelerator.is_main_process:
         print(
             f"{describe_figures(results, model.config.num_labels)} of {results['num_eval_samples']} held-out samples "
             f"after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation. "
             f"Model, curves and card: {arguments.output_dir}"
         )
-    end_session(accelerator, arguments)
     return results
 
 

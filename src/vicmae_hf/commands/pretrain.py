@@ -37,12 +37,12 @@ def run(arguments: PresetArguments) -> dict[str, Any]:
     freeze_layers(model, arguments.freeze_layers)
     warn_of_plain_mae(model.config, arguments)
     results = run_pretraining(accelerator, model, arguments)
+    end_session(accelerator, arguments)  # before the line: nobody may be there to read it
     if accelerator.is_main_process:
         print(
             f"{results['num_steps']} updates, {results['pairs_per_second']:.0f} pairs/s, "
             f"{results['num_failed']} unreadable files. Model, curves and pictures: {arguments.output_dir}"
         )
-    end_session(accelerator, arguments)
     return results
 
 
