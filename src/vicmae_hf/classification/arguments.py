@@ -62,7 +62,9 @@ class ClassificationArguments(TrainingArguments, HeldOutSettings):
         maximum=1,
     )
     new_classifier: bool = setting(False, "replace the classifier of a finetuned checkpoint, for other classes")
-    num_train_epochs: int | None = setting(None, "passes over the data; default: finetune 100, linear 90", minimum=1)
+    num_train_epochs: int | None = setting(
+        None, "passes over the data; default: finetune 100, linear 90", minimum=1, maximum=10**6
+    )
     base_learning_rate: float | None = setting(
         None, "learning rate = this x total batch / 256; default: finetune 1e-3, linear 0.1", minimum=0
     )

@@ -49,7 +49,9 @@ class PresetArguments(PretrainingArguments):
     """Settings of `vicmae pretrain`. None is a setting that the user did not give; what is given stays."""
 
     per_device_train_batch_size: int | None = setting(None, "samples per process and step; default: 64", minimum=1)
-    num_train_epochs: int | None = setting(None, "passes over the data; default: 800 (Table 1)", minimum=1)
+    num_train_epochs: int | None = setting(
+        None, "passes over the data; default: 800 (Table 1)", minimum=1, maximum=10**6
+    )
     base_learning_rate: float | None = setting(
         None, "learning rate = this x total batch / 256; default: 1.5e-4 (Table 1)", minimum=0
     )
