@@ -263,6 +263,16 @@ def test_damaged_parts_and_parts_of_a_run_that_lasts_are_refused(tmp_path, monke
     session.release_output_dir()
 
 
+def test_parts_that_another_run_began_meanwhile_are_not_mixed_with_own_ones(tmp_path):
+    folder = tmp_path / "f.csv.parts"
+    late = FeatureParts(folder, {"layer": None})  # all of the items are left to it
+    FeatureParts(folder, {"layer": None}).add([0, 1], [torch.ones(1, 4)] * 2)
+    session.release_output_dir()  # the other run was stopped
+    with pytest.raises(InputError, match=r"another run has begun there meanwhile\. Start again"):
+        late.add([0, 1], [torch.zeros(1, 4)] * 2)
+    session.release_output_dir()
+
+
 def test_embeddings_that_are_no_numbers_are_refused(media, tmp_path):
     model = ViCMAEModel(tiny_config())
     model.layernorm.weight.data[0] = torch.nan

@@ -85,6 +85,8 @@ class FeatureParts:
         """Keeps embeddings `(S, ...)` of each of some items, as a part that is whole or absent."""
         if not self.places:
             self.open()  # not before, so that a run that can read nothing leaves no folder
+            if self.places:  # which items are left was found out before
+                raise InputError(f"{self.folder}: another run has begun there meanwhile. Start again.")
             write_json(self.folder / "identity.json", self.identity)
         part = self.folder / f"{len(self.places):012d}.safetensors"
         counts = [len(rows) for rows in embeddings]
