@@ -137,8 +137,8 @@ def report_store(store: dict[str, Any], times: dict[str, Any], settings: dict[st
         f"frame store   {readable_size(store['bytes'])}, packed in {readable_time(store['pack_seconds'])} by "
         f"{store['pack_processes']} processes (vicmae pack --num_proc {store['pack_processes']}{divided})",
         f"              a sample takes {1000 * store['read_seconds']:.3g} ms from it, "
-        f"{1000 * store['file_read_seconds']:.3g} ms from these files; {times['loading_processes']} loading processes "
-        "for each of the run",
+        f"{1000 * store['file_read_seconds']:.3g} ms from these files; loading processes for each of the run: "
+        f"{times['loading_processes']}",
     ]
     machines = {}  # what is said of them -> their names
     for name in store["seconds_saved"]:

@@ -40,7 +40,7 @@ def test_segments_are_items_with_their_frames_names_and_labels(recordings, monke
     monkeypatch.setattr(video_module, "LONG_SECONDS", long_seconds)
     with caplog.at_level(logging.INFO, logger="vicmae_hf"):
         source = open_labelled(recordings, settings=SETTINGS)
-    assert "1 files are divided into 4 segments of about 2 s, 2 shorter ones stay whole." in caplog.text
+    assert "1 files are divided into 4 segments of about 2 s, 2 others stay whole." in caplog.text
     # 7 s are four segments of 1.75 s, 2.5 s are one.
     names = ["day/long.mp4 [0.0-1.75 s]", "day/long.mp4 [1.75-3.5 s]", "day/long.mp4 [3.5-5.25 s]"]
     names += ["day/long.mp4 [5.25-7.0 s]", "night/short.mkv", "night/still.png"]

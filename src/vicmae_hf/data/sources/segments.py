@@ -123,7 +123,7 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) 
         logger.info("%s: no file is long enough for two segments of %g s, so each stays whole.", source.name, seconds)
     else:
         counts = (len(source) - num_whole, len(times) - num_whole, seconds, num_whole)
-        message = "%s: %d files are divided into %d segments of about %g s, %d shorter ones stay whole."
+        message = "%s: %d files are divided into %d segments of about %g s, %d others stay whole."
         logger.info(message, source.name, *counts)
     return SegmentedSource(source, np.array(places, dtype=np.int64), times)
 
