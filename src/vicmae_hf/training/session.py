@@ -102,6 +102,8 @@ def run_script(main: Callable[[], None]) -> None:
     disable_progress_bar()
     # Of the default number of loading processes, where that is more than the cores: it is no fault of the user's.
     warnings.filterwarnings("ignore", "This DataLoader will create")
+    # PyTorch calls it so since 2.13; Accelerate knows no other name.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
     try:
         main()
     except (CheckpointError, NonFiniteError) as error:

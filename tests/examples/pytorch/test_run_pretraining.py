@@ -160,6 +160,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(finished, settings, tmp_path)
 def test_two_processes_train_together(settings, tmp_path):
     process = run("run_pretraining.py", settings, "--output_dir", tmp_path / "two", launcher=TWO_PROCESSES)
     assert process.returncode == 0, process.stderr
+    assert "deprecated" not in process.stderr
     arguments = json.loads((tmp_path / "two" / "arguments.json").read_text())
     assert arguments["num_processes"] == 2
     assert arguments["total_batch_size"] == 16
