@@ -265,7 +265,8 @@ def test_a_run_says_a_thing_once(monkeypatch):
 
     assert said("vicmae_hf.pretraining.presets", "[RANK 0] fits %s") == "fits data"
     assert said("vicmae_hf.data.sources.selection", "%s: 3 videos") == "data: 3 videos"
-    monkeypatch.setattr("vicmae_hf.training.session.is_main_process", lambda: False)
+    # The second process of a machine. The first of a second machine may find other data there.
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert said("vicmae_hf.data.sources.selection", "%s: 3 videos") is None
     # Another process finds other files that it cannot read.
     assert said("vicmae_hf.data.media.bad_files", "Unreadable: %s") == "Unreadable: data"

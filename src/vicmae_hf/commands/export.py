@@ -136,7 +136,12 @@ def finished_files(path: Path) -> Iterator[Path]:
             unfinished = Path(folder) / path.name
             yield unfinished
             weights = path.with_name(f"{path.name}.data")
-            is_stale = path.exists() and not unfinished.with_name(weights.name).exists() and weights.is_file()
+            is_stale = (
+                path.suffix == ".onnx"
+                and path.exists()
+                and not unfinished.with_name(weights.name).exists()
+                and weights.is_file()
+            )
             # The weights first: nobody finds a file without them.
             for file in sorted(unfinished.parent.iterdir(), key=lambda file: file == unfinished):
                 with file.open("r+b") as opened:

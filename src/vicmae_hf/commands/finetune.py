@@ -33,7 +33,7 @@ def run(arguments: ClassificationArguments) -> dict[str, Any]:
         train_source, eval_source = open_sources(arguments)
     model = build_classifier(arguments, train_source.class_names, train_source.is_multi_label)
     results = train_classifier(accelerator, model, train_source, eval_source, arguments)
-    end_session(accelerator, arguments)  # before the line: nobody may be there to read it
+    end_session(accelerator, arguments)  # the upload first: a closed pipe would end the program below
     if accelerator.is_main_process:
         print(
             f"{describe_figures(results, model.config.num_labels)} of {results['num_eval_samples']} held-out samples "

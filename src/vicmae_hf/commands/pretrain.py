@@ -37,7 +37,7 @@ def run(arguments: PresetArguments) -> dict[str, Any]:
     freeze_layers(model, arguments.freeze_layers)
     warn_of_plain_mae(model.config, arguments)
     results = run_pretraining(accelerator, model, arguments)
-    end_session(accelerator, arguments)  # before the line: nobody may be there to read it
+    end_session(accelerator, arguments)  # the upload first: a closed pipe would end the program below
     if accelerator.is_main_process:
         print(
             f"{results['num_steps']} updates, {results['pairs_per_second']:.0f} pairs/s, "

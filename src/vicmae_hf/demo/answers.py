@@ -1,6 +1,7 @@
 """Reads a file that a visitor uploaded, within limits, and computes what the page shows of it."""
 
 import copy
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +149,7 @@ def list_mask_ratios(config: ViCMAEConfig) -> list[float]:
     Lists the mask ratios that leave at least one patch visible and one hidden, in steps of `MASK_STEP`; none if an
     image is a single patch.
     """
-    height, width = config.image_height_and_width
-    num_patches = (height // config.patch_size) * (width // config.patch_size)
+    num_patches = math.prod(config.patch_grid)
     ratios = [round(step * MASK_STEP, 2) for step in range(1, round(1 / MASK_STEP))]
     return [ratio for ratio in ratios if 0 < round(num_patches * (1 - ratio)) < num_patches]
 

@@ -59,9 +59,12 @@ def report_run(run: dict[str, Any], settings: dict[str, Any], num_samples: int) 
         "accumulation x processes)",
         f"              an epoch goes once through {num_samples:,} samples, in {run['steps_per_epoch']:,} "
         f"update{plural}; the run has {run['epochs']:.4g} epochs",
-        *["              --max_train_steps ends it, and not num_train_epochs"] * bool(settings["max_train_steps"]),
-        f"              warmup until update {run['warmup_steps']:.0f}, peak learning rate {run['learning_rate']:.3g}",
     ]
+    if settings["max_train_steps"]:
+        lines.append("              --max_train_steps ends it, and not num_train_epochs")
+    lines.append(
+        f"              warmup until update {run['warmup_steps']:.0f}, peak learning rate {run['learning_rate']:.3g}"
+    )
     start = run["contrastive_start_step"]
     if start is not None:
         lines.append(

@@ -1,5 +1,7 @@
 """Counts the floating-point operations of an update of pretraining, from the config alone."""
 
+import math
+
 from ..configuration_vicmae import ViCMAEConfig
 
 
@@ -20,8 +22,7 @@ def update_flops(config: ViCMAEConfig, num_pairs: int, num_frozen: int = 0) -> i
     Args:
         num_frozen: first layers of the encoder that are not trained; they and the embeddings have no backward pass.
     """
-    height, width = config.image_height_and_width
-    num_patches = (height // config.patch_size) * (width // config.patch_size)
+    num_patches = math.prod(config.patch_grid)
     num_visible = round(num_patches * (1 - config.mask_ratio))
     num_pixels = config.num_channels * config.patch_size**2  # of a patch
     embeddings = 2 * num_visible * num_pixels * config.hidden_size

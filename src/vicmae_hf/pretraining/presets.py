@@ -190,8 +190,7 @@ def small_data_settings(arguments: PresetArguments, num_samples: int, num_proces
 
 def check_mask(config: ViCMAEConfig) -> None:
     """Raises an ArgumentsError if the mask would hide all patches of a view, or none, before any data is read."""
-    height, width = config.image_height_and_width
-    num_patches = (height // config.patch_size) * (width // config.patch_size)
+    num_patches = math.prod(config.patch_grid)
     num_visible = round(num_patches * (1 - config.mask_ratio))
     if not 0 < num_visible < num_patches:
         raise ArgumentsError(

@@ -80,8 +80,8 @@ MENDABLE = {
 }
 
 
-# Modules that say the same in every process: what data is there, and how many threads. What others say is of their own
-# process, such as a file that it cannot read.
+# Modules that say the same in every process of a machine: what data is there, and how many threads. What others say is
+# of their own process, such as a file that it cannot read.
 SAID_IN_ALL = tuple(f"vicmae_hf.{room}" for room in ("data.sources", "training.devices", "classification.setup"))
 
 
@@ -128,10 +128,10 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def said_once(record: logging.LogRecord) -> bool:
-    """Lets through what is said in a run, once in all of its processes."""
+    """Lets through what is said in a run, once on each machine."""
     # Accelerate's loggers speak in the first process alone, and put its rank before what they say.
     record.msg = str(record.msg).removeprefix("[RANK 0] ")
-    return is_main_process() or not record.name.startswith(SAID_IN_ALL)
+    return os.environ.get("LOCAL_RANK", "0") == "0" or not record.name.startswith(SAID_IN_ALL)
 
 
 def without_traceback(error: Exception) -> str:

@@ -70,24 +70,18 @@ def select_media(name: str, files: list[str], frame_folders: bool = False) -> li
             media.append(file)
         elif not os.path.basename(file).startswith("metadata."):  # such a file describes the media beside it
             others[suffix] += 1
-    if media and others and is_speaker():
+    if media and others:
         listed = ", ".join(f"{suffix or 'without extension'} {count:,}" for suffix, count in others.most_common())
         warn_once(f"left out of {name}", "%s: %s files were not read: %s", name, f"{others.total():,}", listed)
     if frame_folders:
         return group_frames(media)
-    if is_speaker():
-        hint_at_frames(name, media)
+    hint_at_frames(name, media)
     return media
 
 
-def is_speaker() -> bool:
-    """Whether this process says what all processes on its machine find."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def tell_found(source: MediaSource | FrameStoreSource) -> None:
-    """Says once for each source how many videos and images are in it; one process on each machine says it."""
-    if source.name in _counted or not is_speaker():
+    """Says once for each source how many videos and images are in it."""
+    if source.name in _counted:
         return
     _counted.add(source.name)
     if not isinstance(source, MediaSource):
