@@ -156,9 +156,11 @@ def test_an_unreachable_hub_is_one_line_before_training(monkeypatch, tmp_path):
         with pytest.raises(ArgumentsError, match=rf"run on {address} cannot be written to \(.+\)\. Log in") as caught:
             create_repository(settings)
         assert "\n" not in str(caught.value)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(ArgumentsError, match="offline mode is enabled"):
-            create_repository(settings)
+        # Undone before the Hub is: else the value that it found would be put back last.
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", True)
+            with pytest.raises(ArgumentsError, match="offline mode is enabled"):
+                create_repository(settings)
 
 
 def test_a_wrong_repository_name_is_one_line_before_training(hub):
