@@ -70,7 +70,7 @@ TINY = {
 REPLACED = {
     "SMALL_CHECKPOINT": "facebook/vit-mae-base",
     "YOU/NAME": "someone/model",
-    "for update in range(100)": "for update in range(2)",
+    "for update in range(200)": "for update in range(2)",
     "max_steps=40": "max_steps=2",
     "max_steps=20": "max_steps=2",
     "torch.randn(4, 16, 3, 224, 224)": "torch.randn(4, 16, 3, 32, 32)",
