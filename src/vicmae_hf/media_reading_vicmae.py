@@ -42,6 +42,8 @@ else:
 # TIFF 6.0, section 8 and "SampleFormat" in section 19.
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
 UNSIGNED = 1
+# Formats that name other files or addresses, which FFmpeg would open, wherever they are.
+PLAYLISTS = {"concat", "dash", "hls", "imf", "sdp", "webm_dash_manifest"}
 
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
@@ -259,6 +261,16 @@ def check_images(images: ImageInput):
             )
 
 
+def open_container(source: str | bytes):
+    """Opens a path, URL or bytes by PyAV, unless it is a playlist. Raises what PyAV raises."""
+    av = importlib.import_module("av")
+    return av.open(
+        io.BytesIO(source) if isinstance(source, bytes) else source,
+        options={"format_whitelist": ",".join(av.formats_available - PLAYLISTS)},
+        metadata_errors="ignore",  # titles may be wrongly encoded
+    )
+
+
 def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None = None) -> tuple:
     """Decodes frames of a file or URL, upright (the rotation in its metadata is applied).
 
@@ -277,15 +289,14 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if PyAV is not installed.
-        ValueError: if the file holds no video, or cannot be decoded.
+        ValueError: if the file holds no video, is a playlist, or cannot be decoded.
     """
     requires_backends(read_video, ["av"])
     av = importlib.import_module("av")
     torch = importlib.import_module("torch")
-    if sample_indices_fn is None:
-        sample_indices_fn = all_frame_indices
+    sample_indices_fn = sample_indices_fn or all_frame_indices
     try:
-        with av.open(video) as container:
+        with open_container(video) as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise ValueError(f"{video}: expected a file with a video stream, found none.")
@@ -307,7 +318,9 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
                 metadata.total_num_frames = num_decoded
                 indices = sample_indices_fn(metadata=metadata)
                 frames, num_decoded = decode_frames(container, stream, indices)
-    except av.error.InvalidDataError as error:
+    except av.error.FileNotFoundError:
+        raise
+    except av.error.FFmpegError as error:
         raise ValueError(f"{video}: expected a video that can be decoded, got: {error}.") from error
     if num_decoded == 0:
         raise ValueError(f"{video}: expected at least one frame, found none.")

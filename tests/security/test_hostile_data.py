@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 
+import av
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -28,9 +29,11 @@ from runs import FROM_NOTHING, classify, pretrain, write_images
 from video_files import numbered_frames, write_video
 
 from vicmae_hf.data.media.images import ImageDecodingError, read_image
+from vicmae_hf.data.media.video import open_video
 from vicmae_hf.data.sources.sources import DataSourceError, open_source
 from vicmae_hf.data.sources.tables import load_hub_dataset
 from vicmae_hf.errors import MediaDecodingError
+from vicmae_hf.media_reading_vicmae import read_video
 
 
 @pytest.fixture
@@ -219,6 +222,18 @@ def test_a_video_that_names_another_place(tmp_path):
     for item in open_source(str(folder)):
         with pytest.raises(ValueError, match=r"cannot decode .*\.mp4"):
             item.open("pyav")
+    # These FFmpeg would follow: any file from one of this name, and a neighbour from one of any name.
+    (folder / "d.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{tmp_path}/secret.ts\n#EXT-X-ENDLIST\n"
+    )
+    (tmp_path / "e.mp4").write_text("ffconcat version 1.0\nfile secret.ts\n")
+    for path in (folder / "d.m3u8", tmp_path / "e.mp4"):
+        with av.open(str(path)) as container:
+            assert len(list(container.decode(video=0))) == 4
+        with pytest.raises(ValueError, match=f"cannot decode {path}"):
+            open_video(path)
+        with pytest.raises(ValueError, match=f"{path}: expected a video that can be decoded"):
+            read_video(str(path))
 
 
 # Lists and settings

@@ -9,7 +9,6 @@ measurements, and the traps behind what is done here.
 """
 
 import contextlib
-import io
 import itertools
 import logging
 import math
@@ -120,9 +119,10 @@ class PyAVDecoder:
 
     def _open(self) -> None:
         self._is_untouched = True  # no packet was read yet
+        from ...media_reading_vicmae import open_container  # imported here, because pretraining needs no more of it
+
         with raised_as_backend_error(av.FFmpegError, OSError):
-            file = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
-            self.container = av.open(file, metadata_errors="ignore")  # titles may be wrongly encoded
+            self.container = open_container(self._source)
         try:
             self.stream = self.container.streams.best("video")
             if self.stream is None or self.stream.disposition & Disposition.attached_pic:
