@@ -82,7 +82,10 @@ MENDABLE = {
 
 # Modules that say the same in every process of a machine: what data is there, and how many threads. What others say is
 # of their own process, such as a file that it cannot read.
-SAID_IN_ALL = tuple(f"vicmae_hf.{room}" for room in ("data.sources", "training.devices", "classification.setup"))
+SAID_IN_ALL = (
+    *("vicmae_hf.data.sources", "vicmae_hf.data.media.frame_folders"),
+    *("vicmae_hf.training.devices", "vicmae_hf.classification.setup"),
+)
 
 
 class UploadError(InputError):

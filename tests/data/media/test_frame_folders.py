@@ -1,5 +1,7 @@
 """Folders of numbered frames as videos."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -122,6 +124,7 @@ def test_a_list_of_folders(tmp_path):
 
 
 def test_images_that_look_like_frames_are_told_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vicmae_hf.data.media.frame_folders")
     for video in ("a", "b"):
         write_frames(tmp_path / "frames" / video, [f"img_{number:03d}.jpg" for number in range(1, 13)])
         write_frames(tmp_path / "images" / video, [f"img_{number:03d}.jpg" for number in range(1, 36, 3)])

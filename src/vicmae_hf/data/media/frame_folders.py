@@ -1,6 +1,7 @@
 """Folders of numbered frames (VIDEO/000001.jpg, VIDEO/img_00001.png) as videos."""
 
 import itertools
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ import torch
 
 from ...errors import InputError
 from .images import IMAGE_EXTENSIONS, ImageDecodingError, ImageOptions, read_image
-from .video import warn_once
+from .video import said
 
+
+logger = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # what comes before the number, and the number
 
@@ -85,7 +88,7 @@ def group_frames(media: Sequence[str]) -> list[str]:
 
 
 def hint_at_frames(name: str, media: Sequence[str]) -> None:
-    """Warns once for a source if the first folder of images in it looks as if it held the frames of a video."""
+    """Says once for a source if the first folder of images in it looks as if it held the frames of a video."""
     if not media:
         return
     folder = os.path.dirname(media[0])
@@ -94,11 +97,14 @@ def hint_at_frames(name: str, media: Sequence[str]) -> None:
     names = [os.path.basename(path) for path in together if is_image(path)]
     numbers = [int(match[2]) for match in map(NUMBERED.fullmatch, names) if match]
     if len(names) >= 8 and len(numbers) == len(names) == max(numbers) - min(numbers) + 1:
-        warn_once(
-            f"frames in {name}",
-            "%s: each image counts by itself. If folders like %s hold the frames of a video, say --frame_folders.",
-            *(name, folder),
-        )
+        key = f"frames in {name}"
+        if key not in said:
+            said.add(key)
+            # No warning: most folders of numbered images are just that.
+            logger.info(
+                "%s: each image counts by itself. If folders like %s hold the frames of a video, say --frame_folders.",
+                *(name, folder),
+            )
 
 
 def is_image(path: str) -> bool:
