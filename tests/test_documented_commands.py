@@ -24,6 +24,7 @@ FOREIGN = {
         "--num_cpu_threads_per_process",
     ],
     "docker": ["--shm-size"],
+    "hf": ["--exclude"],
     "mkdocs": ["--strict"],
     "pip": [
         "--break-system-packages",
