@@ -702,6 +702,7 @@ def test_autocast_keeps_losses_and_batch_statistics_in_float32():
     assert model.projector[1].running_mean.dtype == torch.float32
 
 
+@pytest.mark.slow  # tests/test_hub.py opens a whole folder so
 def test_auto_classes_in_a_fresh_process(pretrained):
     model, path = pretrained
     script = f"""

@@ -56,6 +56,7 @@ def test_decoding(videos):
     assert {"naive decord", "decord", "pyav"} <= set(first_column(tables["backend"]))
 
 
+@pytest.mark.slow
 def test_decoding_over_many_opens(videos):
     tables = run_benchmark("decoding.py", "--videos", videos, "--max_files", 2, "--opens", 10)
     table = tables["opens by pyav"]

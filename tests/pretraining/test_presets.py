@@ -147,6 +147,7 @@ def test_a_mask_of_all_patches_or_none_is_refused_before_the_data(image_size, ma
         assert f"leaves {num_visible} of the {(image_size // 4) ** 2} patches of a view visible" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_run_on_frozen_layers_of_a_run_with_the_preset(tmp_path):
     (tmp_path / "images").mkdir()
     for index in range(12):

@@ -46,7 +46,9 @@ def test_defaults_are_table_1():
     assert arguments.max_bad_files == 0.05
 
 
-@pytest.mark.parametrize(("launch", "batch_size"), [(run_here, 4), (run_together, 2)])
+@pytest.mark.parametrize(
+    ("launch", "batch_size"), [pytest.param(run_here, 4, marks=pytest.mark.slow), (run_together, 2)]
+)
 def test_the_projector_is_left_alone_until_the_contrastive_loss_starts(images, tmp_path, launch, batch_size):
     """Two updates an epoch; the contrastive loss counts from the fifth on."""
     process = launch(

@@ -50,9 +50,9 @@ class FeatureParts:
         self.identity = identity
         self.places: dict[int, tuple[Path, int, int]] = {}  # item -> its part, its first row there, how many rows
         if folder.exists():
-            self.open()
+            self.read_parts()
 
-    def open(self) -> None:
+    def read_parts(self) -> None:
         """Makes the folder, lets no other run write there, and takes up the parts that are there."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class FeatureParts:
     def add(self, items: list[int], embeddings: list[torch.Tensor]) -> None:
         """Keeps embeddings `(S, ...)` of each of some items, as a part that is whole or absent."""
         if not self.places:
-            self.open()  # not before, so that a run that can read nothing leaves no folder
+            self.read_parts()  # not before, so that a run that can read nothing leaves no folder
             if self.places:  # which items are left was found out before
                 raise InputError(f"{self.folder}: another run has begun there meanwhile. Start again.")
             write_json(self.folder / "identity.json", self.identity)

@@ -98,6 +98,7 @@ def test_workers_that_die_again_and_again_without_a_file_end_the_run(folder, mon
         list(batches_of(DyingAtOnce(), dataset.bad_files, 1))
 
 
+@pytest.mark.slow  # two trainings, one of them a process with workers of its own
 def test_a_training_survives_the_death_of_a_worker_and_gives_the_same_losses(folder, tmp_path):
     """Killed once while it reads, as by the system that is short of memory: in a real run, from outside."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 
 from ..media.frame_folders import group_frames, hint_at_frames
-from ..media.video import warn_once
+from ..media.video import said
 from .frame_store import FrameStoreSource
 from .sources import (
     IMAGE_EXTENSIONS,
@@ -70,9 +70,11 @@ def select_media(name: str, files: list[str], frame_folders: bool = False) -> li
             media.append(file)
         elif not os.path.basename(file).startswith("metadata."):  # such a file describes the media beside it
             others[suffix] += 1
-    if media and others:
+    key = f"left out of {name}"
+    if media and others and key not in said:
+        said.add(key)
         listed = ", ".join(f"{suffix or 'without extension'} {count:,}" for suffix, count in others.most_common())
-        warn_once(f"left out of {name}", "%s: %s files were not read: %s", name, f"{others.total():,}", listed)
+        logger.warning("%s: %s files were not read: %s", name, f"{others.total():,}", listed)
     if frame_folders:
         return group_frames(media)
     hint_at_frames(name, media)
