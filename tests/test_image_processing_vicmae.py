@@ -142,13 +142,8 @@ def test_bad_images_are_named(backend, images, message):
         BACKENDS[backend]()(images, return_tensors="pt")
 
 
-@pytest.mark.parametrize(
-    "hidden_modules",
-    [
-        pytest.param(["vicmae_hf"], marks=pytest.mark.slow),  # tests/test_hub.py opens a whole folder so
-        ["vicmae_hf", "torchvision"],
-    ],
-)
+@pytest.mark.slow  # tests/test_hub.py opens a whole folder so
+@pytest.mark.parametrize("hidden_modules", [["vicmae_hf"], ["vicmae_hf", "torchvision"]])
 def test_code_travels_with_the_settings(hidden_modules, tmp_path):
     processor = ViCMAEImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path / "export")

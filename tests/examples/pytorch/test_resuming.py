@@ -262,7 +262,8 @@ def wait_for_lines(folder, num_lines, process):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow), signal.SIGINT]
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT))],
 )
 def test_a_signal_saves_and_the_command_that_it_names_goes_on(data, tmp_path, number):
     folder = tmp_path / "run with space"

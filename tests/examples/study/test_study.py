@@ -285,6 +285,7 @@ def test_a_second_call_trains_and_probes_nothing(study, results, monkeypatch):
     assert run_study(study) == results
 
 
+@pytest.mark.slow
 def test_what_diverges_is_the_worst_of_what_was_tried(settings, tmp_path):
     changes = {"learning_rate_factors": [1e30, 1.0], "output_dir": str(tmp_path)}
     study = StudyArguments(**settings, **changes)
