@@ -17,7 +17,7 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 import datasets
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
 
 
 USER = "someone"
@@ -53,7 +53,6 @@ def hub_of_this_process(url: str, token: str = TOKEN) -> Iterator[None]:
     with (
         mock.patch.multiple(constants, ENDPOINT=url, HUGGINGFACE_CO_URL_TEMPLATE=template),
         mock.patch.multiple(constants, HF_HUB_OFFLINE=False, HF_HUB_DISABLE_XET=True),
-        mock.patch.object(hf_api.api, "endpoint", url),  # of the functions that are no methods
         mock.patch.multiple(datasets.config, HF_ENDPOINT=url, HF_HUB_OFFLINE=False),
         mock.patch.dict(os.environ, {"HF_TOKEN": token}),
     ):

@@ -221,6 +221,15 @@ def test_shards_load_and_are_fitted(pretrained, tmp_path):
 
 
 def test_models_and_processors_go_to_the_hub_and_come_back(pretrained, tmp_path):
+    push = """
+import sys
+from transformers import AutoImageProcessor, AutoVideoProcessor
+from vicmae_hf import ViCMAEForPreTraining
+model = ViCMAEForPreTraining.from_pretrained(sys.argv[1])
+model.push_to_hub("tiny", max_shard_size="10KB")
+for auto_class in (AutoImageProcessor, AutoVideoProcessor):
+    auto_class.from_pretrained(sys.argv[1]).push_to_hub("tiny")
+"""
     pull = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -233,16 +242,13 @@ save_file(model.state_dict(), sys.argv[2])
 for auto_class in (AutoImageProcessor, AutoVideoProcessor):
     print(type(auto_class.from_pretrained("someone/tiny", trust_remote_code=True)).__name__)
 """
-    model = ViCMAEForPreTraining.from_pretrained(pretrained)
     with run_local_hub() as hub:
-        with hub_of_this_process(hub.url):
-            model.push_to_hub("tiny", max_shard_size="10KB")
-            for processor in build_processors(model.config):
-                processor.push_to_hub("tiny")
-        arrived = hub.repositories["someone/tiny"]
         environment = {**hub.environment(), "HF_HOME": str(tmp_path / "home")}
+        run_python("-c", push, pretrained, **environment)
+        arrived = hub.repositories["someone/tiny"]
         printed = run_python("-c", pull, TESTS, tmp_path / "arrived.safetensors", **environment)
 
+    model = ViCMAEForPreTraining.from_pretrained(pretrained)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
     for processor in build_processors(model.config):
         processor.save_pretrained(tmp_path / "sharded")

@@ -57,7 +57,9 @@ def run(script, *flags):
     return process
 
 
-@pytest.mark.parametrize("kind", FLAGS)
+@pytest.mark.parametrize(
+    "kind", ["folders", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gif", "stacks"))]
+)
 def test_every_script(kind, data, tmp_path):
     flags, root = FLAGS[kind], data / kind
     model, classifier = tmp_path / "model", tmp_path / "classifier"
