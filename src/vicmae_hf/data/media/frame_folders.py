@@ -11,7 +11,7 @@ import torch
 
 from ...errors import InputError
 from .images import IMAGE_EXTENSIONS, ImageDecodingError, ImageOptions, read_image
-from .video import said
+from .video import warn_once
 
 
 logger = logging.getLogger(__name__)
@@ -97,14 +97,12 @@ def hint_at_frames(name: str, media: Sequence[str]) -> None:
     names = [os.path.basename(path) for path in together if is_image(path)]
     numbers = [int(match[2]) for match in map(NUMBERED.fullmatch, names) if match]
     if len(names) >= 8 and len(numbers) == len(names) == max(numbers) - min(numbers) + 1:
-        key = f"frames in {name}"
-        if key not in said:
-            said.add(key)
-            # No warning: most folders of numbered images are just that.
-            logger.info(
-                "%s: each image counts by itself. If folders like %s hold the frames of a video, say --frame_folders.",
-                *(name, folder),
-            )
+        warn_once(
+            f"frames in {name}",
+            "%s: each image counts by itself. If folders like %s hold the frames of a video, say --frame_folders.",
+            *(name, folder),
+            say=logger.info,  # most folders of numbered images are just that
+        )
 
 
 def is_image(path: str) -> bool:

@@ -18,7 +18,7 @@ import re
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import av
 import numpy as np
@@ -521,11 +521,11 @@ def open_video(source: str | os.PathLike | bytes, backend: str = "pyav") -> Vide
 said: set[str] = set()
 
 
-def warn_once(key: str, message: str, *values: object) -> None:
-    """Warns, but in this process not again with the same key."""
+def warn_once(key: str, message: str, *values: object, say: Callable[..., None] = logger.warning) -> None:
+    """Warns, or says it as another logger does, but in this process not again with the same key."""
     if key not in said:
         said.add(key)
-        logger.warning(message, *values)
+        say(message, *values)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

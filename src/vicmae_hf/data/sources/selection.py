@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 
 from ..media.frame_folders import group_frames, hint_at_frames
-from ..media.video import said
+from ..media.video import warn_once
 from .frame_store import FrameStoreSource
 from .sources import (
     IMAGE_EXTENSIONS,
@@ -70,11 +70,11 @@ def select_media(name: str, files: list[str], frame_folders: bool = False) -> li
             media.append(file)
         elif not os.path.basename(file).startswith("metadata."):  # such a file describes the media beside it
             others[suffix] += 1
-    key = f"left out of {name}"
-    if media and others and key not in said:
-        said.add(key)
+    if media and others:
         listed = ", ".join(f"{suffix or 'without extension'} {count:,}" for suffix, count in others.most_common())
-        logger.warning("%s: %s files were not read: %s", name, f"{others.total():,}", listed)
+        message = "%s: %s files were not read: %s"
+        # As this module, which speaks once on each machine.
+        warn_once(f"left out of {name}", message, name, f"{others.total():,}", listed, say=logger.warning)
     if frame_folders:
         return group_frames(media)
     hint_at_frames(name, media)
