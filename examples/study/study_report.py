@@ -101,6 +101,14 @@ def report_text(results: dict[str, Any], image_prefix: str) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
+def describe_updates(budget: dict[str, Any], files: str) -> str:
+    """What each pretraining of a study sees; `files` is what its files are called."""
+    return (
+        f"{budget['num_steps']} updates of {budget['total_batch_size']} pairs, {budget['epochs']:.1f} epochs of "
+        f"{budget['num_train_files']} {files}"
+    )
+
+
 def describe_encoder(budget: dict[str, Any]) -> str:
     return (
         f"{budget['num_hidden_layers']} layers, {budget['hidden_size']} wide; images of {budget['image_size']} "
@@ -118,8 +126,7 @@ def budget_section(results: dict[str, Any]) -> str:
         ("pretraining", f"{len(everything)} runs, {minutes:.0f} minutes of training in all"),
         (
             "each run",
-            f"{budget['num_steps']} updates of {budget['total_batch_size']} pairs, {budget['epochs']:.1f} epochs of "
-            f"{budget['num_train_files']} files; {budget['num_processes']} process"
+            f"{describe_updates(budget, 'files')}; {budget['num_processes']} process"
             + ("es" if budget["num_processes"] > 1 else ""),
         ),
         ("encoder", describe_encoder(budget)),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from study_report import describe_encoder, put_report
+from study_report import describe_encoder, describe_updates, put_report
 from study_results import POOLINGS, TITLES
 from study_runs import device_name
 from study_tables import mean_and_spread
@@ -93,11 +93,7 @@ def run_section(real: RealArguments, results: dict[str, Any]) -> str:
         ("command", f"`{results['command']}`"),
         ("ran on", results["device"]),
         ("CPU minutes", f"{spent}; probes not counted"),
-        (
-            "each pretraining on images",
-            f"{budget['num_steps']} updates of {budget['total_batch_size']} pairs, {budget['epochs']:.1f} epochs of "
-            f"{budget['num_train_files']} images",
-        ),
+        ("each pretraining on images", describe_updates(budget, "images")),
         ("encoder", describe_encoder(budget)),
         ("seeds", f"0 to {real.num_seeds - 1}"),
         (
