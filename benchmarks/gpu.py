@@ -28,12 +28,13 @@ from typing import Any
 
 import torch
 from bare import stand_in_for_readers
+from torch import nn
 
 
 MISSING = stand_in_for_readers()
 
 from gpu_checks import CHECKS, DEVICE, PIXELS, build_updates, synthetic_batches  # noqa: E402
-from peers import CONFIGS, TimmPeer, ViTMAEPeer  # noqa: E402
+from peers import CONFIGS, AuthorsPeer, TimmPeer, ViTMAEPeer  # noqa: E402
 
 from vicmae_hf import ViCMAEConfig  # noqa: E402
 from vicmae_hf.data.samples.augmentation import PixelNormalizer  # noqa: E402
@@ -42,6 +43,7 @@ from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
 
 # Dense bf16, from NVIDIA's data sheets, by the beginning of the device's name.
 PEAK_FLOPS = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989.4e12, "NVIDIA H200": 989.4e12, "NVIDIA A100": 312e12}
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLUMNS = ("model", "mode", "pairs", "ms", "spread", "pairs/s", "MFU", "GiB", "attention")
 STORE_COLUMNS = ("from the store", "mode", "pairs", "workers", "pairs/s", "MFU", "waiting")
 NEEDED_BY_STORES = {"datasets", "simplejpeg"}
@@ -57,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=480, help="no row begins later")
     parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--authors", type=Path, help="a checkout of the authors' code: their model as a peer, too")
     parser.add_argument("--store", help="a frame store: updates end to end, too")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="that load from --store")
     parser.add_argument("--output", type=Path, help="folder for the rows as JSON, and for the kernels of each row")
@@ -116,20 +119,24 @@ def our_step(config: ViCMAEConfig, batch_size: int, compiled: bool, precision: s
 
 
 def peer_step(
-    config: ViCMAEConfig, batch_size: int, peer: type, dtype: torch.dtype = torch.bfloat16, compiled: bool = False
+    config: ViCMAEConfig,
+    batch_size: int,
+    peer: Callable[[ViCMAEConfig], nn.Module],
+    compiled: bool = False,
+    precision: str = "bf16",
 ) -> Callable[[], None]:
     """Makes whole updates of a peer: the same bytes, autocast, fused AdamW."""
     model = peer(config).to(DEVICE).train()
     if compiled:
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
     batches = synthetic_batches(config, batch_size)
     normalize = PixelNormalizer(PIXELS.image_mean, PIXELS.image_std).to(DEVICE)
 
     def step() -> None:
         views = normalize(next(batches)["pixel_values"])
-        with torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE.type, dtype=DTYPES[precision], enabled=precision != "no"):
             loss = model(views)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -181,8 +188,11 @@ def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Ca
                     ("ours, MAE", plain, partial(our_step, compiled=True)),
                     ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer)),
                     ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer, compiled=True)),
-                    ("timm, fp16", plain, partial(peer_step, peer=TimmPeer, dtype=torch.float16)),
+                    ("timm, fp16", plain, partial(peer_step, peer=TimmPeer, precision="fp16")),
                 ]
+                if arguments.authors:
+                    authors = partial(AuthorsPeer, checkout=arguments.authors)
+                    rows += [("authors, fp16", both, partial(peer_step, peer=authors, precision="fp16"))]
             for name, row_config, build in rows:
                 mode = "compiled" if build.keywords.get("compiled") else "eager"
                 flops = update_flops(row_config, batch_size)

@@ -1,5 +1,8 @@
 """What a step of pretraining is measured against: the same ViT as masked autoencoder by other libraries."""
 
+import sys
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -93,3 +96,33 @@ class TimmPeer(nn.Module):
         variance, mean = torch.var_mean(target, -1, keepdim=True)
         errors = (predicted.float() - (target - mean) / (variance + 1e-6).sqrt()).square().mean(-1)
         return errors[restore >= num_visible].mean()
+
+
+class AuthorsPeer(nn.Module):
+    """
+    The authors' own model, from a checkout of their release (github.com/jeffhernandez1995/ViC-MAE, which needs timm):
+    both views reconstructed and contrasted. Nothing of it is part of this repository.
+    """
+
+    def __init__(self, config: ViCMAEConfig, checkout: Path):
+        super().__init__()
+        sys.path.append(str(checkout))
+        from models_vicmae import ViCMAE
+
+        self.model = ViCMAE(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            decoder_embed_dim=config.decoder_hidden_size,
+            decoder_depth=config.decoder_num_hidden_layers,
+            decoder_num_heads=config.decoder_num_attention_heads,
+            mask_ratio=config.mask_ratio,
+            projector_hidden_dim=config.projector_hidden_size,
+            projector_out_dim=config.projector_output_size,
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Views `(B, 2, C, H, W)`, normalised -> the loss."""
+        return self.model(pixel_values.unbind(1))[0]
