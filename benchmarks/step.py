@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def build_steps(size: str, arguments: argparse.Namespace) -> dict[str, tuple[Callable[[], None], str]]:
-    """Builds the step of each way, with the name of ours that it is measured over. Peers not installed are left out."""
+    """Builds the step of each way, with the name of ours that it is measured over. Leaves out peers not installed."""
     masked = {"mask_ratio": arguments.mask_ratio}
     plain = CONFIGS[size](reconstruct="both", contrastive_loss="none", **masked)
     both = CONFIGS[size](reconstruct="both", **masked)
