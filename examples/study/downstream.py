@@ -8,7 +8,6 @@ in one thread. What is done in the output folder is not done again. Writes table
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -22,8 +21,9 @@ from study_tables import deviation, mean_and_spread
 from transformers import set_seed
 
 from vicmae_hf import ViCMAEModel
-from vicmae_hf.files import check_writable
+from vicmae_hf.files import check_writable, read_json, write_whole
 from vicmae_hf.reports.model_card import markdown_table
+from vicmae_hf.reports.plots import save_picture
 from vicmae_hf.training.session import run_script
 
 
@@ -49,8 +49,7 @@ def run(script: str, *flags, output_dir: Path) -> None:
     if (output_dir / "all_results.json").exists():
         return
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # What an interrupted run left.
-    shutil.rmtree(output_dir, ignore_errors=True)
+    shutil.rmtree(output_dir, ignore_errors=True)  # what an interrupted run left
     command = [sys.executable, SCRIPTS / script, *flags, "--output_dir", output_dir]
     log = output_dir.with_suffix(".log")
     with log.open("w", encoding="utf-8") as file:
@@ -65,7 +64,7 @@ def run(script: str, *flags, output_dir: Path) -> None:
 
 
 def read(folder: Path) -> dict:
-    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    return read_json(folder / "all_results.json")
 
 
 def finetune_on_motion(arguments: argparse.Namespace, seed: int) -> None:
@@ -123,7 +122,7 @@ def write_tables(evaluations: list[dict], curve: dict[str, list[list[float]]], p
             for fraction, *points in zip(FRACTIONS, *curve.values(), strict=True)
         ],
     )
-    path.write_text(f"{motion}\n\n{images}\n", encoding="utf-8")
+    write_whole(path, f"{motion}\n\n{images}\n")
 
 
 def ablated(evaluations: list[dict], kind: str) -> list[float]:
@@ -140,7 +139,7 @@ def plot_curve(curve: dict[str, list[list[float]]], path: Path) -> None:
     axes.set(xlabel="labelled images, %", ylabel="top-1, %", title="finetuned on a part of the labels")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_ablation(evaluations: list[dict], path: Path) -> None:
@@ -154,7 +153,7 @@ def plot_ablation(evaluations: list[dict], path: Path) -> None:
     axes.set_xticks(range(len(FRAMES)), ["frames in order", "shuffled", "one repeated"])
     axes.set(ylabel="top-1, %", title="motion classes; dots are seeds")
     axes.legend()
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def main() -> None:

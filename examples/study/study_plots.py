@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from study_results import GAPS, PAPER_FRACTIONS, PAPER_GAPS, POOLINGS, TITLES, accuracies, gap_accuracies
 from study_tables import deviation
 
+from vicmae_hf.reports.plots import save_picture
+
 
 def plot_methods(results: dict[str, Any], path: Path) -> None:
     """A point for every seed, a line for the mean; chance is dotted."""
@@ -23,7 +25,7 @@ def plot_methods(results: dict[str, Any], path: Path) -> None:
         axes.set(title=title, ylim=(0, 100))
         axes.grid(alpha=0.3, axis="y")
     figure.axes[0].set_ylabel("top-1, %")
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_fractions(results: dict[str, Any], path: Path) -> None:
@@ -47,7 +49,7 @@ def plot_fractions(results: dict[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=6, fontsize=7)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_gaps(results: dict[str, Any], path: Path) -> None:
@@ -67,7 +69,7 @@ def plot_gaps(results: dict[str, Any], path: Path) -> None:
     axes.set(ylabel="top-1, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
 
 
 def plot_collapse(results: dict[str, Any], path: Path) -> None:
@@ -89,4 +91,4 @@ def plot_collapse(results: dict[str, Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path)
