@@ -13,7 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -173,8 +173,11 @@ def main() -> None:
             for fraction in FRACTIONS
             for seed in seeds
         ]
-        for job in jobs:
-            job.result()
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error no other run begins
     evaluations = [read(output_dir / f"motion_{seed}_evaluation") for seed in seeds]
     curve = {
         start: [

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import downstream
@@ -55,6 +56,24 @@ def test_tables_are_of_the_runs_in_the_output_folder(tmp_path):
     for name in ("curve", "ablation"):
         with Image.open(output_dir / f"{name}.png") as picture:
             assert min(picture.size) > 200
+
+
+def test_no_script_begins_after_one_failed(tmp_path, monkeypatch):
+    """Else its error would be told only when all the others are done, half an hour later."""
+    tiny_config().save_pretrained(tmp_path / "pretrained")
+    begun = []
+
+    def fail(script, *flags, output_dir):
+        begun.append(output_dir)
+        time.sleep(0.05)
+        raise SystemExit(f"{script} failed")
+
+    monkeypatch.setattr(downstream, "run", fail)
+    flags = ["--pretrained", str(tmp_path / "pretrained"), "--output_dir", str(tmp_path / "downstream")]
+    monkeypatch.setattr("sys.argv", ["downstream.py", *flags, "--num_seeds", "3", "--jobs", "1"])
+    with pytest.raises(SystemExit, match="failed"):
+        downstream.main()
+    assert len(begun) < 10  # of 39
 
 
 @pytest.mark.slow
