@@ -149,7 +149,7 @@ class Plan:
         for ratio in self.study.mask_ratios:
             if ratio == config.mask_ratio:
                 raise ArgumentsError(f"--mask_ratios: {ratio:g} is the recipe's, which is run anyway.")
-            num_visible = int(num_patches * (1 - ratio))
+            num_visible = round(num_patches * (1 - ratio))  # as the model rounds
             if not 0 < num_visible < num_patches:
                 raise ArgumentsError(
                     f"--mask_ratios: {ratio:g} leaves {num_visible} of {num_patches} patches visible; at least one "

@@ -346,7 +346,12 @@ def test_training_times_are_those_of_all_sessions(results):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "message"), [(0.75, "0.75 is the recipe's"), (0.95, "leaves 0 of 16 patches visible")]
+    ("ratio", "message"),
+    [
+        (0.75, "0.75 is the recipe's"),
+        (0.98, "leaves 0 of 16 patches visible"),
+        (0.02, "leaves 16 of 16 patches visible"),
+    ],
 )
 def test_mask_ratios_that_make_no_run(study, ratio, message):
     with pytest.raises(ArgumentsError, match=message):
