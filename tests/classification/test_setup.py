@@ -1,6 +1,7 @@
 """What a classifier is trained from: its classes, its data, its checkpoint, its processors."""
 
 import io
+import json
 
 import datasets
 import numpy as np
@@ -104,6 +105,22 @@ def test_stored_frames_are_told_apart_too(tmp_path):
     assert len(open_both("video", "clips")[0]) == len(open_both("image", "images")[0]) == 2
     with pytest.raises(InputError, match=r"--task image classifies images, but .*clips\[0\] is a video"):
         open_both("image", "clips")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hidden_size", "message"),
+    [
+        ("foo=1", 32, r"^--config_overrides: the config has no field 'foo'"),
+        ("", "many", r"^--model_name_or_path .*model: .*'hidden_size' expected int, got str"),
+    ],
+)
+def test_what_is_wrong_of_a_finetuned_model_is_named(folders, tmp_path, overrides, hidden_size, message):
+    finetuned(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"hidden_size": hidden_size}))
+    flags = ["--model_name_or_path", tmp_path / "model", "--config_overrides", overrides]
+    with pytest.raises(ArgumentsError, match=message):
+        open_sources(parse(folders, *flags))
 
 
 def test_a_finetuned_model_goes_on_with_its_classes(folders, tmp_path):

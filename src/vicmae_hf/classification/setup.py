@@ -19,7 +19,7 @@ from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
 from ..processors import build_processors, read_image_range
 from ..settings import ArgumentsError
-from ..training.session import build_model
+from ..training.session import MODEL_ERRORS, build_model, explain
 from ..video_processing_vicmae import ViCMAEVideoProcessor
 from .arguments import ClassificationArguments
 
@@ -88,12 +88,12 @@ def kept_classifier(arguments: ClassificationArguments) -> ViCMAEConfig | None:
     """Reads the config of a finetuned checkpoint whose classifier is trained on; None if it starts anew."""
     if arguments.model_name_or_path is None or arguments.new_classifier or arguments.method == "linear":
         return None
+    changes = parse_config_overrides(ViCMAEConfig, arguments.config_overrides)
     try:
-        changes = parse_config_overrides(ViCMAEConfig, arguments.config_overrides)
         with own_checkpoint(arguments.model_name_or_path, changes) as folder:
             config = ViCMAEConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {error}") from error
+    except MODEL_ERRORS as error:
+        raise ArgumentsError(f"--model_name_or_path {arguments.model_name_or_path}: {explain(error)}") from error
     if not any("Classification" in name for name in config.architectures or []):
         return None
     return config
