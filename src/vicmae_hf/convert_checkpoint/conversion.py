@@ -17,7 +17,7 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -391,11 +391,9 @@ def infer_structure(tensors: dict[str, torch.Tensor], is_pooled: bool) -> dict:
         # Of the authors' code bases only ViC-MAE has a projector.
         has_projector = any(name.startswith("projector.") for name in tensors)
         settings.update(RELEASED_OBJECTIVE if has_projector else MAE_OBJECTIVE)
-    elif any(name.startswith("classifier.") for name in tensors):
-        settings["architectures"] = ["ViCMAEForImageClassification"]
-        settings.update(pooling="mean" if is_pooled else "cls", norm_after_pooling=is_pooled)
     else:
-        settings["architectures"] = ["ViCMAEModel"]
+        has_classifier = any(name.startswith("classifier.") for name in tensors)
+        settings["architectures"] = ["ViCMAEForImageClassification" if has_classifier else "ViCMAEModel"]
         settings.update(pooling="mean" if is_pooled else "cls", norm_after_pooling=is_pooled)
     return settings
 
@@ -502,7 +500,7 @@ def expected_shapes(config: ViCMAEConfig) -> dict[str, torch.Size]:
     return {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def list_names(names) -> str:
+def list_names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
