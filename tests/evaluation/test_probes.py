@@ -1,5 +1,6 @@
 """Probes of a frozen encoder."""
 
+import random
 from functools import partial
 
 import pytest
@@ -103,7 +104,9 @@ def test_probes_beside_untrained_encoders(tmp_path):
     model = ViCMAEModel(tiny_config(pooling="mean"))
     processor = build_processors(model.config)[0]
     views = build_feature_views(source, processor, MediaLoader(), pooling="frame", num_frames=4)
+    states = torch.get_rng_state(), random.getstate()
     results = probe_beside_untrained(Accelerator(cpu=True), model, views, views, num_seeds=2)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert [failure["path"] for failure in results["failures"]] == [str(tmp_path / "b" / "broken.mp4")] * 2
     assert (results["num_classes"], results["num_train_samples"], results["num_failed"]) == (2, 4, 2)
 

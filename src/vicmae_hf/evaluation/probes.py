@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from ..configuration_vicmae import ViCMAEConfig
 from ..data.samples.label_fraction import take_share
 from ..data.samples.views import ViewDataset
 from ..modeling_vicmae import ViCMAEModel
+from ..reports.reconstructions import with_random_weights
 from ..training.optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
 from ..training.reporting import Progress
 from .feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks
@@ -31,12 +31,16 @@ LINEAR_EPOCHS = 90
 LINEAR_WARMUP_EPOCHS = 10.0
 LINEAR_BASE_LEARNING_RATE = 0.1
 LINEAR_MOMENTUM = 0.9
+PROBE_BATCH = 256  # views of an update; the paper's batch is larger
 
 # The attentive probe of V-JEPA (Bardes et al., "Revisiting Feature Prediction for Learning Visual Representations from
 # Video", 2024): 20 epochs of AdamW with cosine decay.
 ATTENTIVE_EPOCHS = 20
 ATTENTIVE_LEARNING_RATE = 1e-3
 ATTENTIVE_WEIGHT_DECAY = 0.01
+ATTENTIVE_BATCH = 32  # items, all of whose tokens are in memory
+
+FRAMES_AT_A_TIME = 256  # in a forward pass of an encoder
 
 # Called when an epoch of a probe is done.
 Advance = Callable[[], object]
@@ -74,8 +78,6 @@ def train_linear_probe(
     seed: int,
     num_epochs: int = LINEAR_EPOCHS,
     warmup_epochs: float = LINEAR_WARMUP_EPOCHS,
-    base_learning_rate: float = LINEAR_BASE_LEARNING_RATE,
-    batch_size: int = 256,
     advance: Advance = say_nothing,
 ) -> nn.Module:
     """
@@ -85,10 +87,11 @@ def train_linear_probe(
     """
     # All random numbers of a probe come from its seed, so that encoders are compared with equal luck.
     generator = torch.Generator().manual_seed(seed)
-    linear = nn.Linear(samples.features.embeddings.shape[1], len(samples.class_names))
+    width = samples.features.embeddings.shape[1]
+    linear = nn.utils.skip_init(nn.Linear, width, len(samples.class_names))  # which would draw others first
     probe = nn.Sequential(start_linear_head(linear, generator), linear)
-    batch_size = min(batch_size, len(samples))  # full batches only, because batch norm needs them
-    peak = scaled_learning_rate(base_learning_rate, batch_size)
+    batch_size = min(PROBE_BATCH, len(samples))  # full batches only, because batch norm needs them
+    peak = scaled_learning_rate(LINEAR_BASE_LEARNING_RATE, batch_size)
     optimizer = build_linear_optimizer(probe.parameters())
     steps_per_epoch = len(samples) // batch_size
     num_steps = num_epochs * steps_per_epoch
@@ -164,19 +167,18 @@ def train_attentive_probe(
     width: int,
     num_heads: int,
     seed: int,
-    batch_size: int = 32,
-    advance: Advance = say_nothing,
+    advance: Advance,
 ) -> AttentiveClassifier:
     """Trains an attentive classifier on tokens of labelled items (see `take_tokens`), D being `width`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which would seed the GPUs, too
         probe = AttentiveClassifier(width, num_heads, len(samples.class_names))
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=0.0, weight_decay=ATTENTIVE_WEIGHT_DECAY)
     batches = [
         batch
         for _ in range(ATTENTIVE_EPOCHS)
-        for batch in torch.randperm(len(samples.labels), generator=generator).split(batch_size)
+        for batch in torch.randperm(len(samples.labels), generator=generator).split(ATTENTIVE_BATCH)
     ]
     for step, items in enumerate(batches):
         set_learning_rate(optimizer, ATTENTIVE_LEARNING_RATE, learning_rate_factor(step, 0, len(batches)))
@@ -200,7 +202,7 @@ def attentive_accuracy(
     """Trains an attentive probe and returns its top-1 accuracy in percent on held-out files."""
     probe = train_attentive_probe(train, width=width, num_heads=num_heads, seed=seed, advance=advance)
     with torch.no_grad():
-        items = torch.arange(len(evaluation.labels)).split(32)
+        items = torch.arange(len(evaluation.labels)).split(ATTENTIVE_BATCH)
         scores = torch.cat([probe(take_tokens(evaluation, batch, width)) for batch in items])
     return accuracy(scores, evaluation.labels)["top1"]
 
@@ -299,7 +301,7 @@ def fit_probes(
 ) -> dict[str, list[dict[str, float]]]:
     """
     Runs `linear_probe` on features of the same files by several encoders: by the first, "pretrained", with the seeds
-    0, 1, ... of the others, and by each of the others, "untrained", with its own. Shows how far it is.
+    0, 1, ... of the others, and by each of the others, "untrained", with its own. Shows its progress.
     """
     num_seeds = len(train) - 1
     num_epochs = LINEAR_EPOCHS + (0 if config is None else ATTENTIVE_EPOCHS)
@@ -319,7 +321,6 @@ def probe_beside_untrained(
     eval_views: ViewDataset,
     num_seeds: int,
     *,
-    batch_size: int = 256,
     num_workers: int = 0,
     attentive: bool = False,
 ) -> dict[str, Any]:
@@ -329,7 +330,6 @@ def probe_beside_untrained(
 
     Args:
         train_views, eval_views: single frames of labelled files.
-        batch_size: frames in a forward pass.
         num_workers: processes that read files.
         attentive: whether attentive probes are trained, too, on the tokens of the same views.
 
@@ -338,12 +338,9 @@ def probe_beside_untrained(
         `eval_top1_spread`, the standard deviation of the first; the same for random weights, with `untrained_` before
         the names; numbers of classes and files; each probe under `runs`; `failures`, the files that could not be read.
     """
-    encoders = [model]
-    for seed in range(num_seeds):
-        set_seed(seed)  # of the random weights
-        encoders.append(ViCMAEModel(model.config))
-    encoders = [encoder.to(accelerator.device).eval() for encoder in encoders]
-    loading = {"batch_size": batch_size, "num_workers": num_workers, "with_tokens": attentive}
+    model = model.to(accelerator.device).eval()
+    encoders = [model, *(with_random_weights(model, seed) for seed in range(num_seeds))]
+    loading = {"batch_size": FRAMES_AT_A_TIME, "num_workers": num_workers, "with_tokens": attentive}
     config = model.config if attentive else None
     counts = (len(train_views), len(eval_views), num_seeds)
     logger.info("Extracting features of %d and %d files, by the encoder and by %d with random weights.", *counts)
