@@ -42,7 +42,8 @@ class FeatureParts:
         identity: what the embeddings depend on, as JSON.
 
     Raises:
-        InputError: if the folder holds what a run of another identity left, a damaged part, or a run is writing there.
+        InputError: if the folder holds what a run of another identity left, or a damaged part, or if another run is
+            writing there.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -208,7 +209,7 @@ def open_parts(accelerator: Accelerator, folder: Path, identity: dict[str, Any])
 
 
 def select_items(dataset: ViewDataset, indices: np.ndarray) -> ViewDataset:
-    """Leaves some of the items."""
+    """Keeps some of the items."""
     if len(indices) == len(dataset):
         return dataset
     source, dataset = dataset.source, copy.copy(dataset)
@@ -269,10 +270,9 @@ def write_features(
         with partial_file(path) as partial:
             save_file(tensors, partial, metadata={name: json.dumps(value) for name, value in metadata.items()})
     else:
-        if labels is not None:
-            # Names and not indices: such a file is read without this package.
-            columns["class"] = name_labels(labels.numpy(), class_names)
-        write_table(path, columns, features.embeddings, settings)
+        # Names and not indices: such a file is read without this package.
+        classes = {} if labels is None else {"class": name_labels(labels.numpy(), class_names)}
+        write_table(path, columns, features.embeddings, classes, settings)
     write_failures(path.with_name(f"{path.name}.bad_files.jsonl"), features.failures)
 
 
@@ -281,11 +281,11 @@ def time_column(times: torch.Tensor) -> pa.Array:
     return pa.array(times.numpy(), from_pandas=True)
 
 
-def write_table(path: Path, columns: dict[str, Any], embeddings: torch.Tensor, settings: dict[str, Any]) -> None:
-    """Writes columns and embeddings `(N, ...)` as Parquet or CSV (see `write_features`)."""
+def write_table(
+    path: Path, columns: dict[str, Any], embeddings: torch.Tensor, classes: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Writes columns, embeddings `(N, ...)`, and classes behind them, as Parquet or CSV (see `write_features`)."""
     matrix = embeddings.flatten(1)
-    label = columns.pop("class", None)
-    classes = {} if label is None else {"class": label}
     if path.suffix == ".csv":
         features = {f"embedding_{place}": column.numpy() for place, column in enumerate(matrix.T)}
         with partial_file(path) as partial:

@@ -13,16 +13,15 @@ from ..data.sources.labelled import LabelledSource
 from ..files import writing
 
 
-# Items whose features are in memory at a time.
-BLOCK_ITEMS = 4096
-QUERIES_AT_A_TIME = 1024
+BLOCK_ITEMS = 4096  # whose features are in memory at a time
+QUERIES_AT_A_TIME = 1024  # that are compared with a block
 
 
 class EmbeddingFile:
     """
     Rows of a float32 matrix that are written one after the other, and then read as a tensor in any order. They lie in
-    a file without a name, which ends with the process: so memory does not limit how many there are. The place is that
-    of temporary files (TMPDIR). Raises an InputError if it is full.
+    a file without a name among the temporary ones (TMPDIR), which ends with the process: so memory does not limit how
+    many there are. Raises an InputError if there is no room.
     """
 
     def __init__(self):
@@ -71,11 +70,11 @@ class Features:
             yield self.embeddings[rows]
 
     def select(self, items: torch.Tensor) -> "Features":
-        """Leaves some items, by number or by truth."""
+        """Keeps some items, named by their places or by a mask."""
         return replace(self, rows=self.rows[items], indices=self.indices[items])
 
     def columns(self, first: int, end: int | None) -> "Features":
-        """Leaves a part of every embedding."""
+        """Keeps a part of every embedding."""
         return replace(self, embeddings=self.embeddings[:, first:end])
 
     def chunk(self, parts: int) -> list["Features"]:
@@ -117,11 +116,11 @@ class LabelledFeatures(torch.utils.data.Dataset):
         return self.features.embeddings[rows.flatten()[places]], self.labels[places // rows.shape[1]]
 
     def select(self, items: torch.Tensor) -> "LabelledFeatures":
-        """Leaves some items, by number or by truth."""
+        """Keeps some items, named by their places or by a mask."""
         return replace(self, features=self.features.select(items), labels=self.labels[items])
 
     def columns(self, first: int, end: int | None) -> "LabelledFeatures":
-        """Leaves a part of every embedding."""
+        """Keeps a part of every embedding."""
         return replace(self, features=self.features.columns(first, end))
 
     def chunk(self, parts: int) -> list["LabelledFeatures"]:

@@ -226,6 +226,7 @@ def embed_views(
         if len(collected.indices) == 0:
             continue
         embeddings = collected.outputs["embeddings"]
+        # The row of the file at which the views of each item begin.
         starts = torch.tensor([file.shape[0], *(len(views) for views in embeddings)][:-1]).cumsum(0)
         file.append(torch.cat(list(embeddings)))
         parts.append((starts[:, None] + torch.stack(list(collected.outputs["rows"])), collected.indices))
