@@ -1,6 +1,7 @@
 """Whether a GPU computes what the CPU does: precisions, compiled layers, attention kernels, overflows, resuming."""
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ PIXELS = SimpleNamespace(image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.2
 def synthetic_batches(config: ViCMAEConfig, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
     """Sends batches as the loader would: two of them in turn, bytes, from pinned memory."""
     height, width = config.image_height_and_width
-    num_patches = (height // config.patch_size) * (width // config.patch_size)
+    num_patches = math.prod(config.patch_grid)
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(2):
@@ -101,7 +102,7 @@ def check_precisions() -> Iterator[tuple]:
     set_seed(0)
     config = CONFIGS["base" if DEVICE.type == "cuda" else "small"]()
     model = ViCMAEForPreTraining(config).train()
-    size, length = config.image_size, config.patch_grid[0] * config.patch_grid[1]
+    size, length = config.image_size, math.prod(config.patch_grid)
     inputs = {"pixel_values": torch.randn(16, 2, 3, size, size), "noise": torch.rand(16, 2, length)}
     cpu_loss = model(**inputs).loss.item()
     model, inputs = model.to(DEVICE), {name: t.to(DEVICE) for name, t in inputs.items()}

@@ -1,5 +1,7 @@
 """Updates end to end: pairs of a frame store by the loader of a training, and the steps that they are for."""
 
+import math
+
 import torch
 from gpu_checks import DEVICE, build_updates
 
@@ -26,9 +28,7 @@ def measure_from_store(
         num_workers: of the loader.
     """
     updates = build_updates(config, batch_size, "bf16" if DEVICE.type == "cuda" else "no", compiled)
-    height, width = config.image_height_and_width
-    num_patches = config.patch_grid[0] * config.patch_grid[1]
-    dataset = load_frame_pairs(store, (height, width), num_patches=num_patches)
+    dataset = load_frame_pairs(store, config.image_height_and_width, num_patches=math.prod(config.patch_grid))
     # Nothing is written there: the updates are not those of a run.
     arguments = PretrainingArguments(
         train_data=[store],

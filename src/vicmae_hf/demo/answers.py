@@ -26,7 +26,6 @@ from ..reports.encoder_pictures import (
     FILM_FRAMES_PER_SECOND,
     WholeView,
     patch_features,
-    patch_grid,
     principal_colours,
 )
 from ..reports.reconstructions import reconstruct_views
@@ -198,7 +197,7 @@ def colour_features(checkpoint: Checkpoint, upload: Upload) -> list[torch.Tensor
     features = [
         torch.cat([patch_features(each, part).float().cpu() for part in parts]) for each in checkpoint.encoders
     ]
-    return [principal_colours(each).unflatten(1, patch_grid(encoder)) for each in features]
+    return [principal_colours(each).unflatten(1, encoder.config.patch_grid) for each in features]
 
 
 def classify(

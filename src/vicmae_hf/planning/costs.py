@@ -1,5 +1,6 @@
 """What a run costs, computed from its settings: operations, memory, checkpoints, time on GPUs that are not here."""
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,8 +45,7 @@ def pretraining_flops(
         num_frozen: first layers without a backward pass.
         is_encoded_twice: as with `--contrast_across_accumulation`.
     """
-    height, width = config.patch_grid
-    num_visible = round(height * width * (1 - config.mask_ratio))
+    num_visible = round(math.prod(config.patch_grid) * (1 - config.mask_ratio))
     layer = layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
     flops = update_flops(config, num_pairs, num_frozen)
     return flops + (2 * num_pairs * config.num_hidden_layers * layer if is_encoded_twice else 0)
@@ -53,8 +53,7 @@ def pretraining_flops(
 
 def classification_flops(config: ViCMAEConfig, num_samples: int, num_frames: int, is_frozen: bool) -> int:
     """Counts the operations of an update of a classifier, of clips of `num_frames` or (1) images."""
-    height, width = config.patch_grid
-    num_tokens = height * width * max(num_frames // config.tubelet_size, 1)
+    num_tokens = math.prod(config.patch_grid) * max(num_frames // config.tubelet_size, 1)
     layer = layer_flops(num_tokens + 1, config.hidden_size, config.intermediate_size)
     num_pixels = config.num_channels * config.patch_size**2 * (config.tubelet_size if num_frames > 1 else 1)
     embeddings = 2 * num_tokens * num_pixels * config.hidden_size

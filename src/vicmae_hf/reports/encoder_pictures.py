@@ -78,21 +78,14 @@ def write_encoder_pictures(
         plot_neighbours(frames, shown, neighbours, folder / "neighbours.png")
     else:
         logger.info("No picture of neighbours: there is a single frame.")
-    plot_attention(
-        frames[shown], by_each(class_attention, frames[shown]), patch_grid(encoder), folder / "attention.png"
-    )
+    grid = encoder.config.patch_grid
+    plot_attention(frames[shown], by_each(class_attention, frames[shown]), grid, folder / "attention.png")
     if film is None:
         logger.info("No film of features: no video was found; a stream is not searched.")
     else:
         colours = [principal_colours(features) for features in by_each(patch_features, film)]
-        write_film(film, colours, patch_grid(encoder), FILM_FRAMES_PER_SECOND, folder / "features.webp")
+        write_film(film, colours, grid, FILM_FRAMES_PER_SECOND, folder / "features.webp")
     encoder.train(was_training)
-
-
-def patch_grid(encoder: ViCMAEModel) -> tuple[int, int]:
-    """Rows and columns of patches of a frame of the config's size."""
-    height, width = encoder.config.image_height_and_width
-    return height // encoder.config.patch_size, width // encoder.config.patch_size
 
 
 class WholeView:
