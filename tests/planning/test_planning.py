@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from vicmae_hf.planning.costs import checkpoint_steps, classification_flops, pre
 from vicmae_hf.planning.plan import Rates, Training, describe_store
 from vicmae_hf.planning.report import judge_store, readable_time, report
 from vicmae_hf.planning.survey import Items, StoreTrial, Survey, survey_items, upper_bound
+from vicmae_hf.planning.trainings import scratch_folder
 from vicmae_hf.planning.trial import Trial, activation_bytes
 from vicmae_hf.pretraining.presets import freeze_layers
 from vicmae_hf.settings import ArgumentsError
@@ -52,6 +54,13 @@ FLAGS += ["--contrastive_start_epoch", 2, "--checkpointing_steps", 3, "--max_bad
 def plan(media, *flags):
     with undone():
         return run(parse_arguments(PlanArguments, list(map(str, [media, *FLAGS, *flags]))))
+
+
+def test_after_an_error_the_output_folder_is_named_as_before():
+    arguments = SimpleNamespace(output_dir="mine")
+    with pytest.raises(ArgumentsError), scratch_folder(arguments):
+        raise ArgumentsError("wrong")
+    assert arguments.output_dir == "mine"
 
 
 def test_the_share_that_is_compatible_with_a_sample():

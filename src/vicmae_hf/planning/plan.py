@@ -13,8 +13,6 @@ from ..training.arguments import TrainingArguments
 from ..training.devices.hardware import usable_cores
 from ..training.optimization import Schedule
 from .costs import (
-    CUDA_GIB,
-    DEFAULT_MFU,
     GPUS,
     LAYER_SECONDS,
     checkpoint_bytes,
@@ -58,7 +56,7 @@ class Training:
     contrastive_start_step: int | None = None
 
 
-def plan_training(accelerator: Accelerator, training: Training, mfu: float = DEFAULT_MFU) -> dict[str, Any]:
+def plan_training(accelerator: Accelerator, training: Training, mfu: float) -> dict[str, Any]:
     """
     Surveys the data, tries a few updates, and computes the rest.
 
@@ -215,7 +213,7 @@ class Rates:
         loading = self.loading(False)
         if shares_cores:
             return loading / (update_seconds + loading)
-        return max(1 - update_seconds / max(loading, update_seconds), 0.0)
+        return 1 - update_seconds / max(loading, update_seconds)
 
     def here(self) -> tuple[float, bool] | None:
         """Seconds of an update on this machine without loading, and whether loading needs the same cores."""
@@ -288,7 +286,3 @@ def describe_store(data: dict[str, Any], store: StoreTrial | None, rates: Rates)
         "seconds_saved": saved,
         "worth_it": [name for name in saved if waits[name] >= MIN_WAIT and saved[name] > seconds],
     }
-
-
-def fits(memory: dict[str, Any], gib: float, precision: str = "bf16") -> bool:
-    return memory["total"][precision] / GIB + CUDA_GIB < gib

@@ -1,9 +1,9 @@
-"""Says a plan in words."""
+"""Puts a plan into words."""
 
 from typing import Any
 
-from .costs import CUDA_GIB
-from .plan import GIB, THIS_MACHINE, fits
+from .costs import CUDA_GIB, LAYER_SECONDS
+from .plan import GIB, THIS_MACHINE
 
 
 def readable_size(num_bytes: float) -> str:
@@ -22,7 +22,7 @@ def readable_time(seconds: float) -> str:
 
 
 def report(plan: dict[str, Any]) -> str:
-    """Says a plan in words, of the width of a terminal."""
+    """Puts a plan into words, in lines that fit a terminal."""
     return "\n".join(
         [
             *report_data(plan["data"]),
@@ -116,15 +116,15 @@ def report_time(times: dict[str, Any], memory: dict[str, Any]) -> list[str]:
             f"time          here {readable_time(here['seconds'])}: {here['samples_per_second']:.3g} samples/s, "
             f"measured on updates of {here['batch_of_measurement']} ({here['device']})"
         )
-    mfu = times["gpus"][0]["mfu"]
+    mfu, floor = times["gpus"][0]["mfu"], f"{1000 * LAYER_SECONDS:.2g} ms"
     lines += [
         f"{'' if lines else 'time':<14}computed, with one GPU for each process, in bf16, at {mfu:.0%} of its FLOP/s "
         "(MFU; docs/performance.md: ViT-B",
-        "              17 to 25 %, ViT-L 27 to 38 % on an H100), and at least 2.8 ms a layer and step:",
+        f"              17 to 25 %, ViT-L 27 to 38 % on an H100), and at least {floor} a layer and step:",
         "                GPU             samples/s         time   with this machine's loading   memory",
     ]
     for gpu in times["gpus"]:
-        fit = "fits" if fits(memory, gpu["gib"]) else "too small"
+        fit = "fits" if memory["total"]["bf16"] / GIB + CUDA_GIB < gpu["gib"] else "too small"
         alone, loaded = (readable_time(gpu[name]) for name in ("seconds", "seconds_with_loading_here"))
         waits = f"{loaded}, waits {gpu['wait_share_with_loading_here']:.0%}"
         rate = f"{gpu['samples_per_second']:,.0f}"

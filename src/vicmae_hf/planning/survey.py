@@ -77,12 +77,12 @@ class Survey:
     What a random part of the items is like.
 
     Args:
-        num_sampled: items that were read; all of them where there are few.
-        failures: name and error of those that could not be read.
-        num_videos: videos among the others; video_seconds: their length together.
+        num_sampled: items that were tried; all of them where there are few.
+        failures: `{"path", "error"}` of those that could not be read.
+        num_videos: videos among those that could; video_seconds: their length together.
         read_seconds: mean time to read a sample, by one process.
-        readable: the others.
-        samples: of these.
+        readable: the items that could be read.
+        samples: one of each of these.
     """
 
     num_sampled: int = 0

@@ -41,8 +41,10 @@ def scratch_folder(arguments: TrainingArguments) -> Iterator[None]:
     before = arguments.output_dir
     with tempfile.TemporaryDirectory() as folder:
         arguments.output_dir = folder
-        yield
-    arguments.output_dir = before
+        try:
+            yield
+        finally:
+            arguments.output_dir = before
 
 
 def open_pretraining(accelerator: Accelerator, arguments: PresetArguments, num_processes: int) -> Training:
