@@ -75,7 +75,7 @@ class StudyArguments(Settings):
             )
         for name in CANDIDATES:
             if not getattr(self, name):
-                raise ArgumentsError(f"--{name}: expected some, got none.")
+                raise ArgumentsError(f"--{name}: expected at least one value, got none.")
         for name in [*CANDIDATES, "frame_gaps", "mask_ratios", "label_fractions"]:
             values = getattr(self, name)
             if len(set(values)) < len(values):

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from study_plan import METHODS
 from study_plots import plot_collapse, plot_fractions, plot_gaps, plot_methods
 from study_probes import PIXEL_GRID
 from study_results import (
@@ -169,7 +170,7 @@ to {PIXEL_GRID} x {PIXEL_GRID} of them. The reconstruction loss is of the first 
 
 def orderings_section(results: dict[str, Any]) -> str:
     pooling = results["pooling"]
-    methods = {row: accuracies(results, row, pooling) for row in ("mae", "mae_simsiam", "mae_vicreg", "vicmae")}
+    methods = {row: accuracies(results, row, pooling) for row in METHODS}
     titles = TITLES | {gap: f"ViC-MAE, {title}" for gap, title in GAPS.items()}
     gaps = gap_accuracies(results, pooling)
     paper = {row: figures[0] for row, figures in PAPER_METHODS.items()} | PAPER_GAPS
@@ -264,7 +265,7 @@ def collapse_section(results: dict[str, Any], image_prefix: str) -> str:
     header = ["", "features: std x sqrt(D)", "effective rank", "alignment", "uniformity"]
     header += ["projections: std x sqrt(P)", "effective rank"]
     rows = []
-    for row in ("mae", "mae_simsiam", "mae_vicreg", "vicmae"):
+    for row in METHODS:
         runs = [run for run in results["runs"] if run["part"] == "methods" and run["method"] == row]
         figures = [run["collapse"] for run in runs]
         cells = [mean_and_spread([each["feature_std"] * math.sqrt(size) for each in figures], digits=2)]

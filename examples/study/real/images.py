@@ -137,9 +137,9 @@ def train_peer(name: str, *arguments: Any) -> dict[str, Any]:
     return peers.train_peer(*arguments)
 
 
-def probe_folder(probes: StudyProbes, folder: Path, name: str = "study_probe") -> dict[str, Any]:
+def probe_folder(probes: StudyProbes, folder: Path) -> dict[str, Any]:
     return probes.cached(
-        folder / f"{name}.json", lambda: probes.probe(ViCMAEModel.from_pretrained(folder, video=False))
+        folder / "study_probe.json", lambda: probes.probe(ViCMAEModel.from_pretrained(folder, video=False))
     )
 
 

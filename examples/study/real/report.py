@@ -28,19 +28,19 @@ def write_report(real: RealArguments, results: dict[str, Any], path: Path) -> No
     results["command"] = shlex.join(["python", *sys.argv])
     results["device"] = device_name()
     write_json(real.folder / "all_results.json", results)
-    images = path.parent / "images"
-    images.mkdir(parents=True, exist_ok=True)
+    (path.parent / "images").mkdir(parents=True, exist_ok=True)
     prefix = f"images/{path.stem}_"
-    picture = images / f"{path.stem}_NAME.png"
-    sections = [run_section(real, results), *image_sections(real, results["images"], picture, prefix)]
+    sections = [run_section(real, results), *image_sections(real, results["images"], path.parent, prefix)]
     if results["videos"]:
         sections += video_sections(results["videos"])
     put_report(path, "Real pictures and real people", "\n\n".join(sections) + "\n")
 
 
-def image_sections(real: RealArguments, images: dict[str, Any], picture: Path, prefix: str) -> list[str]:
+def image_sections(real: RealArguments, images: dict[str, Any], folder: Path, prefix: str) -> list[str]:
+    """The sections on images. Their pictures go below `folder`, that of the report, from where they are linked."""
+
     def place(name: str) -> Path:
-        return Path(str(picture).replace("NAME", name))
+        return folder / f"{prefix}{name}.png"
 
     plot_methods(images, titles_of(images), place("methods"))
     plot_fractions(images, titles_of(images), place("finetuned"))

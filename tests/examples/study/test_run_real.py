@@ -1,6 +1,7 @@
 """`run_real.py`: on a few images and clips from end to end, its folds, and that lightly's encoders become ours."""
 
 import json
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ from launching import run_here, undone
 from PIL import Image
 from real.images import IMAGE_SETTINGS, prepare_data, study_images
 from real.plan import RealArguments, claim_recipes, once
-from real.report import differences_section
+from real.report import differences_section, write_report
 from real.videos import pack_folds, study_videos
 from tiny_models import shake, tiny_config, tiny_overrides
 from video_files import numbered_frames, write_video
@@ -181,6 +182,20 @@ def test_data_that_a_kill_cut_are_written_again(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "data" / "train.parquet").exists()
     paths = prepare_data(RealArguments(**plan))
     assert len(datasets.Dataset.from_parquet(paths["train"])) == 12
+
+
+def test_pictures_lie_beside_the_report_whatever_its_folder_is_called(tmp_path, monkeypatch):
+    drawn = []
+    for function in ("plot_methods", "plot_fractions", "shutil.copy"):
+        monkeypatch.setattr(f"real.report.{function}", lambda *arguments: drawn.append(arguments[-1]))
+    monkeypatch.setattr("real.report.run_section", lambda *arguments: "")
+    references = {"untrained": [], "raw_pixels": [{"top1": 30.0, "knn_top1": 20.0}]}
+    finetuned = [{"row": "mae", "fraction": 1.0, "seed": 0, "top1": 50.0, "num_train_files": 8}]
+    images = {"runs": [], "finetuned": finetuned, "long": {}, "references": references, "has_lightly": True}
+    results = {"images": images | {"data": {"num_classes": 10}}, "videos": None}
+    write_report(SimpleNamespace(folder=tmp_path), results, tmp_path / "NAME" / "report.md")
+    names = ["report_methods.png", "report_finetuned.png", "report_reconstructions.png"]
+    assert drawn == [tmp_path / "NAME" / "images" / name for name in names]
 
 
 def test_differences_are_taken_seed_by_seed():

@@ -398,7 +398,7 @@ def test_folds_spread_every_class_and_parts_of_labels_are_nested():
     ("changes", "message"),
     [
         ({"contrastive_weights": [-1.0]}, "--contrastive_weights must be at least 0, got -1.0"),
-        ({"vicreg_invariance_weights": []}, "vicreg_invariance_weights: expected some"),
+        ({"vicreg_invariance_weights": []}, "vicreg_invariance_weights: expected at least one"),
         ({"sweep_seed": 1}, "must not be one of the reported seeds 0 to 1"),
         ({"frame_gaps": ["far"]}, "expected some of same, 4_frames, got far"),
         ({"label_fractions": [0.5]}, "and 1 among them"),
