@@ -71,7 +71,7 @@ def usable_backends() -> list[str]:
 
 
 def find_videos(folder: Path, backends: list[str], max_files: int) -> dict[str, int]:
-    """Paths of the videos that every backend can read, with their numbers of frames."""
+    """Paths of the videos that every backend can read, with their numbers of frames. Ends the program if none is."""
     videos = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[:max_files]:
         try:
@@ -85,6 +85,8 @@ def find_videos(folder: Path, backends: list[str], max_files: int) -> dict[str, 
             print(f"{path.name} is left out, decord cannot read it: {type(error).__name__}")
         else:
             videos[str(path)] = num_frames
+    if not videos:
+        raise SystemExit(f"no readable video in {folder}")
     return videos
 
 
@@ -129,8 +131,6 @@ def main() -> None:
         return
     backends = usable_backends()
     videos = find_videos(arguments.videos, backends, arguments.max_files)
-    if not videos:
-        raise SystemExit(f"no readable video in {arguments.videos}")
     pairs, whole = measure(videos, backends, arguments.repeats, random.Random(arguments.seed))
     num_frames = sum(videos.values())
     print(f"\n{len(videos)} videos, {num_frames} frames, one thread, median of {arguments.repeats} rounds\n")

@@ -69,8 +69,6 @@ def parse_arguments() -> argparse.Namespace:
 def link_videos(source: Path, folder: Path, max_files: int) -> Path:
     """A folder of links to the videos that all contestants can read; those smaller than a view only without others."""
     videos = find_videos(source, [NAIVE, "pyav"], max_files)
-    if not videos:
-        raise SystemExit(f"no readable video in {source}")
     large = [path for path in videos if frame_side(path) >= IMAGE_SIZE]
     print(f"{len(large)} of {len(videos)} videos are at least {IMAGE_SIZE} pixels high and wide")
     folder.mkdir()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import decoding
 import pytest
 import store_memory
 from demo_data import write_demo_data
@@ -48,6 +49,12 @@ def run_benchmark(script: str, *flags) -> dict[str, list[list[str]]]:
 
 def first_column(table: list[list[str]]) -> list[str]:
     return [row[0] for row in table[1:]]
+
+
+def test_a_folder_without_videos_is_named(tmp_path):
+    """Before a benchmark divides by their number, or goes through them again and again."""
+    with pytest.raises(SystemExit, match=f"no readable video in {tmp_path}"):
+        decoding.find_videos(tmp_path, ["pyav"], max_files=20)
 
 
 @pytest.mark.slow
