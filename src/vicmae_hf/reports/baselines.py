@@ -37,7 +37,6 @@ def classification_baselines(labels: np.ndarray) -> Baselines:
     Args:
         labels: of the items, `(N,)`, or targets `(N, C)` where an item may have several.
     """
-    labels = np.asarray(labels)
     if labels.ndim == 2:
         shares = labels.mean(0)  # the precision of a class that is found everywhere
         return {"eval_map": (100 * float(shares[shares > 0].mean()), "chance: the same scores for all")}

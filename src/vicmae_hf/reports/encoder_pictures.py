@@ -72,7 +72,8 @@ def write_encoder_pictures(
     film = read_film(dataset, size)
     was_training = encoder.training
     encoder.eval()
-    shown = torch.arange(min(NUM_SHOWN, len(frames))) * (len(frames) // min(NUM_SHOWN, len(frames)))
+    num_shown = min(NUM_SHOWN, len(frames))
+    shown = torch.arange(num_shown) * (len(frames) // num_shown)
     neighbours = [nearest(features, names, shown) for features in by_each(pool, frames)]
     if neighbours[0][0].shape[1]:
         plot_neighbours(frames, shown, neighbours, folder / "neighbours.png")

@@ -72,7 +72,7 @@ def plot_accuracies(
     metrics: Sequence[dict[str, float]],
     path: str | os.PathLike,
     shown_figures: dict[str, str],
-    baselines: Baselines | None = None,
+    baselines: Baselines,
 ) -> None:
     """
     Draws figures of a run's evaluations against the epoch, with their baselines as dashed lines.
@@ -88,7 +88,7 @@ def plot_accuracies(
     for name, label in shown_figures.items():
         values = [line[name] for line in evaluations]
         (curve,) = axes.plot([line["epoch"] for line in evaluations], values, ".-", label=label)
-        if name in (baselines or {}):
+        if name in baselines:
             draw_baseline(axes, *baselines[name], curve.get_color())
     axes.set(title="held-out samples", xlabel="epoch", ylabel="%")
     axes.legend(fontsize=8)
@@ -206,12 +206,10 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str], path: str | o
     save_picture(figure, path)
 
 
-def plot_temporal_ablation(
-    ablation: dict[str, dict[str, Any]], path: str | os.PathLike, baselines: Baselines | None = None
-) -> None:
+def plot_temporal_ablation(ablation: dict[str, dict[str, Any]], path: str | os.PathLike, baselines: Baselines) -> None:
     """
     Draws top-1 of frames in order, shuffled and repeated, from `FrameOrders.summarize`; dots are single runs, the
-    baseline is a dashed line.
+    baseline of `eval_top1` is a dashed line.
     """
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -222,7 +220,6 @@ def plot_temporal_ablation(
         axes.scatter(np.linspace(place - 0.25, place + 0.25, len(runs)), runs, s=8, color="black", zorder=2)
     axes.set_xticks(range(len(ablation)), [f"frames {name}" if name != "standard" else name for name in ablation])
     axes.set(ylabel="top-1 (%)", ylim=(0, 100))
-    if "eval_top1" in (baselines or {}):
-        draw_baseline(axes, *baselines["eval_top1"])
+    draw_baseline(axes, *baselines["eval_top1"])
     axes.grid(axis="y", alpha=0.3)
     save_picture(figure, path)

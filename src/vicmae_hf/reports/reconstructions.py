@@ -122,9 +122,8 @@ def spread_statistics(values: torch.Tensor, mask: torch.Tensor, num_columns: int
     places = torch.stack([places // num_columns, places % num_columns], dim=-1).float()
     weights = torch.cdist(places, places).pow(-4)  # (L, L), infinite from a patch to itself
     weights = weights.fill_diagonal_(0) * (1 - mask)[:, None, :]  # (N, L, L): only visible patches give
-    spread = (
-        weights @ values / weights.sum(-1, keepdim=True).clamp_min(1e-12)
-    )  # one visible patch: itself gets nothing
+    # At least 1e-12: the only visible patch gets nothing from others, and 0 / 0 would be NaN.
+    spread = weights @ values / weights.sum(-1, keepdim=True).clamp_min(1e-12)
     return torch.where(mask[..., None] == 1, spread, values)
 
 
