@@ -33,8 +33,8 @@ class BestModel:
 
     def update(self, figures: dict[str, float]) -> None:
         """Compares an evaluation with the best one. All processes call it with the same figures."""
-        name = "eval_top1" if "eval_top1" in figures else "eval_map"
-        if self.figures and not figures[name] > self.figures[name]:
+        compared = "eval_top1" if "eval_top1" in figures else "eval_map"
+        if self.figures and not figures[compared] > self.figures[compared]:
             return
         self.figures = figures
         if self.accelerator.is_main_process:

@@ -367,10 +367,10 @@ def write_names(source: LabelledSource, path: Path) -> None:
     write_whole(path, "".join(f"{source[index].name}\n" for index in range(len(source))))
 
 
-def write_pictures(output_dir: Path, shown_figures: dict[str, str], baselines: Baselines) -> None:
+def write_pictures(output_dir: Path, shown: dict[str, str], baselines: Baselines) -> None:
     """Writes `plots/losses.png` and `plots/accuracies.png`."""
     plots = output_dir / "plots"
     plots.mkdir(exist_ok=True)
     metrics = read_metrics(output_dir)
     plot_losses(metrics, plots / "losses.png")
-    plot_accuracies(metrics, plots / "accuracies.png", shown_figures, baselines)
+    plot_accuracies(metrics, plots / "accuracies.png", shown, baselines)

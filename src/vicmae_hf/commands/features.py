@@ -48,7 +48,7 @@ from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)
-class ExportArguments(InferenceArguments):
+class FeaturesArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store, with or without labels")
     labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
@@ -96,7 +96,7 @@ IDENTITY = (
 )
 
 
-def run(arguments: ExportArguments) -> dict[str, Any]:
+def run(arguments: FeaturesArguments) -> dict[str, Any]:
     check_engine(arguments.mixed_precision)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     arguments.mixed_precision = accelerator.mixed_precision  # the launcher may have set it
@@ -145,7 +145,7 @@ def run(arguments: ExportArguments) -> dict[str, Any]:
     return results
 
 
-def fill_in(arguments: ExportArguments, model: ViCMAEModel, processor: Any) -> None:
+def fill_in(arguments: FeaturesArguments, model: ViCMAEModel, processor: Any) -> None:
     """
     Fills in the settings whose defaults are the model's, so that the output names what they were. Raises an
     ArgumentsError if the model takes no clips of so many frames.
@@ -168,7 +168,7 @@ def fill_in(arguments: ExportArguments, model: ViCMAEModel, processor: Any) -> N
         arguments.image_range = processor.image_range
 
 
-def open_views(arguments: ExportArguments, processor: Any) -> ViewDataset:
+def open_views(arguments: FeaturesArguments, processor: Any) -> ViewDataset:
     """Opens the data, and makes the views of each file or of each step."""
     names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     owner = f"--label_names {arguments.label_names}"
@@ -183,7 +183,7 @@ def open_views(arguments: ExportArguments, processor: Any) -> ViewDataset:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    start(ExportArguments, run, argv)
+    start(FeaturesArguments, run, argv)
 
 
 def extract_features(data: Data, *, model_name_or_path: Data, output: Data, **settings: Any) -> dict[str, Any]:
@@ -206,4 +206,4 @@ def extract_features(data: Data, *, model_name_or_path: Data, output: Data, **se
         InputError: if data, checkpoint or file cannot be used.
     """
     required = {"data": data, "model_name_or_path": model_name_or_path, "output": output}
-    return call(ExportArguments, run, required | settings)
+    return call(FeaturesArguments, run, required | settings)

@@ -174,11 +174,11 @@ def write_predictions(output_dir: Path, dataset: ViewDataset, predictions: ViewP
         header = ["file", "classes", "predicted", "five_likeliest"]
         rows = zip(files, *(map(join_names, column) for column in (classes, predicted, ranked)), strict=True)
     else:
-        likeliest = first.probabilities.amax(1).tolist()
+        highest = first.probabilities.amax(1).tolist()
         header = ["file", "class", "predicted", "probability", "correct", "five_likeliest"]
         rows = [
-            [file, class_name, names[0], round(probability, 6), class_name == names[0], " | ".join(names)]
-            for file, class_name, names, probability in zip(files, classes, ranked, likeliest, strict=True)
+            [file, class_name, five[0], round(probability, 6), class_name == five[0], " | ".join(five)]
+            for file, class_name, five, probability in zip(files, classes, ranked, highest, strict=True)
         ]
     write_csv(output_dir / "predictions.csv", header, rows)
     labels = map(np.flatnonzero, first.labels.numpy()) if first.is_multi_label else first.labels.numpy()
