@@ -36,7 +36,7 @@ class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
 
 
 def run(arguments: PackingArguments) -> dict[str, Any]:
-    check_writable(Path(arguments.output).expanduser() / STORE_FILE)
+    check_writable(Path(arguments.output) / STORE_FILE)
     class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     rank = int(os.environ.get("RANK", 0))
     summary = pack_frames(

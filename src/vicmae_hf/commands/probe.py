@@ -91,6 +91,12 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
 
 
 def describe(results: dict[str, Any], num_seeds: int) -> str:
+    attentive = ""
+    if "eval_attentive_top1" in results:
+        attentive = (
+            f"Attentive probe: pretrained {results['eval_attentive_top1']:.1f} %, "
+            f"untrained {results['untrained_eval_attentive_top1']:.1f} %\n"
+        )
     return (
         f"Linear probe on {results['num_eval_samples']} held-out files of {results['num_classes']} classes "
         f"(chance {100 / results['num_classes']:.1f} %), mean and standard deviation of {num_seeds} runs:\n"
@@ -98,19 +104,9 @@ def describe(results: dict[str, Any], num_seeds: int) -> str:
         f"  untrained  {results['untrained_eval_top1']:.1f} ± {results['untrained_eval_top1_spread']:.1f} % top-1\n"
         f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
         f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
-        f"{describe_attentive(results)}"
+        f"{attentive}"
         f"{results['num_failed']} unreadable files."
     )
-
-
-def describe_attentive(results: dict[str, Any]) -> str:
-    if "eval_attentive_top1" not in results:
-        return ""
-    figures = (f"{name} {results[f'{prefix}eval_attentive_top1']:.1f} %" for name, prefix in PROBED.items())
-    return f"Attentive probe: {', '.join(figures)}\n"
-
-
-PROBED = {"pretrained": "", "untrained": "untrained_"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
