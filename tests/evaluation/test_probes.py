@@ -93,6 +93,11 @@ def test_a_probe_averages_the_probabilities_of_frames_and_tells_seeds_apart():
         assert result["top5"] == 100 and result["knn_top1"] > 80
 
 
+def test_a_single_frame_makes_no_probe():
+    with pytest.raises(InputError, match="needs at least 2 frames to learn from"):
+        train_linear_probe(labelled_table(torch.randn(1, 8), torch.zeros(1, dtype=torch.int64), 1), seed=0)
+
+
 def test_probes_beside_untrained_encoders(tmp_path):
     """Everything computed again from the files; a broken one is left out and told."""
     for name, frames in {"a/0": 12, "a/1": 3, "b/0": 9, "b/1": 8}.items():

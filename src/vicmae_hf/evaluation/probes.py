@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.samples.label_fraction import take_share
 from ..data.samples.views import ViewDataset
+from ..errors import InputError
 from ..modeling_vicmae import ViCMAEModel
 from ..reports.reconstructions import with_random_weights
 from ..training.optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
@@ -83,8 +84,10 @@ def train_linear_probe(
     """
     Trains a linear classifier on the views of labelled items, by SGD with momentum, cosine decay and no weight decay
     (Table 3, at a smaller batch). Every view is a sample of its own. Linear evaluation with random views is in
-    `classification`.
+    `classification`. Raises an InputError if there is a single sample.
     """
+    if len(samples) < 2:
+        raise InputError("A linear probe needs at least 2 frames to learn from, because of its batch norm; got 1.")
     # All random numbers of a probe come from its seed, so that encoders are compared with equal luck.
     generator = torch.Generator().manual_seed(seed)
     width = samples.features.embeddings.shape[1]
