@@ -1,5 +1,6 @@
 # Targets: pretrain (demo), downstream (finetuning and evaluation of the demo's model), study (of the baselines), test,
-# test-slow, test-faults (kills, damaged files, memory), style, docs (the site, in site/), bench. All of them make .venv first if there is none.
+# test-slow, test-faults (kills, damaged files, memory), style, docs (the site, in site/), bench (speed), bench-ffcv
+# (builds ffcv for bench). All of them make .venv first if there is none.
 
 PYTHON ?= python3
 VENV := .venv

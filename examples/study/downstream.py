@@ -149,7 +149,7 @@ def plot_ablation(evaluations: list[dict], path: Path) -> None:
         values = ablated(evaluations, kind)
         axes.bar(place, statistics.fmean(values), alpha=0.6, color="tab:blue")
         axes.scatter([place] * len(values), values, color="black", s=12, zorder=2)
-    axes.axhline(100 / 6, color="grey", linestyle=":", label="chance")
+    axes.axhline(100 / 6, color="grey", linestyle=":", label="chance")  # of six motions
     axes.set_xticks(range(len(FRAMES)), ["frames in order", "shuffled", "one repeated"])
     axes.set(ylabel="top-1, %", title="motion classes; dots are seeds")
     axes.legend()

@@ -58,9 +58,9 @@ def pack_folds(videos: Path, folder: Path) -> list[Fold]:
     folds = []
     for person in people:
         fold = Fold(person, folder / person / "train", folder / person / "test")
-        for store, is_part in ((fold.train, False), (fold.test, True)):
+        for store, is_test in ((fold.train, False), (fold.test, True)):
             if not (store / "state.json").exists():  # which a store gets last
-                rows = [(clip.resolve(), clip.parent.name) for clip in clips if (clip.stem == person) == is_part]
+                rows = [(clip.resolve(), clip.parent.name) for clip in clips if (clip.stem == person) == is_test]
                 store.parent.mkdir(parents=True, exist_ok=True)
                 write_csv(store.with_suffix(".csv"), ["path", "label"], rows)
                 source = {"input": str(store.with_suffix(".csv")), "labelled": True}

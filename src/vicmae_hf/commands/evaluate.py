@@ -49,7 +49,8 @@ class EvaluationArguments(InferenceArguments):
         super().__post_init__()
         if len(self.num_clips) != len(self.num_crops):
             raise ArgumentsError(
-                f"--num_clips and --num_crops must have as many numbers, got {self.num_clips} and {self.num_crops}."
+                f"--num_clips and --num_crops: expected equally many numbers, got {self.num_clips} and "
+                f"{self.num_crops}."
             )
 
 

@@ -114,7 +114,7 @@ def run(arguments: ExportModelArguments) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_outputs(model: Outputs, views: torch.Tensor, name: str) -> None:
-    """Raises an InputError if a model takes no views of this shape, or makes something else than numbers of them."""
+    """Raises an InputError if a model takes no views of this shape, or its outputs are infinite or NaN."""
     try:
         outputs = model(views)
     except ValueError as error:  # the model's own; an exporter would bury it
@@ -127,8 +127,8 @@ def check_outputs(model: Outputs, views: torch.Tensor, name: str) -> None:
 def finished_files(path: Path) -> Iterator[Path]:
     """
     Gives a path of the same name in a folder of its own. What lies in the folder at the end moves beside `path`; after
-    an error nothing does, and a file that was there before stays. A file cannot be renamed by itself: ONNX keeps large
-    weights in a second one, whose name stands in the first. That of a file that was replaced is removed.
+    an error nothing does, and a file that was there before stays. A folder, because ONNX keeps large weights in a
+    second file, whose name stands in the first. If the new model has no such file, that of the old one is removed.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -340,6 +340,7 @@ def match_name(name: str, pattern: str) -> re.Match | None:
 
 
 def fill(pattern: str, match: re.Match) -> str:
+    """Puts the layer and the rest of a name that `match_name` found into the pattern of its other name."""
     groups = match.groupdict()
     return pattern.replace("{}", groups.get("layer", "")) + groups["rest"]
 

@@ -103,7 +103,7 @@ def read_upload(path: str, checkpoint: Checkpoint, loader: MediaLoader, max_seco
         nonlocal times
         indices = choose_film(reader)
         times = reader.timestamps[indices]
-        height, width = reader.get_frames(indices[:1]).shape[-2:]
+        height, width = reader.get_frames(indices[:1]).shape[-2:]  # one frame tells the size of all
         check_pixels(name, height, width, max(len(indices), clip_length(checkpoint)))
         return indices
 

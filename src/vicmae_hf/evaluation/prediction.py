@@ -156,6 +156,8 @@ class Predictions:
 @dataclass(frozen=True)
 class ViewPredictions:
     """
+    What a model predicts by several protocols.
+
     Args:
         protocols: predictions by each protocol of the dataset.
         reordered: the five likeliest classes of each order of frames, `(N, G, 5)`; None if none were asked for.
@@ -292,6 +294,8 @@ def predict_reordered(
 @dataclass(frozen=True)
 class Collected:
     """
+    What was computed of the items of a dataset, or of some that follow each other.
+
     Args:
         indices: `(N,)` of the items that could be read, ascending.
         outputs: by name, what was computed of each item on the CPU: a tensor `(N, ...)`, or a list.
@@ -344,7 +348,7 @@ def collect_rounds(
         batch_size: views that a batch should hold; it has at least one item.
         num_workers: processes that load, for each process that computes.
         num_read: items that were read before, by a run that was interrupted.
-        what: is done, for the progress that the main process shows.
+        what: is being done, in words; the main process shows them with its progress.
 
     Raises:
         InputError: if no item can be read, or the processes have found different ones.

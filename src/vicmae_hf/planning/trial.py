@@ -22,6 +22,8 @@ Batch = dict[str, torch.Tensor]
 @dataclass(frozen=True)
 class Trial:
     """
+    What a few updates took.
+
     Args:
         device: in words.
         batch_size: samples of the timed updates, for one process.

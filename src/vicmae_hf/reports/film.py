@@ -47,7 +47,7 @@ def write_film(
 
 
 def as_gif(film: Path, path: Path) -> Path:
-    """Writes a film as an animated GIF, which trackers show, and no WebP. Returns its path."""
+    """Writes a film as an animated GIF, because trackers show no WebP. Returns its path."""
     with Image.open(film) as pictures:
         frames = [picture.convert("RGB") for picture in ImageSequence.Iterator(pictures)]
         duration = pictures.info["duration"]

@@ -213,7 +213,7 @@ def _write_card(
     below_figures: str,
     limits: str,
 ) -> None:
-    # The name that the model would get on the Hub, if it was not pushed by a name of its own.
+    # The name that it has on the Hub; a model without one gets that of its folder there.
     name = arguments["hub_model_id"] or Path(output_dir).resolve().name
     base_model = arguments["model_name_or_path"]
     metadata = ModelCardData(

@@ -28,6 +28,7 @@ MAX_DOTS = 30
 
 
 def save_picture(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure to a file that is whole or absent. Raises an InputError if it cannot be written."""
     layout = figure.get_layout_engine()
     if layout is not None:
         # Once, here: with a layout to make, Matplotlib draws everything twice.

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from ..data.samples.augmentation import PixelNormalizer
 from ..modeling_vicmae import ViCMAEForPreTraining, patchify
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int) -> torch.Tensor:
@@ -21,7 +24,7 @@ def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int
     return patches.permute(*range(len(batch)), *order).reshape(*batch, num_channels, height, width)
 
 
-def with_random_weights(model: PreTrainedModel, seed: int = 0, **options: Any) -> PreTrainedModel:
+def with_random_weights(model: Model, seed: int = 0, **options: Any) -> Model:
     """Builds the same model on the same device, with random weights, in eval mode. `options` go to its class."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which would seed the GPUs, too
