@@ -21,9 +21,10 @@ from study_tables import deviation, mean_and_spread
 from transformers import set_seed
 
 from vicmae_hf import ViCMAEModel
-from vicmae_hf.files import check_writable, read_json, write_whole
+from vicmae_hf.files import check_writable, write_whole
 from vicmae_hf.reports.model_card import markdown_table
 from vicmae_hf.reports.plots import save_picture
+from vicmae_hf.training.reporting import RESULTS_FILE, read_results
 from vicmae_hf.training.session import run_script
 
 
@@ -46,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(script: str, *flags, output_dir: Path) -> None:
     """Runs an example script unless its results are there; its output goes into a file beside `output_dir`."""
-    if (output_dir / "all_results.json").exists():
+    if (output_dir / RESULTS_FILE).exists():
         return
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output_dir, ignore_errors=True)  # what an interrupted run left
@@ -61,10 +62,6 @@ def run(script: str, *flags, output_dir: Path) -> None:
         )
     if outcome.returncode:
         raise SystemExit(f"{script} failed; see {log}")
-
-
-def read(folder: Path) -> dict:
-    return read_json(folder / "all_results.json")
 
 
 def finetune_on_motion(arguments: argparse.Namespace, seed: int) -> None:
@@ -178,10 +175,10 @@ def main() -> None:
                 job.result()
         finally:
             pool.shutdown(cancel_futures=True)  # after an error no other run begins
-    evaluations = [read(output_dir / f"motion_{seed}_evaluation") for seed in seeds]
+    evaluations = [read_results(output_dir / f"motion_{seed}_evaluation") for seed in seeds]
     curve = {
         start: [
-            [read(images_folder(arguments, start, fraction, seed))["eval_top1"] for seed in seeds]
+            [read_results(images_folder(arguments, start, fraction, seed))["eval_top1"] for seed in seeds]
             for fraction in FRACTIONS
         ]
         for start in starts

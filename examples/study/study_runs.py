@@ -27,7 +27,7 @@ from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.pretraining.run import run_pretraining
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
-from vicmae_hf.training.reporting import read_metrics
+from vicmae_hf.training.reporting import RESULTS_FILE, read_metrics, read_results
 from vicmae_hf.training.session import build_model, start_session
 
 
@@ -68,7 +68,7 @@ def run_study(study: StudyArguments) -> dict[str, Any]:
         "runs": runs,
     }
     if PartialState().is_main_process:
-        write_json(plan.folder / "all_results.json", results)
+        write_json(plan.folder / RESULTS_FILE, results)
     return results
 
 
@@ -160,7 +160,7 @@ def train_and_probe(runs: Sequence[Run], probes: StudyProbes, folder: Path) -> l
         claimed = folder / "settings" / f"{run.name}.json"
         advice = f"{output_dir} was begun with {{}}. Choose another --output_dir, or delete that folder and {claimed}."
         claim_settings(asdict(run.settings), claimed, advice)
-        if not (output_dir / "all_results.json").exists():
+        if not (output_dir / RESULTS_FILE).exists():
             if PartialState().is_main_process:
                 print(f"{number} of {len(runs)}: {run.name}", file=sys.stderr, flush=True)
             try:
@@ -274,7 +274,7 @@ def untrained(plan: Plan, seed: int) -> ViCMAEModel:
 def read_budget(folder: Path) -> dict[str, Any]:
     """What a run of the study had to spend, and on what."""
     arguments = read_json(folder / "arguments.json")
-    results = read_json(folder / "all_results.json")
+    results = read_results(folder)
     model = arguments["model"]
     return {
         "num_steps": arguments["num_steps"],

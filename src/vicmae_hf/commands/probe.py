@@ -26,6 +26,7 @@ from ..settings import REQUIRED, setting
 from ..training.arguments import ProcessArguments
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
+from ..training.reporting import RESULTS_FILE
 from ..training.session import refuse_data_folder
 from .calling import Data, call, start
 
@@ -82,9 +83,9 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
         output_dir = Path(arguments.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         write_failures(output_dir / "bad_files.jsonl", failures)
-        write_json(output_dir / "all_results.json", results)
+        write_json(output_dir / RESULTS_FILE, results)
         write_json(output_dir / "arguments.json", asdict(arguments))
-        print(f"{describe(results, arguments.num_seeds)} Results: {output_dir / 'all_results.json'}")
+        print(f"{describe(results, arguments.num_seeds)} Results: {output_dir / RESULTS_FILE}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..files import check_writable, partial_file, write_csv, write_json, writing
 from ..reports.baselines import classification_baselines
 from ..reports.plots import plot_confusion, plot_temporal_ablation
+from ..training.reporting import RESULTS_FILE
 from .feature_files import matrix_column
 from .multi_label import average_precisions
 from .prediction import FIGURES, Predictions, ViewPredictions, likeliest_classes, shown_figures, write_failures
@@ -38,7 +39,7 @@ def check_output_dir(output_dir: str | os.PathLike) -> None:
         raise InputError(f"--output_dir {folder} is a file; expected a folder.")
     if (folder / "config.json").exists():  # a run and an evaluation both write all_results.json
         raise InputError(f"--output_dir {folder} holds a model; choose another folder, for example {folder}/eval.")
-    check_writable(folder / "all_results.json")
+    check_writable(folder / RESULTS_FILE)
 
 
 def write_evaluation(
@@ -79,7 +80,7 @@ def write_evaluation(
         plot_confusion(counts, class_names, plots / "confusion.png")
     write_failures(output_dir / "bad_files.jsonl", first.failures)
     write_json(output_dir / "arguments.json", settings)
-    write_json(output_dir / "all_results.json", results)  # last: who finds it finds all the others
+    write_json(output_dir / RESULTS_FILE, results)  # last: who finds it finds all the others
     return results
 
 

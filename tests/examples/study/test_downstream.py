@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_models import tiny_config
 
 from vicmae_hf import ViCMAEForPreTraining
+from vicmae_hf.training.reporting import read_results
 
 
 def write_results(folder: Path, results: dict) -> None:
@@ -86,11 +87,11 @@ def test_the_scripts_are_run_once(tmp_path):
     )
     downstream.finetune_on_motion(arguments, seed=0)
     downstream.finetune_on_images(arguments, "pretrained", 0.25, seed=0)
-    evaluation = downstream.read(arguments.output_dir / "motion_0_evaluation")
+    evaluation = read_results(arguments.output_dir / "motion_0_evaluation")
     assert evaluation["protocols"].keys() == {"1x1", "3x3"}
     assert evaluation["temporal_ablation"].keys() == set(downstream.FRAMES)
     assert evaluation["num_eval_samples"] == 6
-    assert downstream.read(arguments.output_dir / "images_pretrained_25_0")["num_eval_samples"] == 8
+    assert read_results(arguments.output_dir / "images_pretrained_25_0")["num_eval_samples"] == 8
     results = sorted(arguments.output_dir.glob("*/all_results.json"))
     assert len(results) == 3
     written = [path.stat().st_mtime_ns for path in results]
