@@ -86,7 +86,9 @@ def main() -> None:
     if arguments.measure:
         measure(arguments.measure, arguments.pairs, arguments.whole)
         return
-    clip = next(path for path in sorted(arguments.videos.rglob("*.mp4")) if is_h264(path))
+    clip = next((path for path in sorted(arguments.videos.rglob("*.mp4")) if is_h264(path)), None)
+    if clip is None:
+        raise SystemExit(f"no H.264 clip in MP4 in {arguments.videos}")
     print(
         f"| {arguments.hours:g} h of {clip.name} | frames | MB | read | ms a pair | MiB read a pair | MiB of memory |"
     )

@@ -11,7 +11,7 @@ import decoding
 import pytest
 import store_memory
 from demo_data import write_demo_data
-from launching import BENCHMARKS, Forked, script_path
+from launching import BENCHMARKS, Forked, run_here, script_path
 
 from vicmae_hf.data import load_frame_pairs
 
@@ -55,6 +55,7 @@ def test_a_folder_without_videos_is_named(tmp_path):
     """Before a benchmark divides by their number, or goes through them again and again."""
     with pytest.raises(SystemExit, match=f"no readable video in {tmp_path}"):
         decoding.find_videos(tmp_path, ["pyav"], max_files=20)
+    assert run_here("long_videos.py", "--videos", tmp_path).returncode == f"no H.264 clip in MP4 in {tmp_path}"
 
 
 @pytest.mark.slow

@@ -132,8 +132,8 @@ def fit_to_classifier(
 def check_task(source: LabelledSource, task: str) -> None:
     """Raises an InputError if the first sample of a class is an image where videos are classified, or the reverse."""
     # One of each class: to ask millions of rows would take long, and mixtures come by whole folders.
-    is_multi_label = source.is_multi_label
-    for index in source.labels.argmax(0) if is_multi_label else np.unique(source.labels, return_index=True)[1]:
+    labels = source.labels
+    for index in labels.argmax(0) if source.is_multi_label else np.unique(labels, return_index=True)[1]:
         item = source[int(index)]
         if task not in possible_tasks(item, task):
             kind = "an image" if task == "video" else "a video"
@@ -141,6 +141,7 @@ def check_task(source: LabelledSource, task: str) -> None:
 
 
 def possible_tasks(item: MediaItem, task: str) -> set[str]:
+    """The tasks that an item may be of. Files are opened only where their name does not tell."""
     if isinstance(item, StoredItem):
         # A store has lists of frames. A list of one may be an image or a very short video; a damaged row has none.
         is_clip = item.frames.is_valid and len(item.frames) > 1
