@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..data.sources.sources import SourceSettings
-from ..settings import REQUIRED, setting
+from ..settings import setting
 from ..training.arguments import ProcessArguments
 
 
@@ -11,7 +11,6 @@ from ..training.arguments import ProcessArguments
 class InferenceArguments(ProcessArguments, SourceSettings):
     """Settings of every script that runs a trained model over files. The scripts' own settings are in subclasses."""
 
-    model_name_or_path: str = setting(REQUIRED, "checkpoint: a folder, or a name on the Hub")
     num_frames: int | None = setting(None, "frames of a video; default: the model's", minimum=1)
     frames_per_second: float | None = setting(
         None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says", minimum=0
