@@ -243,8 +243,8 @@ def layer_decay_scale(name: str, num_layers: int, layer_decay: float) -> float:
 
 class Objective:
     """
-    Loss of a batch: cross entropy against smoothed and mixed targets; binary for each class where an item may have
-    several.
+    Loss of a batch: cross entropy against smoothed and mixed targets; where an item may have several classes, binary
+    cross entropy of each class.
 
     Args:
         prepared: the model or linear classifier as Accelerate prepared it.

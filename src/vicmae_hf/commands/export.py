@@ -102,7 +102,7 @@ def run(arguments: ExportModelArguments) -> dict[str, Any]:
                 f"{figures['largest']:.1e}"
             )
         if not all(figures["difference"] <= TOLERANCE * figures["largest"] for figures in results.values()):
-            raise InputError(f"{path}: not written, its outputs are not the model's; report it, please.")
+            raise InputError(f"{path}: not written, its outputs are not the model's. Please report it.")
         others = [file.name for file in unfinished.parent.iterdir() if file != unfinished]
     print(
         f"{path}: {task}s (batch, {', '.join(map(str, shape))}), any batch size; float32, normalised by the processor."

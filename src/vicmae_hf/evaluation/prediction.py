@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     import evaluate
 
 TOP_K = 5
-# After so many batches the processes exchange what they computed.
-BATCHES_OF_A_ROUND = 8
-# What an evaluation is summed up by: the first two where an item has one label, the last where it may have several.
+BATCHES_OF_A_ROUND = 8  # after which the processes exchange what they computed
+# The figures that sum up an evaluation: the first two if an item has one label, the last if it may have several.
 FIGURES = {
     "eval_top1": "top-1 accuracy",
     "eval_top5": "top-5 accuracy",

@@ -25,7 +25,8 @@ from .trial import Batch, Trial, activation_bytes, try_updates
 
 
 GIB = 2**30
-# A store is worth its hours if training waits for data so much of its time, and it saves more than packing takes.
+# A store is worth it if training would wait for data at least this share of its time, and if the store then saves more
+# time than packing takes.
 MIN_WAIT = 0.05
 THIS_MACHINE = "this machine"
 

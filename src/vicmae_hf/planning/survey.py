@@ -19,7 +19,7 @@ from ..errors import MediaDecodingError
 
 MAX_SAMPLED, MAX_SECONDS = 64, 20.0  # of a survey, whichever comes first; at least MIN_SAMPLED
 MIN_SAMPLED = 4
-# A trial of packing: of so many items, so many seconds of each, read so often.
+# The trial of a store: how many items it has, how many seconds of each, and how many samples are read from it.
 PACKED_ITEMS, PACKED_SECONDS, STORE_READS = 8, 20.0, 24
 CONFIDENCE = 0.95
 
