@@ -33,6 +33,7 @@ def test_class_names_of_a_file_take_the_place_of_the_models(videos, tmp_path):
     [
         ({0: "ant", 1: "ant", 2: "bee"}, "has 'ant' twice"),
         ({0: "ant", 1: "bee", 5: "cow"}, "no name for class 2"),
+        (["ant", "bee", "cow"], "cannot be loaded"),
     ],
 )
 def test_class_names_must_be_complete_and_different(id2label, message, tmp_path):

@@ -55,7 +55,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Loading a model raises these, where a file is damaged, does not fit, or asks for code or packages.
 MODEL_ERRORS = (
-    *(OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError),
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError),
     *(StrictDataclassError, SafetensorError, UnpicklingError),
 )
 # For everything that opens a checkpoint: Transformers would ask the user, and might take a script's input for a yes.
