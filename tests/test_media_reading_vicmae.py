@@ -250,3 +250,13 @@ def test_few_grey_levels_are_told_once(caplog):
     assert len(caplog.messages) == 1
     assert "16 grey levels or less" in caplog.text
     assert "LOW,HIGH" in caplog.text
+
+
+@pytest.mark.parametrize("processor_class", [ViCMAEImageProcessor, ViCMAEImageProcessorPil])
+def test_files_that_unpack_to_too_many_pixels_are_refused(tmp_path, monkeypatch, processor_class):
+    path = write(tmp_path / "large.png", np.zeros((48, 64), dtype=np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 64 // 2)  # Pillow refuses twice as many, and more
+    assert processor_class()(path, return_tensors="np").pixel_values.shape == (1, 3, 224, 224)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 64 // 2 - 1)
+    with pytest.raises(ValueError, match=r"large\.png: Image size \(3072 pixels\) exceeds limit"):
+        processor_class()(path)

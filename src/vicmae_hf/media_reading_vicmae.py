@@ -44,16 +44,24 @@ BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
 UNSIGNED = 1
 # Formats that name other files or addresses, which FFmpeg would open, wherever they are.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "sdp", "webm_dash_manifest"}
+# Three times 8K. Some kilobytes may unpack to larger frames, and a clip of them would fill the memory.
+MAX_FRAME_PIXELS = 100_000_000
 
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
-    """Opens a path, a URL, bytes, or bytes in base 64. Raises what Pillow raises, and what the HTTP client does."""
+    """
+    Opens a path, a URL, bytes, or bytes in base 64. Raises what Pillow raises, and what the HTTP client does; a
+    ValueError for more pixels than Pillow reads, 179 million.
+    """
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         httpx = importlib.import_module("httpx")  # Transformers fetches images by it
         source = httpx.get(source, follow_redirects=True).raise_for_status().content
     elif isinstance(source, str) and source.startswith("data:image/"):
         source = base64.decodebytes(source.partition(",")[2].encode())
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:  # of a kind of its own, which nobody expects
+        raise ValueError(f"{source if isinstance(source, str | os.PathLike) else 'image'}: {error}") from error
 
 
 def open_images(images: ImageInput):
@@ -271,6 +279,14 @@ def open_container(source: str | bytes):
     )
 
 
+def check_frame_size(stream, what: str = "its frames"):
+    """Raises a ValueError, which begins with `what`, if the frames of a stream are too large to be decoded."""
+    if stream.width * stream.height > MAX_FRAME_PIXELS:
+        raise ValueError(
+            f"{what} have {stream.width}x{stream.height} pixels, and at most {MAX_FRAME_PIXELS:,} are read"
+        )
+
+
 def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None = None) -> tuple:
     """Decodes frames of a file or URL, upright (the rotation in its metadata is applied).
 
@@ -289,7 +305,8 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if PyAV is not installed.
-        ValueError: if the file holds no video, is a playlist, or cannot be decoded.
+        ValueError: if the file holds no video, is a playlist, has frames of more than `MAX_FRAME_PIXELS`, or cannot be
+            decoded.
     """
     requires_backends(read_video, ["av"])
     av = importlib.import_module("av")
@@ -300,6 +317,7 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
             stream = container.streams.best("video")
             if stream is None:
                 raise ValueError(f"{video}: expected a file with a video stream, found none.")
+            check_frame_size(stream, f"{video}: its frames")
             stream.thread_type = "AUTO"  # one file at a time, so it may use all cores
             frame_rate = stream.average_rate or stream.guessed_rate
             metadata = VideoMetadata(

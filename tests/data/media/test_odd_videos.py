@@ -308,6 +308,24 @@ def test_joined_recordings_whose_clock_goes_back_or_leaps(tmp_path):
             assert read_numbers(video.get_frames([0, 59, 60, 119])) == [0, 59, 0, 59]
 
 
+@pytest.mark.parametrize("late", [[2e6], [2e6, 2e6 + 0.1], [5.0, 90_000.0]])
+def test_times_that_leap_by_more_than_a_day_are_no_times(tmp_path, caplog, late):
+    # Else a recording of two seconds would have two million steps of a second, nearly all of one frame.
+    path = tmp_path / "leap.mkv"
+    write_video(path, numbered_frames(20 + len(late)), 10, timestamps=[*np.arange(20) / 10, *late])
+    video_module.said.discard("clock")
+    with open_video(path) as video:
+        assert video.duration == pytest.approx((20 + len(late)) / 10)
+        assert read_numbers(video.get_frames([3, 20])) == [3, 20]
+    assert "leap.mkv: its clock goes back or leaps" in caplog.text
+
+
+def test_a_pause_of_some_hours_stays(tmp_path):
+    write_video(tmp_path / "pause.mkv", numbered_frames(21), 10, timestamps=[*np.arange(20) / 10, 80_000.0])
+    with open_video(tmp_path / "pause.mkv") as video:
+        assert video.timestamps[-1] == 80_000.0 and video.duration > 80_000.0
+
+
 def test_a_part_in_which_a_picture_stands_still(tmp_path, monkeypatch):
     monkeypatch.setattr(video_module, "LONG_SECONDS", 10.0)
     times = np.concatenate([np.arange(60) / 10, 100 + np.arange(60) / 10])

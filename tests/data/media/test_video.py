@@ -12,10 +12,12 @@ import pytest
 import torch
 from video_files import numbered_frames, read_numbers, write_video
 
+from vicmae_hf import media_reading_vicmae
 from vicmae_hf.data.media import video as video_module
 from vicmae_hf.data.media.other_decoders import BACKENDS, OTHER_DECODERS, check_backend
 from vicmae_hf.data.media.video import VideoDecodingError, open_video
 from vicmae_hf.errors import InputError
+from vicmae_hf.media_reading_vicmae import read_video
 
 
 NUM_FRAMES = 40
@@ -323,12 +325,15 @@ def test_damage_that_decoders_conceal(plain, tmp_path):
 def test_frames_that_would_fill_the_memory_are_refused(plain, monkeypatch):
     with open_video(plain, "pyav") as video:
         height, width = video.get_frames([0]).shape[-2:]
-    monkeypatch.setattr(video_module, "MAX_FRAME_PIXELS", height * width)
+    monkeypatch.setattr(media_reading_vicmae, "MAX_FRAME_PIXELS", height * width)
     open_video(plain, "pyav").close()
-    monkeypatch.setattr(video_module, "MAX_FRAME_PIXELS", height * width - 1)
+    read_video(str(plain))
+    monkeypatch.setattr(media_reading_vicmae, "MAX_FRAME_PIXELS", height * width - 1)
     expected = f"frames have {width}x{height} pixels, and at most {height * width - 1:,} are read"
     with pytest.raises(VideoDecodingError, match=expected):
         open_video(plain, "pyav")
+    with pytest.raises(ValueError, match=f"{plain}: its {expected}"):  # of the saved processors
+        read_video(str(plain))
 
 
 def test_a_matroska_file_without_its_end_has_the_frames_that_are_there(tmp_path, backend):

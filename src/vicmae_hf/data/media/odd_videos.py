@@ -14,7 +14,7 @@ from typing import Any
 import av
 from av.sidedata.sidedata import Type
 
-from .video import SEEKABLE_CONTAINERS, BackendError
+from .video import PAUSE_SECONDS, SEEKABLE_CONTAINERS, BackendError
 
 
 DISPLAY_MATRIX = Type.DISPLAYMATRIX
@@ -61,6 +61,11 @@ def find_ends(
     # Seeking to the end may have arrived elsewhere. The sound may end a little before or after the pictures.
     if not ends or len(ends) == MAX_TAIL_PACKETS or abs(max(ends) - expected) * stream.time_base > MAX_SOUND_SECONDS:
         return None
+    if container.format.name == SEEKABLE_CONTAINERS[1] and container.duration > PAUSE_SECONDS * av.time_base:
+        # Other containers say a rate that tells. This one lists its keyframes only, which is quickly read.
+        times = [origin, *(entry.timestamp for entry in stream.index_entries), max(ends)]
+        if max(later - time for time, later in itertools.pairwise(times)) * stream.time_base > PAUSE_SECONDS:
+            return None  # a fault of the clock, which the whole index shows
     return origin, max(ends)
 
 

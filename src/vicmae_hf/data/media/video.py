@@ -35,11 +35,9 @@ logger = logging.getLogger(__name__)
 LONG_SECONDS = 120.0
 LONG_INDEX = 5_000  # packets, from which on a worker keeps an index
 LEAP_SECONDS = 600.0  # in a transport stream, more than any pause: another clock begins
+PAUSE_SECONDS = 86_400.0  # in other files: a day without a new frame is a fault of their times
 # Containers with an index of their own, by which one can seek to a time: MP4 and MOV, Matroska and WebM.
 SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-
-# Three times 8K. Some kilobytes may unpack to larger frames, and a clip of them would fill the memory.
-MAX_FRAME_PIXELS = 100_000_000
 
 
 class VideoDecodingError(MediaDecodingError):
@@ -99,12 +97,10 @@ class PyAVDecoder:
 
     def __init__(self, source: str | bytes):
         self._source = source
+        self._name = f"<{len(source)} bytes>" if isinstance(source, bytes) else source
         self._open()
         try:
             self._size = (self.stream.width, self.stream.height)  # of all frames, even if it changes on the way
-            if math.prod(self._size) > MAX_FRAME_PIXELS:
-                size = "{}x{}".format(*self._size)
-                raise BackendError(f"its frames have {size} pixels, and at most {MAX_FRAME_PIXELS:,} are read")
             self._reformatter = VideoReformatter()
             self._origin = 0  # ticks of the stream, at which the first frame is shown
             self._has_frames = False  # whether one was decoded
@@ -119,7 +115,8 @@ class PyAVDecoder:
 
     def _open(self) -> None:
         self._is_untouched = True  # no packet was read yet
-        from ...media_reading_vicmae import open_container  # imported here, because pretraining needs no more of it
+        # Imported here, because pretraining needs no more of it.
+        from ...media_reading_vicmae import check_frame_size, open_container
 
         with raised_as_backend_error(av.FFmpegError, OSError):
             self.container = open_container(self._source)
@@ -131,6 +128,8 @@ class PyAVDecoder:
             if self._codec is None:
                 raise BackendError("its codec is unknown")
             self._codec.thread_count = 1  # workers already use all cores
+            with raised_as_backend_error(ValueError):
+                check_frame_size(self.stream)
         except BaseException:
             self.close()
             raise
@@ -228,8 +227,7 @@ class PyAVDecoder:
         # They differ where a frame is a difference from a later one (a B-frame): the later one is stored first.
         self._times, self._seek_times, self._keyframes, self._durations, self._shown = [], [], [], [], []
         self.keyframes_are_entries, self._begins_with_entry, self._is_gradual = True, False, False
-        last_decoding_time, is_ascending = None, True
-        leap = LEAP_SECONDS / self.stream.time_base if self.container.format.name == "mpegts" else math.inf
+        last_decoding_time, is_ascending = -math.inf, True
         for position, packet in enumerate(packets):
             self._times.append(packet.pts)
             # Containers seek by presentation or by decoding time. The smaller one never leads behind the packet.
@@ -244,18 +242,21 @@ class PyAVDecoder:
             if not packet.is_discard:  # an edit list hides frames, but others may refer to them
                 self._shown.append(position)
             if packet.dts is not None:
-                # In joined recordings the clock may go back, or leap.
-                if last_decoding_time is not None:
-                    is_ascending &= 0 <= packet.dts - last_decoding_time <= leap
+                is_ascending &= last_decoding_time <= packet.dts
                 last_decoding_time = packet.dts
         if len(self._times) > LONG_INDEX and None not in self._times:  # a quarter of a list's memory
             self._times, self._seek_times = array("q", self._times), array("q", self._seek_times)
         # AVI stores no presentation times: with B-frames, what the demuxer reports are guesses.
         times_are_guesses = self.container.format.name == "avi" and self._codec.has_b_frames
         distinct = set(self._times)
-        self.has_times = (
-            None not in distinct and len(distinct) == len(self._times) and is_ascending and not times_are_guesses
-        )
+        self.has_times = None not in distinct and len(distinct) == len(self._times) and not times_are_guesses
+        # In joined recordings the clock may go back, or leap.
+        longest = LEAP_SECONDS if self.container.format.name == "mpegts" else PAUSE_SECONDS
+        pause = np.diff(sorted(distinct)).max(initial=0) * self.stream.time_base if self.has_times else 0
+        if not is_ascending or pause > longest:
+            self.has_times = False
+            message = "%s: its clock goes back or leaps, so its frames are taken to follow each other evenly. "
+            warn_once("clock", message + "Not said again for further files of this kind.", self._name)
 
     def _leave_out_undecodable(self) -> None:
         from .odd_videos import find_first_whole_frame
@@ -385,8 +386,7 @@ class PyAVDecoder:
         from .odd_videos import list_ignored
 
         for what in list_ignored(self.stream, frame):
-            name = f"<{len(self._source)} bytes>" if isinstance(self._source, bytes) else self._source
-            warn_once(what, "%s: %s. Not said again for further files of this kind.", name, what)
+            warn_once(what, "%s: %s. Not said again for further files of this kind.", self._name, what)
 
     def _to_array(self, frame: av.VideoFrame) -> np.ndarray:
         if not self._has_frames:
