@@ -5,6 +5,7 @@ Transformers), and whoever asks for help should not wait for that.
 Help pages are texts in `vicmae_hf/commands/help/`, written from the settings by `python -m vicmae_hf.commands.help`.
 """
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -12,11 +13,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 
 # Name -> its module, and what it does.
@@ -66,17 +67,47 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     if is_help(sys.argv[1:] if argv is None else argv):
         show((help_folder() / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n"))
         sys.exit(0)
-    importlib.import_module(COMMANDS[name][0]).main(argv)
-    show("", end="")  # what was printed and is not written yet
+    with unread_at_will():
+        importlib.import_module(COMMANDS[name][0]).main(argv)
 
 
-def show(text: str, end: str = "\n") -> None:
-    """Prints a text. Whoever reads it may stop before its end, as `vicmae --help | head` does."""
-    try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        # Python would try to write the rest at its end, and complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def show(text: str) -> None:
+    with unread_at_will():
+        print(text)
+
+
+@contextlib.contextmanager
+def unread_at_will() -> Iterator[None]:
+    """Lets whoever reads what is printed stop before its end, as `vicmae --help | head` does: the work goes on."""
+    with contextlib.redirect_stdout(Printed(sys.stdout)), contextlib.redirect_stderr(Printed(sys.stderr)):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # what is not written yet
+
+
+class Printed:
+    """A stream of text, of which nothing more is written when nobody reads it any more."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self.call(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.call(self.stream.flush)
+
+    def call(self, function: Callable[..., object], *arguments: str) -> None:
+        try:
+            function(*arguments)
+        except BrokenPipeError:
+            # Python would try to write the rest at its end, and complain once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def is_help(argv: Sequence[str]) -> bool:

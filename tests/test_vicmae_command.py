@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from launching import run_here
@@ -61,6 +62,24 @@ def test_whoever_reads_may_stop_before_the_end(flags):
     process = subprocess.run([*VICMAE, *flags], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_command_goes_on_when_nobody_reads_it_any_more(monkeypatch, name):
+    def main(argv):
+        for number in range(3):
+            print(number, file=getattr(sys, name), flush=True)  # as with PYTHONUNBUFFERED
+            done.append(number)
+
+    done, (reading, writing) = [], os.pipe()
+    os.close(reading)
+    monkeypatch.setitem(sys.modules, "printing", SimpleNamespace(main=main))
+    monkeypatch.setitem(COMMANDS, "plan", ("printing", ""))
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, name, stream)
+        vicmae_command.run("plan", [])
+        assert getattr(sys, name) is stream
+    assert done == [0, 1, 2]
 
 
 def test_a_misspelt_command_gets_the_nearest_name():
