@@ -1,18 +1,25 @@
 """Pictures of an encoder: what is computed for them, from which frames, and that both encoders are in their places."""
 
+import json
 import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import run_here
 from packed_stores import pack
 from PIL import Image
 from tiny_models import random_tensor, shake, tiny_config
 from video_files import numbered_frames, read_numbers, write_video
 
+import vicmae_command
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEImageProcessor, ViCMAEModel
 from vicmae_hf.data.samples.pairs import load_frame_pairs
+from vicmae_hf.data.sources.selection import list_files
 from vicmae_hf.pretraining import pictures
+from vicmae_hf.processors import build_processors
 from vicmae_hf.reports import encoder_pictures
 from vicmae_hf.reports.encoder_pictures import (
     PICTURES,
@@ -189,3 +196,27 @@ def test_pictures_do_not_go_among_the_data(folder):
     arguments = pictures.PicturesArguments(model_name_or_path="x", data=str(folder), output_dir=f"{folder}/")
     with pytest.raises(ArgumentsError, match="is a folder of data; choose another"):
         pictures.run(arguments)
+
+
+def test_pictures_below_the_data_are_no_data(folder, tmp_path, monkeypatch):
+    def write(encoder, dataset, processor, place):
+        for name in PICTURES:
+            Image.new("L", (4, 4)).save(place / name)
+
+    monkeypatch.setattr(pictures, "write_encoder_pictures", write)
+    model = ViCMAEForPreTraining(tiny_config())
+    model.save_pretrained(tmp_path / "model")
+    for processor in build_processors(model.config):
+        processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for name in ("0.png", "x.mp4"):
+        shutil.copy(folder / name, tmp_path / "data")
+    flags = ["pictures", tmp_path / "data", "--model_name_or_path", tmp_path / "model", "-o"]
+    process = run_here(vicmae_command.__file__, *flags, tmp_path / "data" / "pictures")
+    assert process.returncode == 0, process.stderr
+    files = [Path(file) for file in list_files(tmp_path / "data")]
+    assert [file.name for file in files] == ["0.png", "x.mp4"]
+    results = json.loads((tmp_path / "data" / "pictures" / "all_results.json").read_text())
+    assert results == {"pictures": [f"{tmp_path}/data/pictures/{name}" for name in PICTURES], "num_failed": 0}
+    process = run_here(vicmae_command.__file__, *flags, tmp_path / "model")
+    assert process.stderr.startswith(f"error: --output_dir {tmp_path / 'model'} holds a model; choose another folder")

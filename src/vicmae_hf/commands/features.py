@@ -23,6 +23,7 @@ from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import open_with_labels, read_class_names
 from ..data.sources.segments import SteppedSource
+from ..data.sources.selection import refuse_dataset_in_data
 from ..evaluation.arguments import InferenceArguments
 from ..evaluation.feature_files import (
     check_feature_file,
@@ -101,6 +102,8 @@ def run(arguments: FeaturesArguments) -> dict[str, Any]:
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     arguments.mixed_precision = accelerator.mixed_precision  # the launcher may have set it
     output = Path(arguments.output)
+    if output.suffix == ".parquet":
+        refuse_dataset_in_data(output, arguments.data)
     if accelerator.is_main_process:
         check_writable(output)
     model, processor = load_encoder(arguments.model_name_or_path, arguments.pooling)

@@ -19,6 +19,7 @@ from ..command_line import this_command
 from ..data.media.bad_files import BadFilesArguments
 from ..data.preparing.packing import PackingInput, PackingSettings, PackingSummary, pack_frames
 from ..data.sources.labelled import read_class_names
+from ..data.sources.selection import refuse_dataset_in_data
 from ..data.sources.sources import STORE_FILE, SourceSettings
 from ..files import check_writable
 from ..settings import REQUIRED, setting
@@ -36,6 +37,7 @@ class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
 
 
 def run(arguments: PackingArguments) -> dict[str, Any]:
+    refuse_dataset_in_data(arguments.output, arguments.input)
     check_writable(Path(arguments.output) / STORE_FILE)
     class_names = None if arguments.label_names is None else read_class_names(arguments.label_names)
     rank = int(os.environ.get("RANK", 0))

@@ -11,7 +11,7 @@ docs/evaluation.md says how to read them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from ..data.samples.frame_sampling import FrameSampling
 from ..data.samples.pairs import FramePairDataset
 from ..data.sources.sources import SourceSettings, open_source
 from ..evaluation.features import load_encoder
-from ..files import check_writable, writing
+from ..evaluation.results import check_output_dir
+from ..files import write_json, writing
 from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
 from ..settings import REQUIRED, setting
 from ..training.session import refuse_data_folder, run_script
@@ -42,8 +43,8 @@ class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
 
 def run(arguments: PicturesArguments) -> dict[str, Any]:
     folder = Path(arguments.output_dir)
+    check_output_dir(folder)
     refuse_data_folder(folder, [arguments.data])  # else a training would take the pictures for data
-    check_writable(folder / PICTURES[0])
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     if arguments.image_range is None:
         arguments.image_range = processor.image_range
@@ -58,11 +59,14 @@ def run(arguments: PicturesArguments) -> dict[str, Any]:
     )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "arguments.json", asdict(arguments))
     write_encoder_pictures(model.to(Accelerator().device), dataset, processor, folder)
     dataset.bad_files.finish()
     pictures = [str(folder / name) for name in PICTURES if (folder / name).exists()]
+    results = {"pictures": pictures, "num_failed": len(dataset.bad_files)}
+    write_json(folder / "all_results.json", results)
     print(f"{', '.join(pictures)}; {len(dataset.bad_files)} unreadable files.")
-    return {"pictures": pictures, "num_failed": len(dataset.bad_files)}
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> None:

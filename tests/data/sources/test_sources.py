@@ -4,10 +4,12 @@ import os
 import datasets
 import numpy as np
 import pytest
+from launching import run_here
 from local_hub import unreachable_hub
 from PIL import Image
 from video_files import numbered_frames, write_video
 
+from vicmae_hf.data.sources.selection import refuse_dataset_in_data
 from vicmae_hf.data.sources.sources import DataSourceError, SourceSettings, open_source
 from vicmae_hf.errors import InputError
 
@@ -208,6 +210,19 @@ def test_output_folders_are_no_data(tmp_path, caplog):
     assert files == [f"{tmp_path}/a.mp4", f"{tmp_path}/settings/b.mp4"]
     assert f"{tmp_path}/run: left out, because it is the output folder of a run" in caplog.text
     assert "is the output folder of a run" in error_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize("script", ["export_features.py", "pack_frames.py"])
+def test_a_dataset_is_not_written_into_the_data(tmp_path, script):
+    make_files(tmp_path, "data/a.mp4", "data/run/arguments.json", "data/run/metrics.jsonl")
+    model = ["--model_name_or_path", "no_model"] if script == "export_features.py" else []
+    place = tmp_path / "data" / "deep" / "x.parquet"
+    process = run_here(script, tmp_path / "data", "--output", place, *model)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: --output {place} lies in the data, {tmp_path}/data, which would then ")
+    for name in ("x.parquet", "data/run/x.parquet", "data/.kept/x.parquet", "data2/x.parquet"):
+        refuse_dataset_in_data(tmp_path / name, str(tmp_path / "data"))
+    refuse_dataset_in_data(place, "name/of_the_hub")
 
 
 def test_a_saved_dataset_dict_asks_for_a_split(tmp_path):

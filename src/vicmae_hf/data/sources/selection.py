@@ -152,5 +152,22 @@ def list_files(folder: Path) -> list[str]:
 
 
 def is_output_folder(names: Iterable[str]) -> bool:
-    """Whether a folder of these files is one that a training, an evaluation or a probe writes."""
+    """Whether a folder of these files is one that a training, an evaluation, a probe or `vicmae pictures` writes."""
     return "arguments.json" in names and not {"metrics.jsonl", "all_results.json", "config.json"}.isdisjoint(names)
+
+
+def refuse_dataset_in_data(output: str | os.PathLike, data: str) -> None:
+    """Raises a DataSourceError if a dataset written at `output` would be found in `data` (see `list_files`) later."""
+    folder = Path(data).expanduser().resolve()
+    place = Path(output).expanduser().resolve()
+    if not folder.is_dir() or folder not in place.parents:
+        return
+    while place != folder:
+        is_hidden = place.name.startswith(".") or place.name in SYSTEM_FOLDERS
+        if is_hidden or (place.is_dir() and is_output_folder(os.listdir(place))):
+            return
+        place = place.parent
+    raise DataSourceError(
+        f"--output {output} lies in the data, {data}, which would then hold media files and a dataset. Choose a place "
+        "outside."
+    )
