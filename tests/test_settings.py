@@ -9,7 +9,7 @@ from vicmae_hf.classification.arguments import ClassificationArguments
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.evaluation.arguments import InferenceArguments
 from vicmae_hf.pretraining.arguments import PretrainingArguments
-from vicmae_hf.settings import ArgumentsError, Settings, setting
+from vicmae_hf.settings import CORES, ArgumentsError, Settings, setting
 
 
 REQUIRED = ["--train_data", "clips", "--output_dir", "out"]
@@ -32,6 +32,7 @@ def parse(*argv):
         ["--seconds_per_file", "inf"],
         ["--segment_seconds", "1e-9"],
         ["--dataloader_num_workers", "-1"],
+        ["--dataloader_num_workers", "100000"],
     ],
 )
 def test_values_out_of_range_name_the_flag(flags):
@@ -45,6 +46,7 @@ class Limits(Settings):
     share: float = setting(0.5, "inclusive", minimum=0, maximum=1)
     inside: list[float] = setting([0.5], "exclusive", above=0, below=1)
     decay: float = setting(1.0, "half open", above=0, maximum=1)
+    workers: int = setting(1, "processes", minimum=0, per_core=4)
     free: float = setting(0.0, "without limits")
 
 
@@ -59,6 +61,11 @@ class Limits(Settings):
         ({"decay": 0.0}, "--decay must be above 0 and at most 1, got 0.0."),
         ({"share": math.nan}, "--share must be finite and between 0 and 1, got nan."),
         ({"least": math.inf}, "--least must be finite and at least 2, got inf."),
+        ({"workers": -1}, f"--workers must be at least 0 and at most, for each of {CORES} cores, 4, got -1."),
+        (
+            {"workers": 100_000},
+            f"--workers must be at least 0 and at most, for each of {CORES} cores, 4, got 100000.",
+        ),
     ],
 )
 def test_limits_of_a_setting(changes, message):
@@ -68,7 +75,7 @@ def test_limits_of_a_setting(changes, message):
 
 
 def test_values_at_their_limits_and_unset_ones_pass():
-    Limits(least=2, share=0, decay=1.0, inside=[], free=-1e30)
+    Limits(least=2, share=0, decay=1.0, inside=[], workers=4 * CORES, free=-1e30)
     Limits(least=None, share=1)
 
 

@@ -14,6 +14,7 @@ Part = TypeVar("Part")
 REQUIRED = MISSING
 # NumPy takes no larger seed.
 MAX_SEED = 2**32 - 1
+CORES = os.cpu_count() or 1
 
 
 class ArgumentsError(InputError):
@@ -26,6 +27,7 @@ BOUNDS = {
     "above": ("above", operator.gt),
     "maximum": ("at most", operator.le),
     "below": ("below", operator.lt),
+    "per_core": (f"at most, for each of {CORES} cores,", lambda number, limit: number <= limit * CORES),
 }
 
 
@@ -37,6 +39,7 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
+    per_core: float | None = None,
     may_be_empty: bool = False,
 ) -> Any:
     """
@@ -46,9 +49,10 @@ def setting(
         default: its value, or `REQUIRED`.
         help: its line in `--help`.
         minimum, above, maximum, below: limits of its value, or of every entry of a list. None, an unset value, passes.
+        per_core: the largest number of processes or threads for each core of the machine.
         may_be_empty: whether a list may be given without entries.
     """
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below, "per_core": per_core}
     metadata = {
         "help": help,
         "limits": {name: limit for name, limit in limits.items() if limit is not None},

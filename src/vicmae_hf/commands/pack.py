@@ -32,7 +32,7 @@ class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
     output: str = setting(REQUIRED, "folder of the store")
     labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
     label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
-    num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1)
+    num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1, per_core=32)
     seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit", minimum=0)
 
 

@@ -37,7 +37,7 @@ class PreparationArguments(ReadingArguments):
     check: Literal["none", "header", "decode"] = setting(
         "header", "whether a file is there; opens; or also decodes its first and last frame"
     )
-    num_proc: int = setting(4, "processes that check", minimum=1)
+    num_proc: int = setting(4, "processes that check", minimum=1, per_core=32)
 
 
 def run(arguments: PreparationArguments) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class PageArguments(Settings):
     port: int = setting(7860, "port to listen at", minimum=1, maximum=65535)
     max_upload_mib: float = setting(200.0, "size of the largest file that can be uploaded, MiB", above=0)
     max_video_seconds: float = setting(60.0, "of a longer video only so much is read, from its beginning", above=0)
-    dataloader_num_workers: int = setting(4, "processes that read the files of the folder", minimum=0)
+    dataloader_num_workers: int = setting(4, "processes that read the files of the folder", minimum=0, per_core=32)
 
 
 @dataclass(kw_only=True)

@@ -13,9 +13,9 @@ class ProcessArguments(ReadingArguments):
     """Settings of loading and computing in the processes of a script."""
 
     dataloader_num_workers: int = setting(
-        4, "loading processes per process of the script; 0 loads in the process itself", minimum=0
+        4, "loading processes per process of the script; 0 loads in the process itself", minimum=0, per_core=32
     )
-    num_threads: int | None = setting(None, "CPU: threads of a process; default: what fits", minimum=1)
+    num_threads: int | None = setting(None, "CPU: threads of a process; default: what fits", minimum=1, per_core=32)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: no, or as accelerate says")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import threading
 
 import datasets
@@ -14,10 +15,13 @@ from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf.data import load_frame_pairs
 from vicmae_hf.data.media import video as video_module
-from vicmae_hf.data.media.reading import EncodedItem
+from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
 from vicmae_hf.data.samples.pairs import PairSettings
+from vicmae_hf.data.samples.steps import StepDataset
 from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.segments import cut_into_steps
 from vicmae_hf.data.sources.sources import SourceSettings, open_source
+from vicmae_hf.errors import InputError, MediaDecodingError
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,28 @@ def test_scripts_take_segments(recordings, tmp_path):
     )
     assert exported.returncode == 0, exported.stderr
     assert len(datasets.Dataset.from_parquet(str(tmp_path / "features.parquet"))) == 6
+
+
+def test_steps_by_the_durations_of_a_table(recordings, tmp_path):
+    features = datasets.Features({"video": datasets.Video(), "duration_seconds": datasets.Value("float64")})
+
+    def open_table(seconds):
+        rows = {"video": [str(recordings / "day" / "long.mp4")], "duration_seconds": [seconds]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "table.parquet")
+        return open_source(tmp_path / "table.parquet")
+
+    for unknown in (None, math.nan, 0.0):  # it is of 7 s
+        (steps,) = cut_into_steps(open_table(unknown), 1.0, steps_per_item=64).bounds
+        assert steps.tolist() == pytest.approx(range(8))
+    for wrong in (-1.0, math.inf):
+        with pytest.raises(InputError, match=rf"table\.parquet\[0\]: expected seconds .* got {wrong}\."):
+            open_table(wrong)
+    source = cut_into_steps(open_table(9.0), 1.0, steps_per_item=4)  # a table of a file that was longer
+    dataset = StepDataset(source, None, MediaLoader(), task="image", num_frames=1)
+    with source[0].open("pyav") as reader:
+        assert dataset.choose_step_frames(0, reader).tolist() == [[5], [15], [25], [35]]
+    message = r"long\.mp4 \[4\.0-8\.0 s\]: the file ends at 7\.000 s, and its table says 8\.000 s \(duration_seconds\)"
+    with source[1].open("pyav") as reader, pytest.raises(MediaDecodingError, match=message):
+        dataset.choose_step_frames(1, reader)
+    with pytest.raises(MediaDecodingError, match=r"has no frames, the file ends at 7\.000 s"):
+        source[2].open("pyav")

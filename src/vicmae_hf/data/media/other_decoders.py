@@ -7,6 +7,7 @@ the index that PyAV has read. It refuses such a video with a `BackendError`, and
 import functools
 import io
 
+import av
 import torch
 
 from ...errors import InputError
@@ -35,7 +36,7 @@ class DecordDecoder:
         is_known = container.format.name in SEEKABLE_CONTAINERS and stream.codec_context.name != "hevc"
         if not is_known or is_fragmented(container, stream):
             raise BackendError("it finds wrong frames in some files of this kind, or crashes")
-        if "matroska" in container.format.name and index.rotation():
+        if "matroska" in container.format.name and is_turned(index):
             raise BackendError("it does not know the rotation metadata of Matroska")
         decord = self.import_library()
         # decord raises errors of its own from native code, and others from its Python code.
@@ -51,6 +52,12 @@ class DecordDecoder:
         """Returns the frames (T, H, W, 3), uint8, at `indices`, which are sorted and differ."""
         with raised_as_backend_error(*self._errors):
             return torch.from_numpy(self._reader.get_batch(indices).asnumpy())
+
+
+def is_turned(index: PyAVDecoder) -> bool:
+    """Whether the pictures of a video are stored otherwise than upright."""
+    with raised_as_backend_error(av.FFmpegError, StopIteration):
+        return next(index._decode_packets(index._packets_from(0))).rotation != 0
 
 
 class TorchCodecDecoder:

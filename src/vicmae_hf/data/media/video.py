@@ -157,11 +157,6 @@ class PyAVDecoder:
             raise BackendError(f"frames {[indices[row] for row in sorted(missing)]} cannot be decoded")
         return torch.from_numpy(frames)
 
-    def rotation(self) -> int:
-        """Degrees, counterclockwise, by which the stored pictures have to be turned."""
-        with raised_as_backend_error(av.FFmpegError, StopIteration):
-            return next(self._decode_packets(self._packets_from(0))).rotation
-
     def _find_ends(self) -> bool:
         """Finds where a long video begins and ends. Returns whether parts of it can be read alone."""
         from .odd_videos import find_ends

@@ -15,6 +15,7 @@ from .views import CropsOfProcessor, SquaresBeforeProcessor, ViewDataset, ViewPr
 
 # Frames that are decoded in one go: they are in memory in the size of the video, 400 MB at 1920 x 1080.
 FRAMES_IN_ONE_GO = 64
+DURATION_TOLERANCE = 0.01  # seconds, by which tables may round
 
 
 class StepDataset(ViewDataset):
@@ -61,6 +62,12 @@ class StepDataset(ViewDataset):
             if self.source[index].is_video:
                 raise MediaDecodingError(f"{self.source[index].name}: could not be opened when its steps were counted")
             return np.zeros((1, 1 if self.task == "image" else self.frames_per_step), dtype=np.int64)
+        end = float(bounds[0] + reader.duration)
+        if end < bounds[-1] - DURATION_TOLERANCE:  # else its steps would repeat the last frame
+            raise MediaDecodingError(
+                f"{self.source[index].name}: the file ends at {end:.3f} s, and its table says {bounds[-1]:.3f} s "
+                "(duration_seconds). Make the table anew, or leave that column out"
+            )
         parts = (np.arange(self.frames_per_step) + 0.5) / self.frames_per_step
         times = bounds[:-1, None] - bounds[0] + np.diff(bounds)[:, None] * parts  # (S, frames)
         shown = frames_shown(exact_times(reader.timestamps, reader.duration), times)

@@ -1,6 +1,7 @@
 """Opens tables (Parquet files, datasets on the disk or the Hub, frame stores), and finds their labels."""
 
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -122,12 +123,23 @@ def source_of(name: str, dataset: datasets.Dataset, settings: SourceSettings) ->
                 table = dataset.cast_column(column, kind(decode=False))
                 source = MediaSource(name, table, column, is_video, *labels)
                 if dataset.features.get("duration_seconds") == datasets.Value("float64"):
-                    source.durations = dataset["duration_seconds"][:]
+                    source.durations = read_durations(name, dataset["duration_seconds"][:])
                 return source
     raise DataSourceError(
         f"{name}: expected a column of type Video or Image, or `frames` of type List(Image), got "
         f"{', '.join(map(str, dataset.features.values()))} in columns {', '.join(dataset.column_names)}."
     )
+
+
+def read_durations(name: str, values: list[float | None]) -> list[float | None]:
+    """
+    Checks the seconds of a table's videos; None, NaN and 0 stand for what only the file tells. Raises an InputError
+    for what is no time.
+    """
+    for row, seconds in enumerate(values):
+        if seconds is not None and (seconds < 0 or math.isinf(seconds)):
+            raise InputError(f"{name}[{row}]: expected seconds from 0 on as `duration_seconds`, got {seconds}.")
+    return [seconds if seconds and not math.isnan(seconds) else None for seconds in values]
 
 
 def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple[np.ndarray | None, list[str] | None]:
