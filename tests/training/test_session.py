@@ -9,9 +9,10 @@ import pytest
 import torch
 from full_disks import largest_file
 from huggingface_hub import constants
-from launching import run_together, undone
+from launching import run_here, run_together, undone
 from local_hub import READ_TOKEN, hub_of_this_process, run_local_hub, unreachable_hub
 from safetensors.torch import save_file
+from tiny_models import tiny_overrides
 from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
 
 from vicmae_hf import ViCMAEForPreTraining
@@ -48,6 +49,23 @@ def test_private_without_an_upload_is_refused(tmp_path):
     with pytest.raises(ArgumentsError, match="--private is about the repository of --push_to_hub"):
         start_session(arguments(output_dir=str(tmp_path / "out"), private=True))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config_overrides", f"{tiny_overrides()},mask_ratio=0.99"], "error: mask_ratio=0.99 leaves 0 of the 16"),
+        (["--config_overrides", tiny_overrides()], "error: no_data: no such folder, and no dataset"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder_that_it_made(tmp_path, flags, message):
+    (tmp_path / "there").mkdir()
+    for name in ("new/deep/out", "there", "there/out"):
+        flags = [*flags, "--image_size", 32, "--warmup_epochs", 0, "--output_dir", tmp_path / name]
+        process = run_here("run_pretraining.py", "no_data", *flags)
+        assert process.returncode == 1 and process.stderr.splitlines()[-1].startswith(message)
+        assert [path.name for path in tmp_path.iterdir()] == ["there"]
+        assert not (tmp_path / "there" / "out").exists()
 
 
 @pytest.mark.parametrize(("given", "launched", "taken"), [(1, 4, 4), (4, 4, 4), (1, 1, 1)])

@@ -1,5 +1,6 @@
 """Does what every training script needs around its training: errors, accelerator, output folder, model, upload."""
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -71,6 +72,7 @@ LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock-holder"  # who holds the lock; not in the locked file, which Windows lets nobody else read
 LOCK_SECONDS = 10.0  # loading workers of a run that was killed live for some seconds more
 held_locks: list[FileLock] = []  # of the run that this process makes
+made_folders: list[Path] = []  # for its output, the innermost first
 
 # Errors of the system about a place, not about the program: full, read-only, somebody else's, or no place at all.
 MENDABLE = {
@@ -157,6 +159,7 @@ def end_script(message: str, status: int) -> None:
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(left), encoding="utf-8")
     if message and (status != 1 or "VICMAE_LAUNCHER" not in os.environ):
         print(one_line(message), file=sys.stderr, flush=True)
+    release_output_dir()
     # Workers: one whose decoder hangs would keep the script alive. torch would report their deaths as errors.
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -222,10 +225,13 @@ def start_session(arguments: TrainingArguments, can_shard: bool = False) -> Acce
         check_writable(Path(arguments.output_dir) / RESULTS_FILE)
         if arguments.push_to_hub:
             create_repository(arguments)
-        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-        lock_output_dir(Path(arguments.output_dir))
+        folder = Path(arguments.output_dir)
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_output_dir(folder)
+        made_folders[:] = missing
         if not arguments.resume_from_checkpoint:
-            remove_record(Path(arguments.output_dir) / "bad_files.jsonl")
+            remove_record(folder / "bad_files.jsonl")
     accelerator.wait_for_everyone()  # until the folder is there
     set_seed(arguments.seed)
     return accelerator
@@ -325,9 +331,20 @@ def lock_output_dir(folder: Path, flag: str = "--output_dir") -> None:
 
 
 def release_output_dir() -> None:
-    """Lets other runs write to the folder that this process has locked, if any."""
+    """
+    Lets other runs write to the folder that this process has locked, if any. A folder that was made for a run, and in
+    which the run has left nothing because it was refused, is removed.
+    """
     while held_locks:
         held_locks.pop().release()
+    with contextlib.suppress(OSError):  # another run has begun there meanwhile
+        for folder in made_folders:
+            if {path.name for path in folder.iterdir()} - {LOCK_FILE, HOLDER_FILE}:
+                break
+            for name in (LOCK_FILE, HOLDER_FILE):
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
+    made_folders.clear()
 
 
 def create_repository(arguments: TrainingArguments) -> None:
