@@ -287,6 +287,15 @@ def check_frame_size(stream, what: str = "its frames"):
         )
 
 
+def find_stream(container, video: str):
+    """Finds the video stream of a file. Raises a ValueError if there is none, or its frames are too large."""
+    stream = container.streams.best("video")
+    if stream is None:
+        raise ValueError(f"{video}: expected a file with a video stream, found none.")
+    check_frame_size(stream, f"{video}: its frames")
+    return stream
+
+
 def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None = None) -> tuple:
     """Decodes frames of a file or URL, upright (the rotation in its metadata is applied).
 
@@ -305,8 +314,7 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if PyAV is not installed.
-        ValueError: if the file holds no video, is a playlist, has frames of more than `MAX_FRAME_PIXELS`, or cannot be
-            decoded.
+        ValueError: if the file holds no video, is a playlist, has frames that are too large, or cannot be decoded.
     """
     requires_backends(read_video, ["av"])
     av = importlib.import_module("av")
@@ -314,10 +322,7 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
     sample_indices_fn = sample_indices_fn or all_frame_indices
     try:
         with open_container(video) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise ValueError(f"{video}: expected a file with a video stream, found none.")
-            check_frame_size(stream, f"{video}: its frames")
+            stream = find_stream(container, video)
             stream.thread_type = "AUTO"  # one file at a time, so it may use all cores
             frame_rate = stream.average_rate or stream.guessed_rate
             metadata = VideoMetadata(

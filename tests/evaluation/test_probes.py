@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from vicmae_hf import ViCMAEModel
 from vicmae_hf.data.media.reading import MediaLoader
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
+from vicmae_hf.evaluation import probes
 from vicmae_hf.evaluation.features import build_feature_views
 from vicmae_hf.evaluation.prediction import accuracy
 from vicmae_hf.evaluation.probes import (
     attentive_accuracy,
     balanced_subset,
     build_linear_optimizer,
+    fit_probes,
     linear_probe,
     probe_beside_untrained,
     train_linear_probe,
@@ -96,6 +99,27 @@ def test_a_probe_averages_the_probabilities_of_frames_and_tells_seeds_apart():
 def test_a_single_frame_makes_no_probe():
     with pytest.raises(InputError, match="needs at least 2 frames to learn from"):
         train_linear_probe(labelled_table(torch.randn(1, 8), torch.zeros(1, dtype=torch.int64), 1), seed=0)
+
+
+def test_processes_share_the_probes(monkeypatch):
+    def fit(num_processes, index):
+        def gather(fitted):
+            shares.append(fitted)
+            return [entry for share in shares for entry in share]  # those before come to an end first
+
+        monkeypatch.setattr(probes, "gather_object", gather)
+        process = SimpleNamespace(process_index=index, num_processes=num_processes, is_main_process=False)
+        return fit_probes(process, "pqr", "pqr", config=None)
+
+    shares = []
+    monkeypatch.setattr(probes.logger, "info", lambda *said: None)
+    monkeypatch.setattr(probes, "linear_probe", lambda train, evaluation, seeds, **_: [(train, *seeds)])
+    expected = {"pretrained": [("p", 0), ("p", 1)], "untrained": [("q", 0), ("r", 1)]}
+    assert fit(1, 0) == expected
+    shares.clear()
+    with pytest.raises(KeyError):  # the other half is not there yet
+        fit(2, 0)
+    assert fit(2, 1) == expected and [len(share) for share in shares] == [2, 2]
 
 
 def test_probes_beside_untrained_encoders(tmp_path):

@@ -10,10 +10,11 @@ Examples:
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..data.media.reading import MediaLoader
 from ..data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
@@ -52,7 +53,9 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
     check_output_dir(arguments.output_dir)
     refuse_data_folder(arguments.output_dir, [arguments.train_data, arguments.eval_data])
     check_engine(arguments.mixed_precision)
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    # Processes that have fitted their probes wait for the others.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, kwargs_handlers=[patience])
     model, processor = load_encoder(arguments.model_name_or_path, "frame")
     if accelerator.device.type == "cpu":
         set_threads(arguments.num_threads, arguments.dataloader_num_workers, model)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from torch import nn
 from torch.nn import functional as F
 
@@ -304,17 +305,22 @@ def fit_probes(
 ) -> dict[str, list[dict[str, float]]]:
     """
     Runs `linear_probe` on features of the same files by several encoders: by the first, "pretrained", with the seeds
-    0, 1, ... of the others, and by each of the others, "untrained", with its own. Shows its progress.
+    0, 1, ... of the others, and by each of the others, "untrained", with its own. The processes share the probes.
+    Shows its progress.
     """
     num_seeds = len(train) - 1
     num_epochs = LINEAR_EPOCHS + (0 if config is None else ATTENTIVE_EPOCHS)
     logger.info("Fitting %d probes, %d epochs each.", 2 * num_seeds, num_epochs)
-    with Progress("fitting probes", 2 * num_seeds * num_epochs, "epochs", accelerator.is_main_process) as progress:
+    probes = [(encoder, seed) for seed in range(num_seeds) for encoder in (0, seed + 1)]
+    share = probes[accelerator.process_index :: accelerator.num_processes]
+    with Progress("fitting probes", len(share) * num_epochs, "epochs", accelerator.is_main_process) as progress:
         fit = partial(linear_probe, config=config, advance=progress.advance)
-        return {
-            "pretrained": fit(train[0], evaluation[0], range(num_seeds)),
-            "untrained": [fit(train[seed + 1], evaluation[seed + 1], [seed])[0] for seed in range(num_seeds)],
-        }
+        fitted = [(probe, fit(train[probe[0]], evaluation[probe[0]], [probe[1]])[0]) for probe in share]
+    found = dict(gather_object(fitted))
+    return {
+        "pretrained": [found[0, seed] for seed in range(num_seeds)],
+        "untrained": [found[seed + 1, seed] for seed in range(num_seeds)],
+    }
 
 
 def probe_beside_untrained(

@@ -182,6 +182,21 @@ def test_an_index_that_took_long_is_kept_until_the_file_changes(tmp_path, monkey
         assert video.num_frames == 60
 
 
+def test_a_file_that_is_removed_meanwhile_is_a_bad_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(odd_videos, "kept_indexes", KeptIndexes(max_packets=300))
+    monkeypatch.setattr(video_module, "LONG_INDEX", 10)
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0)
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, numbered_frames(60), options={"g": "10"})
+    with open_video(str(tmp_path / "a.mp4")) as video:
+        assert video.num_frames == 60  # one index is kept
+    with open_video(str(tmp_path / "b.mp4")) as video:
+        assert video.is_long
+        (tmp_path / "b.mp4").unlink()
+        with pytest.raises(VideoDecodingError, match=r"b\.mp4: pyav: .*No such file or directory"):
+            video.get_frames([5])
+
+
 def test_reading_ends_with_the_time_limit(tmp_path):
     write_video(tmp_path / "video.mp4", numbered_frames(60))
     ended = []

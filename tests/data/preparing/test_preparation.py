@@ -14,8 +14,9 @@ from dataset_trees import hash_of, picture, problems, read_csv, rows, write
 from video_files import read_numbers
 
 from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
+from vicmae_hf.data.preparing import preparation
 from vicmae_hf.data.preparing.layouts import read_official_class_names
-from vicmae_hf.data.preparing.preparation import prepare_dataset, summarize
+from vicmae_hf.data.preparing.preparation import prepare_dataset, read_bytes, summarize
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import SourceSettings, open_source
 from vicmae_hf.errors import InputError
@@ -213,6 +214,22 @@ def test_damage_that_only_decoding_finds(tmp_path, clips):
     assert (opened["in_table"], opened["unreadable"]) == (3, 0)
     assert (decoded["in_table"], decoded["unreadable"]) == (2, 1)
     assert ("unreadable", "b_000000_000001") in problems(tmp_path / "decode")
+
+
+def test_files_that_vanish_meanwhile(tmp_path, monkeypatch, caplog):
+    def read(item, limit=-1):
+        if item.media.endswith("2.jpg") or (item.media.endswith("3.jpg") and limit < 0):
+            raise FileNotFoundError(2, "No such file or directory", item.media)
+        return read_bytes(item, limit)
+
+    monkeypatch.setattr(preparation, "read_bytes", read)
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        write(tmp_path / "data" / "a" / name, picture(0))
+    report = prepare_dataset("folder", tmp_path / "data", tmp_path / "out")
+    assert (report["in_table"], report["unreadable"], report["same_content"]) == (2, 1, 0)
+    (line,) = read_csv(tmp_path / "out" / "problems.csv")
+    assert line["name"] == "a/2.jpg" and "No such file or directory" in line["detail"]
+    assert "3.jpg: cannot be read any more, and is not compared" in caplog.text
 
 
 def test_the_same_content_is_told_from_the_same_beginning(tmp_path):

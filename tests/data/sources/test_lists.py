@@ -234,6 +234,7 @@ def test_frame_folders_with_a_first_frame_or_missing(tmp_path, caplog):
         ("path,label\nb.mp4,1,2\n", "line 2: expected 2 values \\(path, label\\), got 3"),
         ('{"path": "b.mp4"}\n{"path": 3}\n', "line 2: expected a path, got 3"),
         ('{"path": "b.mp4"}\n["b.mp4"]\n', "line 2: expected a JSON object"),
+        ('{"path": "b.mp4", "Path": "d.png"}\n', "line 1: expected each column once, got path, Path"),
         ('{"path": "b.mp4", "label": [0, 2, 0]}\n', "expected each class once in a list of labels, got \\[0, 2, 0\\]"),
         ('{"path": "b.mp4", "label": [[0], [2]]}\n', "line 1: expected a label or a list of labels, got \\[\\[0\\], "),
         ('{"path": "b.mp4", "label": [0, -2]}\n', "got lists with empty or negative ones"),

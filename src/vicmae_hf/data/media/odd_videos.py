@@ -193,9 +193,7 @@ class KeptIndexes:
 
     def find(self, source: str | bytes) -> dict[str, Any] | None:
         """Returns what was kept of a file, if it was not changed since."""
-        if not self.indexes or isinstance(source, bytes):
-            return None
-        key = file_key(source)
+        key = file_key(source) if self.indexes and not isinstance(source, bytes) else None
         if key not in self.indexes:
             return None
         self.indexes.move_to_end(key)
@@ -203,15 +201,18 @@ class KeptIndexes:
 
     def keep(self, source: str | bytes, state: dict[str, Any], num_packets: int) -> None:
         """Keeps the index of a file, and forgets those that were not used for longest if they are too many."""
-        if isinstance(source, bytes):
+        if isinstance(source, bytes) or (key := file_key(source)) is None:
             return
-        self.indexes[file_key(source)] = state, num_packets
+        self.indexes[key] = state, num_packets
         while sum(num for _, num in self.indexes.values()) > self.max_packets and len(self.indexes) > 1:
             self.indexes.popitem(last=False)
 
 
-def file_key(path: str) -> tuple[str, int, int]:
-    status = os.stat(path)
+def file_key(path: str) -> tuple[str, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:  # it was removed after it was opened
+        return None
     return path, status.st_size, status.st_mtime_ns
 
 

@@ -6,6 +6,7 @@ that can be read go into a table with the official class indices. docs/datasets.
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -25,6 +26,8 @@ from ..sources.segments import read_duration
 from ..sources.sources import MediaSource
 from .layouts import LAYOUTS, NO_LABEL, Listing, Request, is_imagenet_table, open_imagenet_table
 
+
+logger = logging.getLogger(__name__)
 
 Check = Literal["none", "header", "decode"]
 
@@ -221,11 +224,11 @@ class CheckedFiles(torch.utils.data.Dataset):
                 self.loader.read_frames(item, first_and_last_frame)
             else:
                 durations.append(read_duration(item, self.loader.video_backend, self.loader.seconds_per_file))
-        except MediaDecodingError as error:
+            # Both are cheap here, where the file was just read, and what `find_same_content` compares first.
+            head = read_bytes(item, HEAD_BYTES)
+            size = os.path.getsize(item.media) if isinstance(item.media, str) else len(item.media)
+        except (MediaDecodingError, OSError) as error:
             return Outcome(str(error), None)
-        # Size and beginning are cheap here, where the file was just read; `find_same_content` compares by them first.
-        head = read_bytes(item, HEAD_BYTES)
-        size = os.path.getsize(item.media) if isinstance(item.media, str) else len(item.media)
         return Outcome(None, (size, hashlib.sha256(head).digest()), durations[0])
 
 
@@ -279,7 +282,12 @@ def find_same_content(source: MediaSource, outcomes: list[Outcome]) -> list[list
     # Only now, and only candidates, are files read whole.
     same: dict[bytes, list[int]] = {}
     for row in (row for rows in groups.values() if len(rows) > 1 for row in rows):
-        same.setdefault(hashlib.sha256(read_bytes(source[row])).digest(), []).append(row)
+        try:
+            content = read_bytes(source[row])
+        except OSError as error:  # it could be read when it was checked
+            logger.warning("%s: cannot be read any more, and is not compared (%s).", source[row].name, error)
+            continue
+        same.setdefault(hashlib.sha256(content).digest(), []).append(row)
     return [rows for rows in same.values() if len(rows) > 1]
 
 

@@ -252,6 +252,8 @@ def read_json_columns(path: Path, lines: list[tuple[int, str]]) -> Columns:
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: expected a JSON object, got {line.strip()[:40]}.")
         rows.append({key.strip().lower(): value for key, value in row.items()})
+        if len(rows[-1]) < len(row):
+            raise InputError(f"{path}, line {number}: expected each column once, got {', '.join(row)}.")
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: [row.get(key) for row in rows] for key in keys} | {LINE: [number for number, _ in lines]}
 
