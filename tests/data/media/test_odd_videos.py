@@ -335,6 +335,15 @@ def test_times_that_leap_by_more_than_a_day_are_no_times(tmp_path, caplog, late)
     assert "leap.mkv: its clock goes back or leaps" in caplog.text
 
 
+def test_a_long_matroska_file_is_read_in_parts_unless_its_keyframes_leap(tmp_path, monkeypatch):
+    write_video(tmp_path / "long.mkv", numbered_frames(120), options={"g": "10"})  # a keyframe every third of a second
+    monkeypatch.setattr(video_module, "LONG_SECONDS", 1.0)
+    for pause, is_long in ((0.5, True), (0.2, False)):
+        monkeypatch.setattr(odd_videos, "PAUSE_SECONDS", pause)
+        with open_video(str(tmp_path / "long.mkv")) as video:
+            assert video.is_long == is_long and video.duration == pytest.approx(4.0)
+
+
 def test_a_pause_of_some_hours_stays(tmp_path):
     write_video(tmp_path / "pause.mkv", numbered_frames(21), 10, timestamps=[*np.arange(20) / 10, 80_000.0])
     with open_video(tmp_path / "pause.mkv") as video:
