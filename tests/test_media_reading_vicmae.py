@@ -87,6 +87,7 @@ def test_types_that_pillow_hides(tmp_path):
     for name, numbers, image_range, expected in [
         ("int16", signed, "file", linear(RAMP, 0, 3071)),
         ("int16", np.abs(signed) * 20, "type", np.abs(signed.astype(int)) * 20 // 128),
+        ("int16", (RAMP * 10 - 300).astype(np.int16), "type", np.maximum(RAMP * 10 - 300, 0) // 128),  # noise below 0
         ("uint32", unsigned, "type", unsigned // 2**24),
         ("uint32", unsigned, "file", linear(unsigned.astype(float), unsigned.min(), unsigned.max())),
     ]:

@@ -179,7 +179,7 @@ def scale_numbers(numbers: np.ndarray, image_range: str = "type", bits: int | No
         top = 2 ** (bits or np.iinfo(numbers.dtype).bits - (numbers.dtype.kind == "i")) - 1 if is_integer else 1
         check_type_range(smallest, largest, top)
         if is_integer:  # as Pillow reads 16-bit colours, too
-            return (numbers >> max(int(top).bit_length() - 8, 0)).astype(np.uint8)
+            return (numbers >> max(int(top).bit_length() - 8, 0)).clip(0, 255).astype(np.uint8)
         limits = (0.0, 1.0)
     low, high = (smallest, largest) if limits == "file" else limits
     scaled = (numbers.astype(np.float64) - low) * (255 / (high - low if high > low else math.inf))
