@@ -105,6 +105,12 @@ def test_pages_that_are_no_frames(pictures, tmp_path, monkeypatch, caplog):
     write(tmp_path / "default.png", pictures, default_image=True)
     with open_image(str(tmp_path / "default.png")) as reader:
         assert (frames_of(reader, range(4)) == pictures[1:]).all()
+    # The only frame is the second picture of the file.
+    write(tmp_path / "default.png", pictures[:2], default_image=True)
+    assert (read_image(tmp_path / "default.png").permute(1, 2, 0).numpy() == pictures[1]).all()
+    pages[0].encoderinfo = {"tiffinfo": {254: 0}}
+    pages[1].save(tmp_path / "first.tif", save_all=True, append_images=pages[:1], tiffinfo={254: 1})
+    assert (read_image(tmp_path / "first.tif").permute(1, 2, 0).numpy() == pictures[0]).all()
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif", "a.jpg"])

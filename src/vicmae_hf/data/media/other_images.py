@@ -34,6 +34,7 @@ def open_with_pillow(
         if len(frames) > 1:
             return AnimationReader(image, frames, name, options)
         with image:
+            image.seek(frames[0])
             return ImageReader(to_tensor(image, options))
 
 
@@ -45,7 +46,7 @@ def to_tensor(image: Image.Image, options: ImageOptions) -> torch.Tensor:
 def list_frames(image: Image.Image, name: str) -> list[int]:
     """
     Lists which pictures of a file are the frames of a video; one, if it is a still image. Pages of several sizes are
-    no video: then the first one is the image, and a warning names the file.
+    no video: then the first of them is the image, and a warning names the file.
     """
     if image.format not in ANIMATED_FORMATS or not getattr(image, "is_animated", False):
         return [0]
@@ -62,8 +63,8 @@ def list_frames(image: Image.Image, name: str) -> list[int]:
         if len(set(sizes.values())) > 1:
             message = "%s: its %d pages have several sizes; only the first is read. Not said again for further files."
             warn_once("pages", message, name, len(sizes))
-            return [0]
-        frames = list(sizes)
+            return list(sizes)[:1]
+        return list(sizes) or [0]
     return frames
 
 
