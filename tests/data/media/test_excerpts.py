@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from video_files import numbered_frames, read_numbers, write_video
 
-from vicmae_hf.data.media.excerpts import name_excerpt
+from vicmae_hf.data.media.excerpts import name_excerpt, view_video
 from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
 from vicmae_hf.errors import MediaDecodingError
 
@@ -56,6 +56,30 @@ def test_an_excerpt_behind_the_end_cannot_be_read(video, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(MediaDecodingError, match=r"a\.png: has no frames"):
         EncodedItem(str(tmp_path / "a.png"), "a.png", False, 1.0, 2.0).open("pyav")
+
+
+class BrokenVideo:
+    """A video whose index cannot be read."""
+
+    duration, is_long, is_closed = 300.0, True, False
+
+    def read_part(self, start, end):
+        raise MediaDecodingError("no index")
+
+    @property
+    def num_frames(self):
+        raise MediaDecodingError("no index")
+
+    def close(self):
+        self.is_closed = True
+
+
+@pytest.mark.parametrize(("start", "rate"), [(1.0, None), (None, 30.0)])
+def test_a_video_that_cannot_be_shown_otherwise_is_closed(start, rate):
+    reader = BrokenVideo()
+    with pytest.raises(MediaDecodingError, match="no index"):
+        view_video(reader, start, None, "video", rate)
+    assert reader.is_closed
 
 
 def test_names_of_excerpts():

@@ -36,10 +36,17 @@ def draw_part(reader: "MediaReader", seconds: float, generator: np.random.Genera
 def view_video(
     reader: "MediaReader", start: float | None, end: float | None, name: str, frames_per_second: float | None
 ) -> "Excerpt | EvenFrames":
-    """Returns a part of a video (see `Excerpt`), with `frames_per_second` by number of frames (see `EvenFrames`)."""
-    if start is not None or end is not None:
-        reader = Excerpt(reader, start, end, name)
-    return reader if frames_per_second is None else EvenFrames(reader, frames_per_second)
+    """
+    Returns a part of a video (see `Excerpt`), with `frames_per_second` by number of frames (see `EvenFrames`). Closes
+    the video if that fails.
+    """
+    try:
+        if start is not None or end is not None:
+            reader = Excerpt(reader, start, end, name)
+        return reader if frames_per_second is None else EvenFrames(reader, frames_per_second)
+    except BaseException:
+        reader.close()
+        raise
 
 
 class View:
@@ -93,26 +100,18 @@ class Excerpt(View):
         self.reader = reader
         start = 0.0 if start is None else start
         end = reader.duration if end is None else min(end, reader.duration)
-        try:
-            self._find_frames(start, end, name)
-        except BaseException:
-            reader.close()
-            raise
-        self.duration = end - start
-        self.num_frames = len(self.timestamps)
-
-    def _find_frames(self, start: float, end: float, name: str) -> None:
-        reader = self.reader
         if start >= reader.duration > 0:
             raise MediaDecodingError(f"{name}: has no frames, the file ends at {reader.duration:.3f} s")
         if reader.is_long:
             reader.read_part(start, end)
         # The frame that is shown at `start` began before.
         self.first = max(int(reader.timestamps.searchsorted(start + ROUNDING_SECONDS, "right")) - 1, 0)
-        last = int(reader.timestamps.searchsorted(end - ROUNDING_SECONDS, "left"))  # not shown any more
+        last = int(reader.timestamps.searchsorted(end - ROUNDING_SECONDS, "left"))  # the first one behind the end
         if last <= self.first:
             raise MediaDecodingError(f"{name}: has no frames, the file ends at {reader.duration:.3f} s")
         self.timestamps = np.maximum(reader.timestamps[self.first : last] - start, 0.0)
+        self.num_frames = len(self.timestamps)
+        self.duration = end - start
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
         """Returns frames of the excerpt, as `MediaReader` does. Raises a ValueError for one that is not in it."""

@@ -83,7 +83,7 @@ class EncodedItem:
         reader, rate = self._open(video_backend), self.image_options.video_frames_per_second
         if self.start is None and self.end is None and rate is None:
             return reader
-        from .excerpts import view_video  # imported here, because only lists ask for parts of files
+        from .excerpts import view_video  # imported here, because few ask for parts or other rates
 
         return view_video(reader, self.start, self.end, self.name, rate if self.is_video else None)
 
