@@ -215,7 +215,8 @@ def hand_on(number: int, frame: FrameType | None) -> None:
     if not workers:  # there is nothing to keep yet
         os._exit(128 + number)
     for worker in workers:
-        worker.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            worker.send_signal(number)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from launching import run_here
 from PIL import Image
 from tiny_models import tiny_overrides
 
 import vicmae_command
-from vicmae_command import COMMANDS, take_num_processes
+from vicmae_command import COMMANDS, hand_on, take_num_processes
 
 
 VICMAE = [sys.executable, "-m", "vicmae_command"]
@@ -106,6 +107,16 @@ def test_a_wrong_number_of_processes_is_refused(argv, capsys):
     with pytest.raises(SystemExit):
         take_num_processes(argv)
     assert capsys.readouterr().err.startswith("error: --num_processes must be at least 1, got ")
+
+
+def test_a_signal_reaches_the_others_when_one_process_has_just_ended(monkeypatch):
+    processes = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    workers = [psutil.Process(process.pid) for process in processes]
+    processes[0].kill()
+    processes[0].wait()
+    monkeypatch.setattr(psutil.Process, "children", lambda process: workers)
+    hand_on(signal.SIGTERM, None)
+    assert processes[1].wait(timeout=10) == -signal.SIGTERM
 
 
 @pytest.mark.slow
