@@ -114,6 +114,15 @@ def test_the_covariance_term_of_vicreg_is_zero_for_independent_dimensions_only()
     assert vicreg_loss(diagonal, diagonal, config).item() == pytest.approx(2 * 2 * (0.5 * 4 / 3) ** 2 / 2)
 
 
+def test_vicreg_of_one_sample_is_left_out_in_evaluation_too():
+    """The deviation of one sample is NaN; the last batch of an evaluation may be one."""
+    model = shake(ViCMAEForPreTraining(tiny_config(contrastive_loss="vicreg"))).eval()
+    pixel_values = random_tensor(1, 2, 3, *model.config.image_height_and_width)
+    output = model(pixel_values)
+    assert output.contrastive_loss is None and output.loss == output.reconstruction_loss
+    assert model(pixel_values.repeat(2, 1, 1, 1, 1)).contrastive_loss.isfinite()
+
+
 def test_vicreg_differentiates_both_views():
     first, second = (tensor.requires_grad_() for tensor in projections(4, 3))
     assert torch.autograd.gradcheck(lambda a, b: vicreg_loss(a, b, tiny_config()), (first, second))

@@ -43,7 +43,7 @@ class ViCMAEForPreTrainingOutput(ModelOutput):
         reconstruction_loss (torch.Tensor of shape ()):
             Mean squared error over the masked patches of the reconstructed views.
         contrastive_loss (torch.Tensor of shape (), optional):
-            The contrastive part before weighting; `None` for plain MAE, and for one sample in training.
+            The contrastive part before weighting; `None` for plain MAE, and for one sample (see `can_contrast`).
         logits (torch.Tensor of shape (B, V, L, p * p * C)):
             Reconstructed patches; pixels are ordered row, column, channel.
         mask (torch.Tensor of shape (B, 2, L)):
@@ -952,12 +952,13 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
 
     def can_contrast(self, batch_size: int) -> bool:
         """
-        Whether a batch has a contrastive part. One sample has no negatives, and no statistics for the batch norm, so
-        it trains the reconstruction alone: under Transformers' Trainer, the last batch of an epoch may be one sample.
+        Whether a batch has a contrastive part. One sample has no negatives, and no statistics for the batch norm and
+        for VICReg: under Transformers' Trainer, the last batch of an epoch may be one sample.
         """
-        if not self.training or batch_size * world_size() > 1:
+        needs_several = self.training or self.config.contrastive_loss == "vicreg"
+        if not needs_several or batch_size * world_size() > 1:
             return True
-        logger.warning_once("A batch of one sample trains the reconstruction alone: it has nothing to contrast with.")
+        logger.warning_once("A batch of one sample has nothing to contrast with: its loss is the reconstruction's.")
         return False
 
     def pool_views(self, hidden_states: torch.Tensor) -> torch.Tensor:
