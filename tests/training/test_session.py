@@ -17,6 +17,7 @@ from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
 
 from vicmae_hf import ViCMAEForPreTraining
 from vicmae_hf.errors import InputError
+from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
 from vicmae_hf.training.session import (
@@ -121,9 +122,10 @@ def test_a_config_that_cannot_be_is_one_line(overrides):
 def test_an_output_folder_of_data_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "linked").symlink_to(tmp_path / "data")
-    for name in ("data", "linked"):
+    data, linked = str(tmp_path / "data"), str(tmp_path / "linked")
+    for names in ({"train_data": ["x", data]}, {"train_data": [linked]}, {"train_data": ["x"], "probe_data": data}):
         with pytest.raises(ArgumentsError, match="data is a folder of data; choose another, or one below it"):
-            check_output_dir(arguments(train_data=["x", str(tmp_path / name)], output_dir=str(tmp_path / "data")))
+            check_output_dir(PretrainingArguments(**names, output_dir=data))
     check_output_dir(arguments(train_data=[str(tmp_path / "data")], output_dir=str(tmp_path / "data" / "run")))
 
 

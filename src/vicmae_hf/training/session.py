@@ -271,7 +271,8 @@ def adopt_accumulation(arguments: TrainingArguments, launched: int) -> None:
 def check_output_dir(arguments: TrainingArguments) -> None:
     """Raises an ArgumentsError if the run would replace another one without being told to, or write into its data."""
     folder = Path(arguments.output_dir)
-    refuse_data_folder(folder, [*arguments.train_data, getattr(arguments, "eval_data", None)])
+    other_data = [getattr(arguments, name, None) for name in ("eval_data", "probe_data")]
+    refuse_data_folder(folder, [*arguments.train_data, *other_data])
     if folder.exists() and not folder.is_dir():
         raise ArgumentsError(f"--output_dir {folder} is a file; expected a folder.")
     for path in [*folder.glob("*"), *folder.glob("plots/*")]:
