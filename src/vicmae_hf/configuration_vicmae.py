@@ -124,6 +124,16 @@ class ViCMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         height, width = self.image_height_and_width
         return height // self.patch_size, width // self.patch_size
 
+    def count_visible(self, num_patches: int) -> int:
+        """Counts the patches of a frame that are not masked. Raises a ValueError if that is none of them, or all."""
+        num_visible = round(num_patches * (1 - self.mask_ratio))
+        if not 0 < num_visible < num_patches:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} leaves {num_visible} of {num_patches} patches visible; at least one "
+                "must be visible and one masked."
+            )
+        return num_visible
+
     def validate_vicmae(self):
         """Raises a ValueError that names the setting, its value, and what was expected."""
         positive_fields = (

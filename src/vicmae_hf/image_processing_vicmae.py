@@ -2,12 +2,7 @@
 
 import numpy as np
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    ImageInput,
-    PILImageResampling,
-)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 

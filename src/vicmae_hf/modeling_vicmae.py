@@ -900,12 +900,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         self.get_input_embeddings().check_pixel_values(frames)
         patch_size = self.config.patch_size
         num_patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
-        num_visible = round(num_patches * (1 - self.config.mask_ratio))
-        if not 0 < num_visible < num_patches:
-            raise ValueError(
-                f"mask_ratio={self.config.mask_ratio} leaves {num_visible} of {num_patches} patches visible; at least "
-                "one must be visible and one masked."
-            )
+        num_visible = self.config.count_visible(num_patches)
         noise_shape = (*pixel_values.shape[:2], num_patches)
         if noise is None:
             noise = torch.rand(noise_shape, device=pixel_values.device)

@@ -144,7 +144,7 @@ def test_a_mask_of_all_patches_or_none_is_refused_before_the_data(image_size, ma
     for plan in ([], ["--plan"]):
         process = run_here("run_pretraining.py", *flags, *plan)
         assert process.returncode == 1
-        assert f"leaves {num_visible} of the {(image_size // 4) ** 2} patches of a view visible" in process.stderr
+        assert f"leaves {num_visible} of {(image_size // 4) ** 2} patches visible" in process.stderr
 
 
 @pytest.mark.slow

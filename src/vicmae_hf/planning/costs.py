@@ -45,7 +45,7 @@ def pretraining_flops(
         num_frozen: first layers without a backward pass.
         is_encoded_twice: as with `--contrast_across_accumulation`.
     """
-    num_visible = round(math.prod(config.patch_grid) * (1 - config.mask_ratio))
+    num_visible = config.count_visible(math.prod(config.patch_grid))
     layer = layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
     flops = update_flops(config, num_pairs, num_frozen)
     return flops + (2 * num_pairs * config.num_hidden_layers * layer if is_encoded_twice else 0)

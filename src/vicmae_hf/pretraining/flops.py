@@ -23,14 +23,14 @@ def update_flops(config: ViCMAEConfig, num_pairs: int, num_frozen: int = 0) -> i
         num_frozen: first layers of the encoder that are not trained; they and the embeddings have no backward pass.
     """
     num_patches = math.prod(config.patch_grid)
-    num_visible = round(num_patches * (1 - config.mask_ratio))
+    num_visible = config.count_visible(num_patches)
     num_pixels = config.num_channels * config.patch_size**2  # of a patch
     embeddings = 2 * num_visible * num_pixels * config.hidden_size
-    layers = layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
-    encoder = config.num_hidden_layers * layers  # of one view
+    layer = layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
+    encoder = config.num_hidden_layers * layer  # of one view
     decoder_width = config.decoder_hidden_size
-    layers = layer_flops(num_patches + 1, decoder_width, config.decoder_intermediate_size)
-    decoder = config.decoder_num_hidden_layers * layers
+    decoder_layer = layer_flops(num_patches + 1, decoder_width, config.decoder_intermediate_size)
+    decoder = config.decoder_num_hidden_layers * decoder_layer
     decoder += 2 * (num_visible + 1) * config.hidden_size * decoder_width
     decoder += 2 * num_patches * decoder_width * num_pixels
     num_decoded = 2 if config.reconstruct == "both" else 1
@@ -42,6 +42,6 @@ def update_flops(config: ViCMAEConfig, num_pairs: int, num_frozen: int = 0) -> i
         others = {"info_nce": num_pairs, "nt_xent": 2 * num_pairs, "vicreg": width, "simsiam": 0}
         comparison = 4 * width * others[config.contrastive_loss]
     pair = 2 * (encoder + projector) + num_decoded * decoder + comparison
-    frozen = 2 * num_frozen * layer_flops(num_visible + 1, config.hidden_size, config.intermediate_size)
+    frozen = 2 * num_frozen * layer
     # Pixels get no gradient. Where layers are frozen, the patch embedding is too.
     return num_pairs * (3 * pair - 2 * frozen + (1 if num_frozen else 2) * 2 * embeddings)

@@ -190,14 +190,12 @@ def small_data_settings(arguments: PresetArguments, num_samples: int, num_proces
 
 def check_mask(config: ViCMAEConfig) -> None:
     """Raises an ArgumentsError if the mask would hide all patches of a view, or none, before any data is read."""
-    num_patches = math.prod(config.patch_grid)
-    num_visible = round(num_patches * (1 - config.mask_ratio))
-    if not 0 < num_visible < num_patches:
+    try:
+        config.count_visible(math.prod(config.patch_grid))
+    except ValueError as error:
         raise ArgumentsError(
-            f"mask_ratio={config.mask_ratio} leaves {num_visible} of the {num_patches} patches of a view visible; at "
-            "least one must be visible and one masked. Take a larger --image_size, a smaller patch_size or another "
-            "mask_ratio (--config_overrides)."
-        )
+            f"{error} Take a larger --image_size, a smaller patch_size or another mask_ratio (--config_overrides)."
+        ) from error
 
 
 def freeze_layers(model: nn.Module, num_layers: int | None) -> None:

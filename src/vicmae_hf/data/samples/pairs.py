@@ -97,7 +97,6 @@ class FramePairDataset(torch.utils.data.Dataset):
 
     def read_pair(self, item: MediaItem, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Makes two views of a file: `{"pixel_values": uint8 (2, 3, H, W)}`."""
-
         frames = self.loader.read_frames(  # (2, 3, H, W); an image twice
             item,
             lambda reader: self.frame_sampling.sample(reader.timestamps, reader.duration, generator),

@@ -110,7 +110,6 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) 
     stays whole, as do images, and files that cannot be opened within `seconds_per_file`: these are told of when they
     are read. Where the source's table has durations, no file is opened.
     """
-
     spans = find_spans(source, seconds_per_file)
     places, times = [], []
     for place, (start, duration) in enumerate(spans):
