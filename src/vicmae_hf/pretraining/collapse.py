@@ -63,15 +63,15 @@ def collapse_metrics(embeddings: torch.Tensor) -> dict[str, float]:
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
-def effective_rank(matrix: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:
-    """RankMe: exponential of the entropy of the singular values of `(N, D)`, as shares of their sum plus `epsilon`."""
+def effective_rank(matrix: torch.Tensor) -> torch.Tensor:
+    """RankMe: exponential of the entropy of the singular values of `(N, D)`, as shares of their sum plus 1e-7."""
     # Roots of the eigenvalues of the smaller Gram matrix, in float64 because squares lose half of the digits: half
     # the time of a singular value decomposition.
     matrix = (matrix.cpu() if matrix.device.type == "mps" else matrix).double()  # Macs' GPUs have no float64
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
     singular_values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     total = singular_values.sum()
-    shares = singular_values / torch.where(total > 0, total, 1) + epsilon  # all zero: no division by zero
+    shares = singular_values / torch.where(total > 0, total, 1) + 1e-7  # all zero: no division by zero
     return (-shares * shares.log()).sum().exp()
 
 

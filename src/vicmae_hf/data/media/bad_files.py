@@ -313,7 +313,7 @@ class BadFiles:
             self.retry_times.pop(name, None)
             return
         self.errors.setdefault(name, error)
-        if entry.get("transient") or entry.get("timed_out"):  # as versions before called it
+        if entry.get("transient"):
             self.retry_times[name] = time.time() + RETRY_SECONDS
 
 

@@ -57,7 +57,6 @@ class FramePairDataset(torch.utils.data.Dataset):
         self.frame_sampling = frame_sampling
         self.bad_files = bad_files
         self.loader = loader
-        self.samples_per_file = samples_per_file
         self.seed = seed
         self.name = ", ".join(source.name for source in self.sources)
         self.lengths = [len(source) for source in self.sources]

@@ -17,13 +17,7 @@ from ..loading.loader import loader_settings
 from ..media.bad_files import BadFiles, BadFilesError
 from ..sources.frame_store import ROW_COLUMNS, FrameStoreSource, StoredItem, has_frames
 from ..sources.selection import list_media
-from ..sources.sources import (
-    STORED_TIMES,
-    DataSourceError,
-    SourceSettings,
-    is_saved_dataset,
-    open_source,
-)
+from ..sources.sources import STORED_TIMES, DataSourceError, SourceSettings, is_saved_dataset, open_source
 from ..sources.tables import as_source_error, hub_options, load_hub_dataset
 from .augmentation import RandomView
 from .frame_sampling import FrameSampling
@@ -163,8 +157,6 @@ class FramePairStream(torch.utils.data.IterableDataset):
     num_processes: int = 1
     batch_size: int = 1
     start_batch: int = 0
-
-    samples_per_file = 1  # as `FramePairDataset` has it, for the settings of a checkpoint
 
     @property
     def lengths(self) -> list[int]:

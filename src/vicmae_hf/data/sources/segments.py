@@ -104,7 +104,7 @@ class SteppedSource(SegmentedSource):
         return SteppedSource(self.source, self.places[indices], [self.bounds[index] for index in indices])
 
 
-def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) -> SegmentedSource:
+def divide(source: MediaSource, seconds: float, seconds_per_file: float) -> SegmentedSource:
     """
     Divides each video of a source into equal segments of about `seconds`; what is shorter than one and a half of them
     stays whole, as do images, and files that cannot be opened within `seconds_per_file`: these are told of when they
@@ -127,9 +127,7 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float = 60.0) 
     return SegmentedSource(source, np.array(places, dtype=np.int64), times)
 
 
-def cut_into_steps(
-    source: MediaSource, seconds: float, steps_per_item: int, seconds_per_file: float = 60.0
-) -> SteppedSource:
+def cut_into_steps(source: MediaSource, seconds: float, steps_per_item: int, seconds_per_file: float) -> SteppedSource:
     """
     Cuts each video of a source into steps of `seconds` from its beginning, or from that of the part that a list names.
     The last one is shorter, or up to a tenth longer. No file is opened where the source's table has durations.

@@ -57,7 +57,7 @@ def list_media(name: str, folder: Path, frame_folders: bool = False) -> tuple[li
     return media, parquet
 
 
-def select_media(name: str, files: list[str], frame_folders: bool = False) -> list[str]:
+def select_media(name: str, files: list[str], frame_folders: bool) -> list[str]:
     """
     Returns the videos and images among `files`, with `frame_folders` the folders in the place of images. Says once for
     each source how many files are left out.
