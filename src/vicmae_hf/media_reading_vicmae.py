@@ -148,10 +148,8 @@ def find_number_type(image: Image.Image) -> tuple[str, int] | None:
     # Pillow opens as "I" (int32) what fits nowhere else: 16 bits of PGM, signed and 32-bit ones of TIFF.
     is_wide = image.mode == "I" and image.format != "PPM"
     tags = getattr(image, "tag_v2", {})
-    (bits, *_), (sample_format, *_) = (
-        tags.get(BITS_PER_SAMPLE, (32 if is_wide else 16,)),
-        tags.get(SAMPLE_FORMAT, (UNSIGNED if tags else None,)),
-    )
+    bits, *_ = tags.get(BITS_PER_SAMPLE, [32 if is_wide else 16])
+    sample_format, *_ = tags.get(SAMPLE_FORMAT, [UNSIGNED if tags else None])
     is_signed = is_wide and sample_format != UNSIGNED
     return f"{'' if is_signed else 'u'}int{32 if bits > 16 else 16}", bits - is_signed
 

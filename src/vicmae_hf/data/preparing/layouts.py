@@ -37,11 +37,7 @@ from ..sources.lists import (
     take_column,
 )
 from ..sources.selection import list_files
-from ..sources.sources import (
-    IMAGE_EXTENSIONS,
-    VIDEO_EXTENSIONS,
-    DataSourceError,
-)
+from ..sources.sources import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, DataSourceError
 from ..sources.tables import as_source_error, load_hub_dataset
 
 

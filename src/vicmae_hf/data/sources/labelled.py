@@ -16,12 +16,7 @@ from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
 from .label_lists import has_no_label, renumber, to_targets, used_classes
 from .selection import finish_source, list_files, select_media, table_of_paths
-from .sources import (
-    MediaSource,
-    SourceSettings,
-    is_saved_dataset,
-    open_source,
-)
+from .sources import MediaSource, SourceSettings, is_saved_dataset, open_source
 
 
 logger = logging.getLogger(__name__)

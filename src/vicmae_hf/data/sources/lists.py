@@ -69,7 +69,7 @@ class ListedSource(MediaSource):
 
     def __getitem__(self, index: int) -> EncodedItem:
         item = super().__getitem__(index)
-        start, end = (None if math.isnan(times[index]) else float(times[index]) for times in (self.starts, self.ends))
+        start, end = drop_nan(float(self.starts[index]), float(self.ends[index]))
         if start is None and end is None:
             return item
         return replace(item, name=f"{item.name} {name_excerpt(start, end)}", start=start, end=end)
