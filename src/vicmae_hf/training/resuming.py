@@ -31,8 +31,9 @@ MAY_CHANGE = {
     *("config_overrides", "image_size"),
     *("model.transformers_version", "model.dtype", "model.architectures", "model._name_or_path"),
 }
-# In a stream each worker reads shards of its own, so their number decides the order.
+# How a total batch is divided.
 DIVISION = ("num_processes", "per_device_train_batch_size", "gradient_accumulation_steps")
+# In a stream each worker reads shards of its own, so their number decides the order, too.
 DIVISION_OF_STREAM = {"dataloader_num_workers", *DIVISION}
 # These follow from the others, and are told only where none of those differs.
 FOLLOWING = {"learning_rate", "steps_per_epoch"}

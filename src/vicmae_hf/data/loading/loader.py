@@ -154,7 +154,7 @@ def loader_settings(num_workers: int, pin_memory: bool) -> dict[str, Any]:
 def build_dataloader(
     dataset: torch.utils.data.Dataset, batch_sampler: EpochBatchSampler, num_workers: int, pin_memory: bool
 ) -> torch.utils.data.DataLoader:
-    """Makes a loader of `{"pixel_values": uint8 (B, 2, 3, H, W)}`. Its workers live as long as the run."""
+    """Makes a loader of the samples of a dataset, in batches. Its workers live as long as the run."""
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=batch_sampler, **loader_settings(num_workers, pin_memory)
     )

@@ -52,7 +52,6 @@ class ViewDataset(torch.utils.data.Dataset):
     once and seen by the model once. So are equal clips of a video that is too short for different ones.
 
     Item `i` is `{"index": i, "pixel_values", "weights"}`:
-        label: class index, -1 if the source has none.
         pixel_values: the V distinct views, `(V, T, 3, H, W)` for `task="video"`, `(V, 3, H, W)` for "image". They are
             still to be normalised (see `normalize_views`).
         weights: `(P, V)`, float32. Row p averages the views of protocol p; rows sum to 1.
