@@ -267,6 +267,13 @@ def test_files_give_the_right_frames(name, codec, options, tmp_path):
     assert frames_of([path, Path(path)], num_frames=2) == [[15, 45], [15, 45]]
 
 
+def test_a_stream_without_a_container(tmp_path):
+    """It tells no number of frames, and nobody can seek in it."""
+    processor = ViCMAEVideoProcessor(**SMALL, do_sample_frames=True, num_frames=6)
+    path = write_video(tmp_path / "stream.h264", 60)
+    assert decoded_indices(processor(path, return_tensors="pt").pixel_values) == [[5, 15, 25, 35, 45, 55]]
+
+
 def test_a_short_file_repeats_frames(tmp_path):
     path = write_video(tmp_path / "short.mp4", 4)
     processor = ViCMAEVideoProcessor(**SMALL)

@@ -321,7 +321,6 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
     try:
         with open_container(video) as container:
             stream = find_stream(container, video)
-            stream.thread_type = "AUTO"  # one file at a time, so it may use all cores
             frame_rate = stream.average_rate or stream.guessed_rate
             metadata = VideoMetadata(
                 # Some containers don't state their number of frames; then packets are counted.
@@ -329,16 +328,16 @@ def read_video(video: str, sample_indices_fn: Callable[..., np.ndarray] | None =
                 fps=float(frame_rate) if frame_rate else None,
                 video_backend="pyav",
             )
+        indices = sample_indices_fn(metadata=metadata)
+        frames, num_decoded = decode_frames(video, indices)
+        # Headers may promise more frames than there are. Then we choose again among those that are there.
+        if 0 < num_decoded <= max(indices):
+            logger.warning(
+                f"{video}: expected {metadata.total_num_frames} frames, found {num_decoded}; sampling those."
+            )
+            metadata.total_num_frames = num_decoded
             indices = sample_indices_fn(metadata=metadata)
-            frames, num_decoded = decode_frames(container, stream, indices)
-            # Headers may promise more frames than there are. Then we choose again among those that are there.
-            if 0 < num_decoded <= max(indices):
-                logger.warning(
-                    f"{video}: expected {metadata.total_num_frames} frames, found {num_decoded}; sampling those."
-                )
-                metadata.total_num_frames = num_decoded
-                indices = sample_indices_fn(metadata=metadata)
-                frames, num_decoded = decode_frames(container, stream, indices)
+            frames, num_decoded = decode_frames(video, indices)
     except av.error.FileNotFoundError:
         raise
     except av.error.FFmpegError as error:
@@ -358,16 +357,19 @@ def all_frame_indices(metadata: VideoMetadata) -> np.ndarray:
     return np.arange(metadata.total_num_frames)
 
 
-def decode_frames(container, stream, indices: np.ndarray) -> tuple[dict[int, np.ndarray], int]:
+def decode_frames(video: str, indices: np.ndarray) -> tuple[dict[int, np.ndarray], int]:
     """Decodes from the start to the last of `indices`: those frames (H, W, 3) by index, and how many were decoded."""
     wanted, last = set(indices.tolist()), max(indices)
     frames, num_decoded = {}, 0
-    container.seek(0)
-    for frame in container.decode(stream):
-        if num_decoded in wanted:
-            # Degrees anticlockwise. Cameras turn by quarters only.
-            frames[num_decoded] = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
-        num_decoded += 1
-        if num_decoded > last:
-            break
+    # Opened anew and not sought, because files without a container (.h264) cannot be sought in.
+    with open_container(video) as container:
+        stream = container.streams.best("video")
+        stream.thread_type = "AUTO"  # one file at a time, so it may use all cores
+        for frame in container.decode(stream):
+            if num_decoded in wanted:
+                # Degrees anticlockwise. Cameras turn by quarters only.
+                frames[num_decoded] = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+            num_decoded += 1
+            if num_decoded > last:
+                break
     return frames, num_decoded
