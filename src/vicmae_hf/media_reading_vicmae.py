@@ -361,7 +361,7 @@ def decode_frames(video: str, indices: np.ndarray) -> tuple[dict[int, np.ndarray
     """Decodes from the start to the last of `indices`: those frames (H, W, 3) by index, and how many were decoded."""
     wanted, last = set(indices.tolist()), max(indices)
     frames, num_decoded = {}, 0
-    # Opened anew and not sought, because files without a container (.h264) cannot be sought in.
+    # Opened anew and not rewound, because streams without a container (.h264) allow no seeking.
     with open_container(video) as container:
         stream = container.streams.best("video")
         stream.thread_type = "AUTO"  # one file at a time, so it may use all cores

@@ -215,6 +215,12 @@ def test_what_cannot_be_streamed_is_refused(store, tmp_path):
     datasets.Dataset.from_dict({"duration": [1.0]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(InputError, match="only frame stores are streamed"):
         load(tmp_path / "other.parquet")
+    features = open_stream(store).rows.features
+    datasets.Dataset.from_dict({name: [] for name in features}, features=features).to_parquet(
+        tmp_path / "none.parquet"
+    )
+    with pytest.raises(InputError, match=r"none\.parquet: has no rows"):
+        load(tmp_path / "none.parquet")
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "missing")
     with pytest.raises(InputError, match="one data source"):

@@ -141,7 +141,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if color_space in ("CMYK", "YCCK") or height * width > Image.MAX_IMAGE_PIXELS:
+    if color_space in ("CMYK", "YCCK") or height * width > (Image.MAX_IMAGE_PIXELS or np.inf):
         return None
     return None if _may_be_turned(data) and _orientation(data) != 1 else (height, width)
 

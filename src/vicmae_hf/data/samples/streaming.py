@@ -284,6 +284,8 @@ def open_pair_stream(
     """Opens one frame store as a stream of pairs (see `load_frame_pairs`)."""
     stream = open_stream(name, settings)
     num_files = stream.count_all_rows()
+    if num_files == 0:
+        raise DataSourceError(f"{stream.name}: has no rows.")
     return FramePairStream(
         stream, num_files, view, frame_sampling, BadFiles(bad_files_path, num_files, max_bad_files), seed, num_patches
     )
