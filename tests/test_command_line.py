@@ -77,7 +77,7 @@ def test_a_file_gives_settings_and_flags_win(tmp_path, extension):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("num_train_epoch: 3", "unknown setting 'num_train_epoch'. Did you mean 'num_train_epochs'"),
+        ("num_train_epoch: 3", "unknown setting 'num_train_epoch'. Did you mean num_train_epochs"),
         ("push_to_hub: 1", "push_to_hub must be true or false, got 1"),
         ("- a", "expected settings as `name: value`, got list"),
         ("a: [", "cannot be read as settings"),
@@ -155,7 +155,7 @@ def test_keywords_are_checked_as_flags_are():
     flags = ["--image_size", "160", "96", "--config_overrides", "hidden_size=64", "--push_to_hub"]
     assert arguments == parse(*REQUIRED, *flags, "--no-horizontal_flip")
     for settings, message in [
-        ({"num_train_epoch": 3}, "unknown setting 'num_train_epoch'. Did you mean 'num_train_epochs'?"),
+        ({"num_train_epoch": 3}, "unknown setting 'num_train_epoch'. Did you mean num_train_epochs?"),
         ({"seed": -1}, "--seed must be between 0 and"),
         ({"seed": 1.5}, "invalid int value: '1.5'"),
         ({"horizontal_flip": "no"}, "horizontal_flip must be true or false, got 'no'"),
@@ -180,7 +180,7 @@ def test_config_overrides():
     )
     assert changes == {"hidden_size": 64, "norm_pix_loss": False, "contrastive_loss": "none", "temperature": 0.2}
     assert parse_config_overrides(ViCMAEConfig, None) == {}
-    with pytest.raises(ArgumentsError, match=r"no field 'hiden_size'. Did you mean 'hidden_size'"):
+    with pytest.raises(ArgumentsError, match=r"no field 'hiden_size'. Did you mean hidden_size"):
         parse_config_overrides(ViCMAEConfig, "hiden_size=3")
     with pytest.raises(ArgumentsError, match="expected name=value, got 'hidden_size'"):
         parse_config_overrides(ViCMAEConfig, "hidden_size")

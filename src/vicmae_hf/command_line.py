@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -96,6 +96,12 @@ def one_line(error: object) -> str:
     return re.sub(r"\s*\n\s*", " ", hide_secrets(str(error)).strip())
 
 
+def hint_at_nearest(name: str, known: Iterable[str]) -> str:
+    """Asks for the known name that a misspelt one is nearest to; empty if none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 class UsageError(ArgumentsError):
     """The command line is wrong: a flag is unknown or missing, or its value of the wrong kind."""
 
@@ -175,10 +181,9 @@ def _read_flags(
     """Reads the flags of a file and those of the command line, which win."""
     values, unknown = parser.parse_known_intermixed_args([*in_file, *argv])
     values = vars(values)
-    for flag in unknown:
-        name = flag.partition("=")[0]
-        near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
-        raise UsageError(f"unknown flag {name}." + (f" Did you mean {near[0]}?" if near else ""))
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        raise UsageError(f"unknown flag {name}.{hint_at_nearest(name, parser._option_string_actions)}")
     if data := values.pop("DATA", None):
         name = _first_field(arguments_class, DATA_FIELDS)
         takes_list = get_origin(_types(arguments_class)[name]) is list
@@ -279,10 +284,7 @@ def _settings_as_flags(settings: dict[str, Any], arguments_class: type, path: st
     flags = []
     for name, value in settings.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            raise ArgumentsError(
-                f"{path}: unknown setting {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-            )
+            raise ArgumentsError(f"{path}: unknown setting {name!r}.{hint_at_nearest(str(name), known)}")
         if value is None:  # `name:` without a value leaves the default
             continue
         if value is False and "no" in get_args(known[name]):
@@ -316,9 +318,9 @@ def parse_config_overrides(config_class: type[PreTrainedConfig], overrides: str 
         if not separator:
             raise ArgumentsError(f"--config_overrides: expected name=value, got {pair!r}.")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ArgumentsError(f"--config_overrides: the config has no field {name!r}.{hint}")
+            raise ArgumentsError(
+                f"--config_overrides: the config has no field {name!r}.{hint_at_nearest(name, known)}"
+            )
         try:
             changes[name] = read_value(value)
         except yaml.YAMLError as error:
