@@ -54,6 +54,7 @@ class Limits(Settings):
     ("changes", "message"),
     [
         ({"least": 1}, "--least must be at least 2, got 1."),
+        ({"least": -(10**400)}, f"--least must be at least 2, got {-(10**400)}."),
         ({"share": -0.1}, "--share must be between 0 and 1, got -0.1."),
         ({"share": 1.1}, "--share must be between 0 and 1, got 1.1."),
         ({"inside": [0.5, 1.0]}, "--inside must be above 0 and below 1, got 1.0."),

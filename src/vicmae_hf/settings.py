@@ -103,14 +103,14 @@ def part_of(settings: Settings, part: type[Part]) -> Part:
 
 def check_limits(name: str, number: float, limits: dict[str, float]) -> None:
     """Raises an ArgumentsError if a number is not finite or out of its limits, `{"minimum": 1}` for example."""
-    holds = all(BOUNDS[bound][1](number, limit) for bound, limit in limits.items())
-    if holds and math.isfinite(number):
+    is_finite = abs(number) < math.inf  # `math.isfinite` takes no whole number beyond the floats
+    if is_finite and all(BOUNDS[bound][1](number, limit) for bound, limit in limits.items()):
         return
     if limits.keys() == {"minimum", "maximum"}:
         expected = f"between {limits['minimum']} and {limits['maximum']}"
     else:
         expected = " and ".join(f"{BOUNDS[bound][0]} {limit}" for bound, limit in limits.items())
-    words = [expected] if math.isfinite(number) else ["finite", *filter(None, [expected])]
+    words = [expected] if is_finite else ["finite", *filter(None, [expected])]
     raise ArgumentsError(f"--{name} must be {' and '.join(words)}, got {number}.")
 
 
