@@ -12,7 +12,7 @@ import torch
 
 from ...errors import InputError
 from .odd_videos import is_fragmented
-from .video import SEEKABLE_CONTAINERS, BackendError, PyAVDecoder, one_line, raised_as_backend_error
+from .video import SEEKABLE_CONTAINERS, BackendError, PyAVDecoder, first_line, raised_as_backend_error
 
 
 class DecordDecoder:
@@ -105,6 +105,6 @@ def check_backend(backend: str) -> None:
             OTHER_DECODERS[backend].import_library()
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(
-            f"The video backend {backend!r} cannot be used: {one_line(error)}. Install it (see docs/decoding.md), or "
-            f"choose another one of {', '.join(BACKENDS)}."
+            f"The video backend {backend!r} cannot be used: {first_line(error)}. Install it (see docs/decoding.md), "
+            f"or choose another one of {', '.join(BACKENDS)}."
         ) from error

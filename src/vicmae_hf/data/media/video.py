@@ -67,7 +67,7 @@ def raised_as_backend_error(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise BackendError(one_line(error)) from error
+        raise BackendError(first_line(error)) from error
 
 
 class PyAVDecoder:
@@ -523,8 +523,8 @@ def warn_once(key: str, message: str, *values: object, say: Callable[..., None] 
         say(message, *values)
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """Returns the first line of an error's message, without decord's source locations and stack trace."""
+def first_line(error: BaseException) -> str:
+    """Returns at most 200 letters of an error's first line, without decord's source locations and stack trace."""
     message = re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error))
     line = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return line if len(line) <= 200 else line[:199] + "…"
