@@ -116,7 +116,7 @@ def test_ranges_count_the_numbers_that_a_pgm_file_has(tmp_path, maximum, caplog)
     image = Image.open(tmp_path / "a.pgm")
     image.load()
     to_rgb(image, "0,4095")
-    assert "Give an image that is only opened, or its path." in caplog.text
+    assert "Give its path, or an image that was opened and not yet loaded." in caplog.text
 
 
 def test_an_image_in_memory_that_may_have_16_or_32_bits():

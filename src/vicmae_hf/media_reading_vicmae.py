@@ -105,7 +105,7 @@ def to_rgb(image: Image.Image, image_range: str = "type") -> np.ndarray:
     Raises:
         ValueError: if there is no such range, the type's range holds none of the numbers, or a pixel is no number.
     """
-    # First, because a copy knows its file no more.
+    # First, because the upright copy no longer knows its file.
     number_type, largest = find_number_type(image), find_pgm_maximum(image, image_range)
     upright = ImageOps.exif_transpose(image)
     if number_type is None:
@@ -125,14 +125,14 @@ def to_rgb(image: Image.Image, image_range: str = "type") -> np.ndarray:
 def find_pgm_maximum(image: Image.Image, image_range: str) -> int | None:
     """
     Finds the largest number that a PGM file may have, from which Pillow scales all to 65535; "LOW,HIGH" are numbers of
-    the file. None where Pillow leaves the numbers as they are, or the range is none of such numbers.
+    the file. None where Pillow leaves the numbers as they are, or the range is another one.
     """
     if image.format != "PPM" or image.mode != "I" or image_range in ("type", "file"):
         return None
-    if not image.tile:  # it says how the file is to be read, as long as it was not
+    if not image.tile:  # it says how to read the file, and is empty once that is done
         logger.warning_once(
             "image_range='LOW,HIGH': Pillow scales the numbers of a PGM to 65535 when it loads the file, and a loaded "
-            "image does not tell from where. Give an image that is only opened, or its path."
+            "image no longer tells their maximum. Give its path, or an image that was opened and not yet loaded."
         )
         return None
     arguments = image.tile[0][3]
@@ -168,7 +168,7 @@ def scale_numbers(numbers: np.ndarray, image_range: str = "type", bits: int | No
     is_integer = np.issubdtype(numbers.dtype, np.integer)
     if not is_integer and (missing := np.isnan(numbers).mean()):
         raise ValueError(
-            f"{missing:.2%} of its pixels are no numbers (NaN). Put numbers in their places, for how bright they "
+            f"{missing:.2%} of its pixels are no numbers (NaN). Replace each by a number that says how bright it "
             "should be."
         )
     finite = numbers if is_integer else numbers[np.isfinite(numbers)]
@@ -181,7 +181,7 @@ def scale_numbers(numbers: np.ndarray, image_range: str = "type", bits: int | No
         limits = (0.0, 1.0)
     low, high = (smallest, largest) if limits == "file" else limits
     scaled = (numbers.astype(np.float64) - low) * (255 / (high - low if high > low else math.inf))
-    # Infinity times 0, in a picture of one number, is none.
+    # Infinity times 0, in a picture that has one number only, is NaN.
     return np.rint(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)).astype(np.uint8)
 
 

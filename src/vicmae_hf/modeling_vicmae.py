@@ -812,7 +812,7 @@ class ViCMAEModel(ViCMAEPreTrainedModel):
 
     def pool(self, last_hidden_state: torch.Tensor, length: int = 1) -> torch.Tensor:
         """Tokens of `length` tubelets `(B, 1 + N, D)` -> `(B, D)` by `config.pooling`; `(B, t * D)` by "tubelets"."""
-        if self.config.pooling == "tubelets":  # t is that of the config, as it is of temporal positions
+        if self.config.pooling == "tubelets":  # t is the config's, as for temporal positions
             means = last_hidden_state[:, 1:].unflatten(1, (length, -1)).mean(2)  # (B, length, D)
             return resample_temporal_positions(means, self.config.num_frames // self.config.tubelet_size).flatten(1)
         pooled = last_hidden_state[:, 0] if self.config.pooling == "cls" else last_hidden_state[:, 1:].mean(1)

@@ -34,7 +34,7 @@ from ..training.session import refuse_data_folder, run_script
 @dataclass(kw_only=True)
 class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
-    data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store that the frames are of")
+    data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store to take the frames from")
     output_dir: str = setting(REQUIRED, f"folder for {', '.join(PICTURES)}")
     image_range: str | None = setting(
         None, "of images of more than 8 bits: type, file or LOW,HIGH; default: as the model's processor says"

@@ -64,7 +64,7 @@ class PresetArguments(PretrainingArguments):
         None, "small-data: schedule, batch, pairs of a recording and model that fit little data, where not given"
     )
     freeze_layers: int | None = setting(
-        None, "keep embeddings and so many first layers of the encoder as --model_name_or_path has them", minimum=1
+        None, "keep embeddings and this many first layers of the encoder as --model_name_or_path has them", minimum=1
     )
     plan: bool = setting(False, "say what the run would take, as `vicmae plan`, and train nothing")
 
@@ -103,22 +103,22 @@ def fit_to_data(arguments: PretrainingArguments, config: ViCMAEConfig, num_sampl
     schedule, and of a batch, that are too large for the samples.
 
     Args:
-        num_processes: of the run; the main one speaks.
+        num_processes: of the run.
     """
     is_preset = isinstance(arguments, PresetArguments)
     if is_preset and arguments.preset == "small-data":
         fill_in_preset(arguments, num_samples, num_processes)
     batch_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes
     if is_preset and arguments.preset is None and arguments.has_default_schedule and num_samples < FEW_SAMPLES:
-        num_steps = max(num_samples // batch_size, 1)
+        steps_per_epoch = max(num_samples // batch_size, 1)
         logger.warning(
             "The schedule is Table 1's, for more than a million samples; here are %d, an epoch has %d updates, and "
             "the contrastive loss starts after %d of %d. --preset small-data fits the settings to the data, "
             "and `vicmae plan` says what a run takes.",
             num_samples,
-            num_steps,
-            math.ceil(arguments.contrastive_start_epoch * num_steps),
-            arguments.num_train_epochs * num_steps,
+            steps_per_epoch,
+            math.ceil(arguments.contrastive_start_epoch * steps_per_epoch),
+            arguments.num_train_epochs * steps_per_epoch,
         )
     if num_samples < batch_size and config.contrastive_loss != "none":
         logger.warning(
@@ -131,7 +131,7 @@ def fit_to_data(arguments: PretrainingArguments, config: ViCMAEConfig, num_sampl
 
 
 def fill_in_preset(arguments: PresetArguments, num_samples: int, num_processes: int) -> None:
-    """Fills in what the user did not give: values for so many samples, or those of the run that goes on."""
+    """Fills in what the user did not give: values for `num_samples`, or those of the run that goes on."""
     chosen = small_data_settings(arguments, num_samples, num_processes)
     source = f"for {num_samples:,} samples an epoch"
     if before := settings_of_resumed(arguments):

@@ -285,7 +285,7 @@ class Checkpoints:
             self._remove(path)
 
     def remove_later(self, step: int) -> None:
-        """Removes checkpoints after `step`: the run is about to make these updates again, perhaps otherwise."""
+        """Removes checkpoints after `step`: the run will make these updates again, perhaps with other results."""
         for path in list_checkpoints(self.output_dir):
             if int(path.name.split("-")[1]) > step:
                 logger.warning("%s is removed: the run goes on from before it.", path)
@@ -345,7 +345,7 @@ class Checkpoints:
             model.save_checkpoint(Path(output_dir))
         else:
             save_finite(model, output_dir)
-        weights.clear()  # what is left here Accelerate would save, too
+        weights.clear()  # Accelerate would save what is left here, too
 
     def _load_model(self, models: list, input_dir: str) -> None:
         model = unwrap(self.accelerator, models.pop())  # taken away: Accelerate loads those that are left

@@ -42,8 +42,8 @@ def unsupported(engine: str, cause: str) -> ArgumentsError:
     return ArgumentsError(
         f"accelerate's configuration chooses {engine} ({cause}), which is not supported. Supported are one process, "
         "and several processes with the whole model in each, on CPUs or GPUs, in float32, bf16 or fp16, and FSDP2 for "
-        "pretraining. Run "
-        "`accelerate config` again without it, or name another file: accelerate launch --config_file FILE."
+        "pretraining. Run `accelerate config` again without it, or name another file: accelerate launch --config_file "
+        "FILE."
     )
 
 

@@ -160,7 +160,7 @@ class Updates:
     ):
         if not optimizer.optimizer.defaults.get("fused"):
             raise ValueError(
-                "The optimizer must be a fused one (`fused=True`): others make updates that are not finite."
+                "The optimizer must be a fused one (`fused=True`): others would make updates that are not finite."
             )
         self.accelerator = accelerator
         self.model = model

@@ -46,8 +46,8 @@ RUN_NAMES = {
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     """
-    Reads the objects of a file of JSON lines; none if there is no such file. A line that is none is passed over with a
-    warning: a process that was killed, or a full disk, leaves half of one.
+    Reads the objects of a file of JSON lines; none if there is no such file. A line that is not an object is passed
+    over with a warning: a process that was killed, or a full disk, leaves half a line.
     """
     path, entries = Path(path), []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
@@ -125,7 +125,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def has_screen() -> bool:
-    """Whether somebody looks on: in a terminal or a notebook."""
+    """Whether somebody is watching: in a terminal or a notebook."""
     return sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__")
 
 
@@ -193,7 +193,7 @@ class MetricsLog:
         self.samples_name = samples_name
         self.num_steps = num_steps
         self.start_step = start_step
-        self.before = (0, 0.0, 0.0)  # samples, seconds and waiting at the last line, so that rates are of now
+        self.before = (0, 0.0, 0.0)  # samples, seconds and waiting at the last line, so that rates are current
         self.last_progress = time.monotonic()
         if accelerator.is_main_process:
             kept = [line for line in read_metrics(output_dir) if line.get("step", math.inf) <= start_step]

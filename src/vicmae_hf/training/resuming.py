@@ -17,7 +17,7 @@ class CheckpointError(InputError):
     """A checkpoint is missing, damaged or of another run, or cannot be written; the message says which and why."""
 
 
-# What a resumed run may have otherwise: where things are and how they are reported, how fast and how patiently files
+# What may differ in a resumed run: where things are and how they are reported, how fast and how patiently files
 # are read, how the same batch is divided, how memory is saved.
 MAY_CHANGE = {
     *("output_dir", "train_data", "eval_data", "probe_data", "data_root", "probe_steps"),
@@ -35,7 +35,7 @@ MAY_CHANGE = {
 DIVISION = ("num_processes", "per_device_train_batch_size", "gradient_accumulation_steps")
 # In a stream each worker reads shards of its own, so their number decides the order, too.
 DIVISION_OF_STREAM = {"dataloader_num_workers", *DIVISION}
-# These follow from the others, and are told only where none of those differs.
+# These follow from the others, and are named only where none of those differs.
 FOLLOWING = {"learning_rate", "steps_per_epoch"}
 
 
@@ -86,7 +86,7 @@ def check_same_in_all_processes(data: dict[str, str]) -> None:
             name = next(name for name in data if other[name] != found[0][name])
             raise InputError(
                 f"{name}: process {process} has found other items ({other[name]}) than process 0 ({found[0][name]}). "
-                "Run again; if it comes again, see to it that all machines read the same files."
+                "Run again; if that fails too, make sure that all machines read the same files."
             )
 
 
@@ -128,7 +128,7 @@ def check_same_run(checkpoint: str, before: dict[str, Any], now: dict[str, Any])
 
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Says what a resumed run does otherwise than before, of what a user should know."""
+    """Says what a resumed run does differently from before, of what a user should know."""
     lines = []
     if now["num_steps"] != before["num_steps"]:
         lines.append(
@@ -138,9 +138,9 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if any(now[name] != before[name] for name in DIVISION):
         processes, batch, accumulation = (f"{now[name]} (was {before[name]})" for name in DIVISION)
         lines.append(
-            f"The batch of {now['total_batch_size']} is divided otherwise now: {processes} processes, {batch} samples "
-            f"each, {accumulation} steps an update. The samples, views and masks stay the same. Dropout, stochastic "
-            "depth and mixing draw other numbers, if they are used."
+            f"The batch of {now['total_batch_size']} is divided differently now: {processes} processes, {batch} "
+            f"samples each, {accumulation} steps an update. The samples, views and masks stay the same. Dropout, "
+            "stochastic depth and mixing draw other numbers, if they are used."
         )
     compared, before_compared = (
         settings["num_processes"] * settings["per_device_train_batch_size"] for settings in (now, before)

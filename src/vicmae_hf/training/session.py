@@ -325,7 +325,7 @@ def lock_output_dir(folder: Path, flag: str = "--output_dir") -> None:
             "what the other wrote. Wait for its end, stop it, or choose another place."
         ) from error
     except OSError as error:  # some network file systems have no locks
-        logger.warning("%s cannot be locked (%s); see to it that no other run writes there.", folder, error)
+        logger.warning("%s cannot be locked (%s); make sure that no other run writes there.", folder, error)
         return
     held_locks.append(lock)
     holder_path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
@@ -454,7 +454,7 @@ def choose_objective(name: str, converted: PreTrainedConfig) -> dict[str, Any]:
         return {}
     objective = {field: getattr(ViCMAEConfig(), field) for field in ("contrastive_loss", "reconstruct")}
     chosen = ",".join(f"{field}={value}" for field, value in objective.items())
-    if is_main_process():
+    if is_main_process():  # Accelerate's logger works only once there is an `Accelerator`
         logging.getLogger(__name__).warning(
             "%s: weights of MAE, trained on with the objective of ViC-MAE (%s). For plain MAE, say "
             '--config_overrides "contrastive_loss=none".',

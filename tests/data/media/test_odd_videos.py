@@ -223,7 +223,7 @@ def test_reading_ends_with_the_time_limit(tmp_path):
     [
         ("wide.mp4", {"sample_aspect_ratio": Fraction(4, 3)}, "its pixels are not square (4/3)"),
         ("interlaced.ts", {"options": {"flags": "+ildct+ilme", "top": "1"}}, "its pictures are interlaced"),
-        ("mirrored.mp4", {}, "its pictures are to be mirrored"),
+        ("mirrored.mp4", {}, "its pictures should be mirrored"),
         ("plain.mp4", {}, None),
     ],
 )

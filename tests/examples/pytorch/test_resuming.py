@@ -95,7 +95,7 @@ def test_another_division_of_the_same_batch_gives_the_same_losses(interrupted, f
     shutil.copytree(interrupted, tmp_path / "back")
     two = run_together("run_pretraining.py", *flags(data, interrupted, *RESUME, batch_size=2))
     assert two.returncode == 0, two.stderr
-    assert "batch of 4 is divided otherwise now: 2 (was 1) processes, 2 (was 4) samples each" in two.stderr
+    assert "batch of 4 is divided differently now: 2 (was 1) processes, 2 (was 4) samples each" in two.stderr
     assert_same_losses(losses(interrupted), losses(finished), 1e-4)
     shutil.copytree(interrupted / "checkpoint-6", tmp_path / "back" / "checkpoint-6")
     one = run_here("run_pretraining.py", *flags(data, tmp_path / "back", *RESUME))

@@ -74,5 +74,5 @@ def test_two_nodes_pretrain_and_resume(tmp_path):
     settings += ["--per_device_train_batch_size", 4]
     process = run_together("run_pretraining.py", *settings, num_processes=1)
     assert process.returncode == 0, process.stderr
-    assert "The batch of 4 is divided otherwise now: 1 (was 2) processes" in process.stderr
+    assert "The batch of 4 is divided differently now: 1 (was 2) processes" in process.stderr
     assert json.loads((tmp_path / "alone" / "all_results.json").read_text())["num_steps"] == 8

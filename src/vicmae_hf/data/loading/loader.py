@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 # the seed alone. So they are the same for any number of workers and processes, and after resuming.
 SampleKey = tuple[int, int, int]
 
-# An unreadable item is replaced by items drawn at random, so that no neighbour is seen twice as often. After so many
-# tries nearly all must be unreadable, and all items are tried in turn.
+# An unreadable item is replaced by items drawn at random, so that no neighbour is seen twice as often. After this many
+# tries nearly all must be unreadable, so all items are tried in turn.
 RANDOM_REPLACEMENTS = 100
-# Workers that die so often, without a batch between and without a file that is to blame, would do so for ever.
+# Workers that die this often, without a batch in between and without a file that is to blame, would do so for ever.
 MAX_DEATHS = 10
-# What torch says of a worker that died; with pinned memory, the thread between may find it first.
+# What torch says of a worker that died; with pinned memory, the thread in between may find it first.
 DEATHS = ("DataLoader worker", "Pin memory thread")
 # A cluster sends SIGTERM or SIGUSR1 before it takes a machine away; Ctrl-C is SIGINT. (Windows has no SIGUSR1.)
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
@@ -54,7 +54,7 @@ def epoch_order(
     lengths: Sequence[int], weights: Sequence[float] | None, num_samples: int, generator: np.random.Generator
 ) -> np.ndarray:
     """
-    Draws an order of the files of all sources, counted through: `(num_samples,)` indices.
+    Draws an order of the files of all sources, numbered through: `(num_samples,)` indices.
 
     Without weights every file comes once before any comes again. With weights each source fills its share of the
     places, and within a source every file comes once before any comes again.
@@ -231,7 +231,7 @@ class SteadyBatches:
                 num_deaths = 0 if self.watch.add_files_of_dead_workers() else num_deaths + 1
                 if num_deaths > MAX_DEATHS:
                     raise InputError(
-                        f"Workers died {num_deaths} times without a batch between ({error}). If memory is short, "
+                        f"Workers died {num_deaths} times without a batch in between ({error}). If memory is short, "
                         "use fewer --dataloader_num_workers."
                     ) from error
                 logger.warning("A loading worker died. New ones go on from the last batch (%s).", error)

@@ -174,10 +174,10 @@ class BadFiles:
 
     def add_files_of_dead_workers(self) -> list[str]:
         """
-        Records the files that workers were reading when they died, and returns their names. A file's first death is
-        only told: memory may have been short. Its sample stays the same then.
+        Records the files that workers were reading when they died, and returns their names. The first death at a file
+        is only reported, as memory may have been short. Its sample then stays the same.
         """
-        multiprocessing.active_children()  # asks each of them for its end; else a dead one still has its number
+        multiprocessing.active_children()  # collects those that ended; else a dead one still has its number
         texts = [bytes(row).rstrip(b"\0").decode(errors="surrogateescape") for row in self.opened.numpy()]
         notes = [text.split(" ", 1) for text in texts if text]
         names = [name for process, name in notes if not psutil.pid_exists(int(process))]

@@ -23,13 +23,13 @@ def name_excerpt(start: float | None, end: float | None) -> str:
 
 
 def draw_part(reader: "MediaReader", seconds: float, generator: np.random.Generator) -> "MediaReader":
-    """Returns a random part of a long video, in which a sample that needs so many seconds lies anywhere."""
+    """Draws a part of a long video, longer than the `seconds` of a sample, so that it may lie anywhere."""
     length = max(2 * seconds, MIN_PART_SECONDS)
     start = generator.uniform(0.0, max(reader.duration - length, 0.0))
     part = Excerpt(reader, start, start + length, name_excerpt(round(start, 3), round(start + length, 3)))
     if part.num_frames > 1:
         return part
-    reader.read_whole()  # one picture stands still there; somewhere else there are others
+    reader.read_whole()  # one picture stands still there; elsewhere there are others
     return reader
 
 
@@ -50,7 +50,7 @@ def view_video(
 
 
 class View:
-    """What shows an open video otherwise, with the interface of `MediaReader`. It closes the video."""
+    """An open video shown in another way, with the interface of `MediaReader`. It closes the video."""
 
     is_long = False
     reader: "MediaReader"

@@ -175,7 +175,7 @@ def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> list[str]:
         # (a, b, u, c, d, v, x, y, w) maps (x, y) to (ax + cy, bx + dy); a mirror has a negative determinant.
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
         if a * d - b * c < 0:
-            ignored.append("its pictures are to be mirrored, and are not")
+            ignored.append("its pictures should be mirrored, and are not")
     return ignored
 
 

@@ -174,7 +174,7 @@ class MediaLoader:
 
 
 def part_at_random(reader: MediaReader, seconds: float | None, generator: np.random.Generator) -> MediaReader:
-    """Returns a random part of a long video, for a sample that needs so many seconds. None needs all."""
+    """Returns a random part of a long video, for a sample that needs `seconds`; None needs all of it."""
     if not reader.is_long or seconds is None:
         return reader
     from .excerpts import draw_part  # imported here, because few have long videos
@@ -215,8 +215,8 @@ idle = threading.local()  # `thread`: the ReadingThread of a thread that calls, 
 
 def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str) -> torch.Tensor:
     """
-    Calls `function` and returns its result, or raises its error. After so many seconds, raises a `TimeLimitError` that
-    names `name`. 0 seconds set no limit.
+    Calls `function` and returns its result, or raises its error. After `seconds`, raises a `TimeLimitError` that names
+    `name`. 0 sets no limit.
 
     The call is made in another thread, because decoders are native code, which no signal interrupts: a hanging thread
     can be left behind, a hanging main thread cannot.
@@ -232,7 +232,7 @@ def call_within(seconds: float, function: Callable[[], torch.Tensor], name: str)
         result, error = outcome.get(timeout=min(seconds, threading.TIMEOUT_MAX))  # seconds may be infinite
     except queue.Empty:
         thread.thread.is_given_up = True  # what reads packets looks at it
-        thread.calls.put(None)  # it ends as soon as it hangs no more
+        thread.calls.put(None)  # it ends as soon as it no longer hangs
         raise TimeLimitError(f"{name}: not read within {seconds:g} s") from None
     idle.thread = thread
     if error is not None:

@@ -86,7 +86,7 @@ def prepare_dataset(
     Args:
         dataset: a key of `LAYOUTS`.
         root, split, annotations, media, class_names: see `layouts.Request`.
-        check: how far each file is read. "none" only looks whether it is there; "header" opens it (of a video, reads
+        check: how far each file is read. "none" only checks that it is there; "header" opens it (of a video, reads
             the index of its frames; an image is decoded); "decode" decodes the first and the last frame.
         num_proc: processes that check.
         loader: reads the files.

@@ -96,7 +96,7 @@ def choose_stored_frames(
         timestamps, duration: as in `FrameSampling.sample`.
         frames_per_second: takes the frames nearest to even times at this rate, each once; 0 takes all.
         num_frames: takes the frames shown at the start of `num_frames` equal parts, or, where that is one frame
-            several times, its neighbours too; all frames if there are no more.
+            several times, its neighbours too; all frames if there are not more.
     """
     if num_frames is not None:
         places = np.arange(min(num_frames, len(timestamps)))

@@ -139,7 +139,7 @@ class FramePairStream(torch.utils.data.IterableDataset):
 
     Args:
         stream: the rows.
-        num_files: how many they are.
+        num_files: their number.
         view, frame_sampling, bad_files, seed, num_patches: see `FramePairDataset`.
         process_index, num_processes: which share of the shards is read.
         batch_size: samples that the loader takes from one worker before it goes to the next.

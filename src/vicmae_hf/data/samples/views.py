@@ -226,7 +226,7 @@ class SquaresBeforeProcessor:
     processor: Any
 
     def positions(self, num_crops: int) -> list[Hashable]:
-        """As above, but a single crop is of its own: the middle square is not the whole frame."""
+        """As above, but a single crop has a place of its own: the middle square is not the whole frame."""
         return ["whole frame"] if num_crops == 1 else evenly_spaced(num_crops)
 
     def __call__(self, frames: torch.Tensor, num_crops: int) -> torch.Tensor:

@@ -151,9 +151,9 @@ def open_with_labels(
     settings: SourceSettings | None = None,
 ) -> LabelledSource | MediaSource | FrameStoreSource:
     """
-    Opens data with the labels that it has, for those who keep them and need none: `open_labelled` if `labelled`, else
-    all items of `open_source`, where -1 stands for no label. Metadata files beside media give labels; names of folders
-    do not, and a line says so.
+    Opens data with the labels that it has, for those who keep labels but need none. It is `open_labelled` if
+    `labelled`, else all items of `open_source`, where -1 stands for no label. Metadata files beside media give labels;
+    names of folders do not, and a message says so.
 
     Raises:
         InputError: as these do; if there are `class_names` and no labels.
@@ -337,7 +337,7 @@ def refuse_several_labels(source: LabelledSource, what: str) -> None:
 
 
 def compose(name: str) -> str:
-    """Of the two forms that Unicode has for letters with marks, file systems and editors may take either."""
+    """Composes letters with marks, for which Unicode has two forms: file systems and editors may take either."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -29,8 +29,8 @@ def find_files(
     fate: str = "count as unreadable",
 ) -> list[str]:
     """
-    Finds the files of a list, with `--frame_folders` also folders. A line counts those that are missing, and says
-    their fate.
+    Finds the files of a list, with `--frame_folders` also folders. A warning counts those that are missing, and
+    says their fate.
 
     Args:
         path: of the list; root: folder that the paths begin in.
@@ -79,7 +79,7 @@ def take_frame_counts(
     """
     Divides the lines of a list of frame folders into paths and labels anew (empty where nothing follows): only the
     folders that are there tell where a path ends, and lists of mmaction2 have the number of frames between the two.
-    Frames are counted in the folder; the number is passed over, and a line says so.
+    Frames are counted in the folder; the number is passed over, and a warning says so.
 
     Raises:
         InputError: if that number is 0: there are lists with the number of the first frame in its place.

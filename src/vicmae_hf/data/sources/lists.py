@@ -217,7 +217,7 @@ def decode_file(path: Path) -> str:
 def blank_comments(path: Path, text: str) -> str:
     """
     Empties the lines that begin with # and are no items: a space follows, or no video or image is named. The numbers
-    of the others stay. A line counts them.
+    of the others stay. A warning counts them.
     """
     if "#" not in text:
         return text

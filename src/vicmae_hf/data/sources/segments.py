@@ -71,7 +71,7 @@ class SegmentedSource:
         return [sizes[place] for place in self.places]
 
     def select(self, indices: np.ndarray) -> "SegmentedSource":
-        """Leaves some of the segments."""
+        """Returns the segments at `indices`."""
         return SegmentedSource(self.source, self.places[indices], [self.times[index] for index in indices])
 
 
@@ -107,8 +107,8 @@ class SteppedSource(SegmentedSource):
 def divide(source: MediaSource, seconds: float, seconds_per_file: float) -> SegmentedSource:
     """
     Divides each video of a source into equal segments of about `seconds`; what is shorter than one and a half of them
-    stays whole, as do images, and files that cannot be opened within `seconds_per_file`: these are told of when they
-    are read. Where the source's table has durations, no file is opened.
+    stays whole, as do images, and files that cannot be opened within `seconds_per_file`: these are reported when
+    they are read. Where the source's table has durations, no file is opened.
     """
     spans = find_spans(source, seconds_per_file)
     places, times = [], []
@@ -178,10 +178,10 @@ def read_duration(item: EncodedItem, video_backend: str, seconds_per_file: float
 def find_span(item: EncodedItem, seconds_per_file: float) -> tuple[float, float]:
     """Finds when a video, or a part of one, begins, and how long it is; 0 s for images and what cannot be opened."""
     if item.is_video:
-        # Segments are of the recording's own seconds.
+        # Segments count the recording's own seconds.
         item = replace(item, image_options=replace(item.image_options, video_frames_per_second=None))
         try:
             return item.start or 0.0, read_duration(item, "pyav", seconds_per_file)
         except MediaDecodingError:
-            pass  # it is told of when it is read
+            pass  # it is reported when it is read
     return 0.0, 0.0

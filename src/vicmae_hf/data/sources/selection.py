@@ -73,7 +73,7 @@ def select_media(name: str, files: list[str], frame_folders: bool) -> list[str]:
     if media and others:
         listed = ", ".join(f"{suffix or 'without extension'} {count:,}" for suffix, count in others.most_common())
         message = "%s: %s files were not read: %s"
-        # As this module, which speaks once on each machine.
+        # By this module's logger, which is heard once on each machine (`SAID_IN_ALL` of session.py).
         warn_once(f"left out of {name}", message, name, f"{others.total():,}", listed, say=logger.warning)
     if frame_folders:
         return group_frames(media)
@@ -98,7 +98,7 @@ def tell_found(source: MediaSource | FrameStoreSource) -> None:
 
 
 def finish_source(source: MediaSource | FrameStoreSource, settings: SourceSettings) -> MediaSource | FrameStoreSource:
-    """Applies the settings that are of the items. Raises a DataSourceError if the source has none to divide."""
+    """Applies the settings that concern items. Raises a DataSourceError if the source has none to divide."""
     source.image_options = settings.image_options()  # (a frame store, whose images are all of one kind, ignores them)
     tell_found(source)
     if settings.nominal_frames_per_second is not None and not isinstance(source, MediaSource):

@@ -35,7 +35,7 @@ class DataSourceError(InputError):
 class SourceSettings(Settings):
     """Settings of how the names of data are understood, for `open_source`."""
 
-    reads_labels = True  # set by who needs none, and takes data whatever their labels are
+    reads_labels = True  # False where none are needed, so that wrong labels do no harm
 
     data_root: str | None = setting(None, "folder that the paths of a list begin in; default: the list's own")
     split: str | None = setting(None, "split of a dataset on the Hub; default: train")
@@ -91,8 +91,8 @@ class MediaSource:
         name: as the user gave it.
         table: has the column `column`, of paths (string) or of `{"path", "bytes"}` (`Image` or `Video`, not decoded).
         column: name of that column.
-        is_video: whether all rows are videos; None where the file extension tells.
-        labels: class indices `(N,)`, int64, or targets `(N, C)` (see `LabelledSource`), or None. A row without has -1.
+        is_video: whether all rows are videos; None if file extensions tell.
+        labels: class indices `(N,)`, int64, or targets `(N, C)` (see `LabelledSource`), or None; -1 in rows without.
         class_names: of the labels; None where the labels are indices without names.
     """
 

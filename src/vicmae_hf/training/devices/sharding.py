@@ -26,7 +26,7 @@ def set_up_sharding(accelerator: Accelerator) -> None:
     """Makes FSDP2 compute as other runs do, and work on CPUs too, where accelerate would silently leave it out."""
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU and is_on("ACCELERATE_USE_FSDP"):
-        # In both states, as accelerate does on GPUs: it copies the one into the other time and again.
+        # In both states, as accelerate does on GPUs: it copies the one into the other again and again.
         state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if state.is_fsdp2:
