@@ -94,7 +94,7 @@ class DyingAtOnce(torch.utils.data.Dataset):
 def test_workers_that_die_again_and_again_without_a_file_end_the_run(folder, monkeypatch):
     monkeypatch.setattr(loader, "MAX_DEATHS", 1)  # torch waits for 5 s before it takes a worker for dead
     dataset = load_frame_pairs(folder, 16)
-    with pytest.raises(InputError, match="Workers died 2 times without a batch between"):
+    with pytest.raises(InputError, match="Workers died 2 times without a batch in between"):
         list(batches_of(DyingAtOnce(), dataset.bad_files, 1))
 
 
