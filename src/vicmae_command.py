@@ -25,14 +25,14 @@ COMMANDS = {
     "pretrain": ("vicmae_hf.commands.pretrain", "pretrain ViC-MAE on videos and images"),
     "finetune": ("vicmae_hf.commands.finetune", "train a classifier, whole or linear, from a pretrained model"),
     "evaluate": ("vicmae_hf.commands.evaluate", "evaluate a classifier of videos or images"),
-    "probe": ("vicmae_hf.commands.probe", "linear probe of an encoder, beside one with random weights"),
+    "probe": ("vicmae_hf.commands.probe", "train a linear probe of an encoder, beside one with random weights"),
     "features": ("vicmae_hf.commands.features", "write the features of videos and images to a file"),
     "pictures": ("vicmae_hf.pretraining.pictures", "show what an encoder has learned, beside random weights"),
     "demo": ("vicmae_hf.demo.command", "open a page that shows what a checkpoint makes of your files"),
     "export": ("vicmae_hf.commands.export", "export a model to ONNX or torch.export, for serving"),
     "pack": ("vicmae_hf.commands.pack", "decode videos once and store their frames, to train faster"),
     "prepare": ("vicmae_hf.commands.prepare", "check a dataset against its official list"),
-    "plan": ("vicmae_hf.commands.plan", "say what a pretraining would take: updates, time, memory, checkpoints"),
+    "plan": ("vicmae_hf.commands.plan", "estimate what a pretraining run takes: updates, time, memory, checkpoints"),
     "convert": ("vicmae_hf.convert_checkpoint.conversion", "convert checkpoints of ViC-MAE's authors, MAE and ViTMAE"),
 }
 # They run in one process for each GPU.

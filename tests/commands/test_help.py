@@ -26,8 +26,8 @@ def test_a_page_has_groups_and_every_option_its_default():
     without = [option for option in options if "[" not in option.partition(" ")[2] and "default:" not in option]
     assert without == []
     for line in (
-        "  --seed N                      of weights, data order, views and masks [0]",
-        "  --[no-]horizontal_flip        flip every second view [yes]",
+        "  --seed N                      random seed of weights, data order, views and masks [0]",
+        "  --[no-]horizontal_flip        flip half of the views [yes]",
         "  --model_name_or_path TEXT     checkpoint to start from; without it, random weights [none]",
     ):
         assert line in page.splitlines()

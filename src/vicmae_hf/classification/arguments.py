@@ -51,13 +51,15 @@ class ClassificationArguments(TrainingArguments, HeldOutSettings):
     train_data: list[str] = setting(
         REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, list of `path label`, or dataset with labels"
     )
-    eval_data: str = setting(REQUIRED, "the same of held-out samples; the best model on them is kept")
+    eval_data: str = setting(
+        REQUIRED, "held-out samples, given like train_data; the model that is best on them is kept"
+    )
     label_names: str | None = setting(
-        None, "file of class names in the order of their indices, one a line; default: the model's, or the data's"
+        None, "file of class names in index order, one per line; default: the model's, or the data's"
     )
     label_fraction: float | None = setting(
         None,
-        "share of each class's training samples (Table 5); RandAugment and mixup are then off unless set",
+        "share of each class's training samples to use (Table 5); turns RandAugment and mixup off unless set",
         above=0,
         maximum=1,
     )
@@ -66,43 +68,46 @@ class ClassificationArguments(TrainingArguments, HeldOutSettings):
         None, "passes over the data; default: finetune 100, linear 90", minimum=1, maximum=10**6
     )
     base_learning_rate: float | None = setting(
-        None, "learning rate = this x total batch / 256; default: finetune 1e-3, linear 0.1", minimum=0
+        None, "peak learning rate = this x total batch / 256; default: finetune 1e-3, linear 0.1", minimum=0
     )
     warmup_epochs: float | None = setting(None, "epochs of linear warmup; default: finetune 5, linear 10", minimum=0)
-    weight_decay: float | None = setting(None, "on matrices only; default: finetune 0.05, linear 0", minimum=0)
+    weight_decay: float | None = setting(None, "applied to matrices only; default: finetune 0.05, linear 0", minimum=0)
     layer_decay: float | None = setting(
         None, "learning-rate decay from layer to layer; default: finetune 0.65", above=0, maximum=1
     )
     drop_path_rate: float | None = setting(
-        None, "stochastic depth of the last layer; default: finetune 0.1", minimum=0, below=1
+        None, "stochastic depth rate of the last layer; default: finetune 0.1", minimum=0, below=1
     )
     per_device_eval_batch_size: int | None = setting(
         None, "views per process and step; default: as in training", minimum=1
     )
     eval_epochs: int = setting(1, "epochs between evaluations; the last update is always evaluated", minimum=1)
-    num_frames: int | None = setting(None, "frames of a clip; default: the config's", minimum=1)
+    num_frames: int | None = setting(None, "frames per clip; default: the config's", minimum=1)
     frames_per_second: float = setting(
         7.5,
-        "of a clip, which starts at a random time (16 of every 4th at 30/s); 0 spreads it over the whole video",
+        "frame rate of a clip, which starts at a random time (7.5: every 4th frame of 30/s); 0 spreads it over the "
+        "whole video",
         minimum=0,
     )
     train_augmentation: bool = setting(
-        True, "random views; without them (linear only) the encoder's features are computed once and kept"
+        True, "train on random views; without them (linear only) features are computed once and kept"
     )
     crop_scale: list[float] = setting(
         [0.08, 1.0], "smallest and largest share of a frame's area in a random crop", above=0, maximum=1
     )
-    horizontal_flip: bool | None = setting(None, "flip every second sample; default: finetune yes, linear no")
+    horizontal_flip: bool | None = setting(None, "flip half of the samples; default: finetune yes, linear no")
     rand_augment_magnitude: float | None = setting(
-        None, "0 to 10, 0 is none; default: finetune 9, linear none", minimum=0, maximum=10
+        None, "magnitude of RandAugment, 0 to 10; 0 turns it off; default: finetune 9, linear 0", minimum=0, maximum=10
     )
-    rand_augment_std: float = setting(0.5, "standard deviation of that magnitude", minimum=0)
+    rand_augment_std: float = setting(0.5, "standard deviation of RandAugment's magnitude", minimum=0)
     random_erasing: float = setting(0.0, "probability of erasing a rectangle", minimum=0, maximum=1)
-    label_smoothing: float | None = setting(None, "default: finetune 0.1, linear 0", minimum=0, below=1)
-    mixup: float | None = setting(None, "alpha of mixup, 0 is none; default: finetune 0.8, linear none", minimum=0)
-    cutmix: float = setting(0.0, "alpha of cutmix; with mixup, each batch draws one of both", minimum=0)
+    label_smoothing: float | None = setting(
+        None, "label smoothing; default: finetune 0.1, linear 0", minimum=0, below=1
+    )
+    mixup: float | None = setting(None, "alpha of mixup; 0 turns it off; default: finetune 0.8, linear 0", minimum=0)
+    cutmix: float = setting(0.0, "alpha of cutmix; with both, each batch draws cutmix or mixup", minimum=0)
 
-    plan: bool = setting(False, "say what the run would take, as `vicmae plan`, and train nothing")
+    plan: bool = setting(False, "estimate what the run takes, like `vicmae plan`, and train nothing")
 
     def __post_init__(self):
         # None means that the user set nothing; so even a value that equals the other method's default is kept.

@@ -7,8 +7,8 @@ Examples:
     vicmae evaluate labelled/eval --model_name_or_path outputs/classifier --num_clips 5 7 --num_crops 1 3 \
         --temporal_ablation -o outputs/evaluation
 
-Several numbers are several protocols in one pass, here 1x5 and 3x7 views (spatial x temporal). docs/evaluation.md
-explains.
+Several numbers evaluate several protocols in one pass, here 1x5 and 3x7 views (spatial x temporal).
+docs/evaluation.md explains.
 """
 
 from collections.abc import Sequence
@@ -36,14 +36,14 @@ from .calling import Data, call, start
 class EvaluationArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "classifier: a folder, or a name on the Hub")
     data: str = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, list of `path label`, or dataset with labels")
-    output_dir: str = setting(REQUIRED, "where results, tables and pictures are written")
-    num_clips: list[int] = setting([1], "temporal views of a video; several numbers are several protocols")
-    num_crops: list[int] = setting([1], "spatial views of a clip; as many numbers as num_clips")
-    label_names: str | None = setting(None, "file of class names in the order of the model's outputs, one a line")
+    output_dir: str = setting(REQUIRED, "folder to write results, tables and pictures to")
+    num_clips: list[int] = setting([1], "temporal views per video; each number is a protocol of its own")
+    num_crops: list[int] = setting([1], "spatial views per clip; as many numbers as --num_clips")
+    label_names: str | None = setting(None, "file of class names in the order of the model's outputs, one per line")
     temporal_ablation: bool = setting(
-        False, "also with shuffled and with repeated frames, views of the first protocol"
+        False, "evaluate also with shuffled and with repeated frames, on views of the first protocol"
     )
-    seed: int = setting(0, "of the shuffles", minimum=0)
+    seed: int = setting(0, "random seed of the shuffles", minimum=0)
 
     def __post_init__(self):
         super().__post_init__()

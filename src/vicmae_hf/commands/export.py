@@ -39,14 +39,17 @@ BATCH_SIZES = (1, 3)  # that are compared; the model is traced with another
 
 @dataclass(kw_only=True)
 class ExportModelArguments(Settings):
-    model_name_or_path: str = setting(REQUIRED, "classifier, or any ViC-MAE checkpoint, whose encoder is exported")
+    model_name_or_path: str = setting(
+        REQUIRED, "classifier, or any other ViC-MAE checkpoint, of which the encoder is exported"
+    )
     output: str = setting(REQUIRED, "FILE.onnx, or FILE.pt2 for torch_export")
-    format: Literal["onnx", "torch_export"] = setting("onnx", "of the file")
+    format: Literal["onnx", "torch_export"] = setting("onnx", "format of the file")
     task: Literal["image", "video"] | None = setting(
         None,
-        "images (batch, channels, height, width), or clips (batch, frames, ...); default: the classifier's, or image",
+        "input: images (batch, channels, height, width) or clips (batch, frames, ...); default: the classifier's, or "
+        "image",
     )
-    num_frames: int | None = setting(None, "frames of a clip; default: the model's; not for images", minimum=1)
+    num_frames: int | None = setting(None, "frames per clip, not for images; default: the model's", minimum=1)
 
     def __post_init__(self):
         super().__post_init__()

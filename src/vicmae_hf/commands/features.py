@@ -1,6 +1,6 @@
 """
-Embeds every video or image of a folder, list, Parquet file, dataset or frame store with a ViC-MAE encoder, or each
-second of long recordings. Run again, an interrupted command goes on.
+Embeds every video or image of a folder, list, Parquet file, dataset or frame store with a ViC-MAE encoder, or every
+second of long recordings. If it was interrupted, run it again: it continues.
 
 Examples:
 
@@ -52,25 +52,25 @@ from .calling import Data, call, start
 class FeaturesArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store, with or without labels")
-    labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
-    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
+    labelled: bool = setting(False, "require a label for every item; folders ROOT/CLASS_NAME/FILE are classes")
+    label_names: str | None = setting(None, "file of class names in index order, one per line; default: the data's")
     output: str = setting(REQUIRED, "FILE.parquet, FILE.csv or FILE.safetensors")
     every_seconds: float | None = setting(
         None,
-        "a row for each step of so many seconds of a video, with its times; default: one row a file",
+        "one row for every X seconds of a video, with start and end; default: one row per file",
         minimum=0.001,
     )
     pooling: Literal["frame", "clip", "patch"] = setting(
         "frame",
-        "mean of the embeddings of single frames, the embedding of one clip, or the embeddings of the patches, each "
-        "the mean over single frames",
+        "frame: mean of the embeddings of single frames; clip: embedding of one clip; patch: embedding of each patch, "
+        "mean over single frames",
     )
     layer: int | None = setting(
-        None, "tokens after so many layers, without the final norm; default: the encoder's output", minimum=0
+        None, "take tokens after this many layers, without the final norm; default: the encoder's output", minimum=0
     )
     num_frames: int | None = setting(
         None,
-        "frames of a video or a step; default: 8 for frame and patch (of a step 1), the model's for clip",
+        "frames per video or step; default: for frame and patch 8 (per step 1), for clip the model's",
         minimum=1,
     )
     per_device_eval_batch_size: int = setting(32, "frames or clips in a forward pass", minimum=1)

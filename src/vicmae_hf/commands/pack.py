@@ -1,12 +1,13 @@
 """
-Decodes videos and images once, and stores their frames encoded: training then waits for no video decoder.
+Decodes videos and images once and stores their frames, encoded, so that training waits for no video decoder.
 
 Examples:
 
     vicmae pack my_videos -o stores/mine --num_proc 8
     vicmae pack my_videos -o stores/small --short_side 128 --format webp
 
-Interrupted and run again, it goes on. A store is read wherever a folder of videos is; docs/frame_store.md explains.
+If it was interrupted, run it again: it continues. Other commands take a store in place of a folder of videos.
+docs/frame_store.md explains.
 """
 
 import os
@@ -29,10 +30,10 @@ from .calling import start
 @dataclass(kw_only=True)
 class PackingArguments(PackingSettings, BadFilesArguments, SourceSettings):
     input: str = setting(REQUIRED, "folder of videos and images, list, Parquet file or dataset name")
-    output: str = setting(REQUIRED, "folder of the store")
-    labelled: bool = setting(False, "all items need labels, and folders ROOT/CLASS_NAME/FILE are classes")
-    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: sorted")
-    num_proc: int = setting(1, "processes; each writes a shard at a time", minimum=1, per_core=32)
+    output: str = setting(REQUIRED, "folder to write the store to")
+    labelled: bool = setting(False, "require a label for every item; folders ROOT/CLASS_NAME/FILE are classes")
+    label_names: str | None = setting(None, "file of class names in index order, one per line; default: sorted")
+    num_proc: int = setting(1, "processes, each writing one shard at a time", minimum=1, per_core=32)
     seconds_per_file: float = setting(600.0, "a file that takes longer counts as unreadable; 0: no limit", minimum=0)
 
 

@@ -1,6 +1,6 @@
 """
-Says what a pretraining would take, and trains nothing: files and hours, updates and checkpoints, FLOPs, memory, time
-here and on named GPUs, and whether a frame store is worth it.
+Estimates what a pretraining run takes, and trains nothing: files and hours, updates and checkpoints, FLOPs, memory,
+time here and on named GPUs, and whether a frame store is worth it.
 
 Examples:
 
@@ -31,10 +31,12 @@ from .calling import start
 
 @dataclass(kw_only=True)
 class PlanArguments(PresetArguments):
-    output_dir: str | None = setting(None, "of the run; nothing is written there")
+    output_dir: str | None = setting(None, "output folder of the run; nothing is written there")
     output: str | None = setting(None, "file for all figures, NAME.json")
     num_processes: int = setting(1, "processes of the run, one for each GPU", minimum=1)
-    mfu: float = setting(DEFAULT_MFU, "share of the FLOP/s of named GPUs that the run makes", above=0, maximum=1)
+    mfu: float = setting(
+        DEFAULT_MFU, "share of a GPU's peak FLOP/s that the run is assumed to reach", above=0, maximum=1
+    )
 
 
 def run(arguments: PlanArguments) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """
-Prepares a dataset as people have it on disk: matches its official list with the files, opens them, and writes a table
-with the official labels beside a report of what is missing, broken or repeated.
+Prepares a dataset that is on disk: matches its official list with the files, opens them, and writes a table with the
+official labels, and a report of what is missing, broken or repeated.
 
 Examples:
 
@@ -25,19 +25,24 @@ from .calling import start
 class PreparationArguments(ReadingArguments):
     dataset: Literal[
         "kinetics400", "kinetics600", "kinetics700", "ssv2", "moments", "imagenet", "places365", "folder", "list"
-    ] = setting(REQUIRED, "whose layout and class order to expect")
+    ] = setting(REQUIRED, "dataset whose layout and class order to expect")
     root: str = setting(
-        REQUIRED, "folder of the dataset; ImageNet: also Parquet or a name on the Hub; list: where its paths begin"
+        REQUIRED,
+        "folder of the dataset; ImageNet: also Parquet or a name on the Hub; list: what its paths are relative to",
     )
     output: str = setting(REQUIRED, "folder to write: table, report.json, classes.csv, problems.csv, list.tsv")
-    split: Literal["train", "val", "test"] | None = setting(None, "which list; a plain folder or list may have none")
-    annotations: str | None = setting(None, "the list; default: where the layout has it")
-    media: str | None = setting(None, "folder of the split's files; default: where the layout has it")
-    class_names: str | None = setting(None, "file of class names, one a line, for another order than the official one")
-    check: Literal["none", "header", "decode"] = setting(
-        "header", "whether a file is there; opens; or also decodes its first and last frame"
+    split: Literal["train", "val", "test"] | None = setting(
+        None, "split to prepare; not needed for a plain folder or list"
     )
-    num_proc: int = setting(4, "processes that check", minimum=1, per_core=32)
+    annotations: str | None = setting(None, "annotation list; default: where the layout has it")
+    media: str | None = setting(None, "folder of the split's files; default: where the layout has it")
+    class_names: str | None = setting(
+        None, "file of class names, one per line, for an order other than the official one"
+    )
+    check: Literal["none", "header", "decode"] = setting(
+        "header", "none: files exist; header: they also open; decode: their first and last frame can also be decoded"
+    )
+    num_proc: int = setting(4, "processes that check files", minimum=1, per_core=32)
 
 
 def run(arguments: PreparationArguments) -> dict[str, Any]:

@@ -35,17 +35,17 @@ from .calling import Data, call, start
 @dataclass(kw_only=True)
 class ProbeArguments(ProcessArguments, HeldOutSettings):
     model_name_or_path: str = setting(REQUIRED, "checkpoint whose encoder is probed")
-    train_data: str = setting(REQUIRED, "labelled folder or list that the classifier is trained on")
+    train_data: str = setting(REQUIRED, "labelled folder or list to train the classifier on")
     eval_data: str = setting(REQUIRED, "labelled folder or list of held-out files")
-    output_dir: str = setting(REQUIRED, "where all_results.json and arguments.json are written")
-    label_names: str | None = setting(None, "file of the class names in index order, one a line; default: the data's")
-    num_frames: int = setting(8, "frames taken from a video", minimum=1)
+    output_dir: str = setting(REQUIRED, "folder to write all_results.json and arguments.json to")
+    label_names: str | None = setting(None, "file of class names in index order, one per line; default: the data's")
+    num_frames: int = setting(8, "frames per video", minimum=1)
     attentive: bool = setting(
         False,
-        "train attentive probes, too: cross-attention over all patch tokens, which are kept on the disk (TMPDIR)",
+        "also train attentive probes: cross-attention over all patch tokens, which are kept on disk (in TMPDIR)",
     )
     num_seeds: int = setting(
-        5, "probes, each on its own 80 % of the training files; untrained encoders likewise", minimum=1
+        5, "number of probes, each on its own random 80 % of the training files; as many untrained encoders", minimum=1
     )
 
 

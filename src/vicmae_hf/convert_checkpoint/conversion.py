@@ -659,7 +659,7 @@ def download_checkpoint(name: str) -> Path:
 @dataclasses.dataclass(kw_only=True)
 class ConversionArguments(Settings):
     checkpoint: str = setting(REQUIRED, ".pth or .safetensors file, or folder of a ViTMAE model")
-    output_dir: str = setting(REQUIRED, "folder to write, for from_pretrained")
+    output_dir: str = setting(REQUIRED, "folder to write, which from_pretrained opens")
     image_size: list[int] | None = setting(
         None, "pixels: one number, or height and width; default: the checkpoint's", minimum=1
     )

@@ -1,6 +1,6 @@
 """
-Opens a page in which you see what a checkpoint makes of your own images and videos, beside random weights:
-reconstructions, features of patches, nearest neighbours in a folder, and classes.
+Opens a page that shows what a checkpoint makes of your own images and videos, beside random weights: reconstructions,
+features of patches, nearest neighbours in a folder, and classes.
 
 Examples:
 
@@ -40,16 +40,16 @@ logger = logging.getLogger(__name__)
 class PageArguments(Settings):
     checkpoint: str = setting(REQUIRED, "any ViC-MAE checkpoint: a folder, a file, or a name on the Hub")
     label_names: str | None = setting(
-        None, "file of class names in the order of the classifier's outputs, one a line; default: the checkpoint's"
+        None, "file of class names in the order of the classifier's outputs, one per line; default: the checkpoint's"
     )
-    folder: str | None = setting(None, "folder of videos and images among which nearest neighbours are looked for")
+    folder: str | None = setting(None, "folder of videos and images to search for nearest neighbours")
     host: str = setting(
-        "127.0.0.1", "address to listen at; 0.0.0.0 opens the page to everyone who reaches this machine"
+        "127.0.0.1", "address to listen on; 0.0.0.0 opens the page to everyone who can reach this machine"
     )
-    port: int = setting(7860, "port to listen at", minimum=1, maximum=65535)
-    max_upload_mib: float = setting(200.0, "size of the largest file that can be uploaded, MiB", above=0)
-    max_video_seconds: float = setting(60.0, "of a longer video only so much is read, from its beginning", above=0)
-    dataloader_num_workers: int = setting(4, "processes that read the files of the folder", minimum=0, per_core=32)
+    port: int = setting(7860, "port to listen on", minimum=1, maximum=65535)
+    max_upload_mib: float = setting(200.0, "largest file that can be uploaded, in MiB", above=0)
+    max_video_seconds: float = setting(60.0, "read at most this much of a video, from its beginning", above=0)
+    dataloader_num_workers: int = setting(4, "processes that read the files of --folder", minimum=0, per_core=32)
 
 
 @dataclass(kw_only=True)

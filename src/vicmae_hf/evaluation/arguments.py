@@ -11,11 +11,11 @@ from ..training.arguments import ProcessArguments
 class InferenceArguments(ProcessArguments, SourceSettings):
     """Settings of every script that runs a trained model over files. The scripts' own settings are in subclasses."""
 
-    num_frames: int | None = setting(None, "frames of a video; default: the model's", minimum=1)
+    num_frames: int | None = setting(None, "frames per video; default: the model's", minimum=1)
     frames_per_second: float | None = setting(
-        None, "of a clip; 0 spreads it over the whole video; default: as the model's processor says", minimum=0
+        None, "frame rate of a clip; 0 spreads it over the whole video; default: the processor's", minimum=0
     )
     image_range: str | None = setting(
-        None, "of images of more than 8 bits: type, file or LOW,HIGH; default: as the model's processor says"
+        None, "value range of images of more than 8 bits: type, file or LOW,HIGH; default: the processor's"
     )
     per_device_eval_batch_size: int = setting(8, "views in a forward pass", minimum=1)

@@ -14,11 +14,11 @@ class PretrainingArguments(TrainingArguments, PairSettings):
     """Settings of `run_pretraining.py`."""
 
     train_data_weights: list[float] | None = setting(None, "relative share of each data source; default: its size")
-    contrastive_start_epoch: float = setting(200.0, "the contrastive weight is 0 before (Table 1: 200)")
+    contrastive_start_epoch: float = setting(200.0, "epoch at which the contrastive loss starts (Table 1: 200)")
     contrast_across_accumulation: bool = setting(
-        False, "compare the pairs of all steps of an update, by a second encoding; else accumulation adds no negatives"
+        False, "contrast the pairs of all steps of an update, encoding them twice; else accumulation adds no negatives"
     )
-    probe_data: str | None = setting(None, "labelled folder or dataset on which features are probed during training")
+    probe_data: str | None = setting(None, "labelled folder or dataset to probe features on during training")
     probe_steps: int = setting(1000, "updates between probes; the last update is always probed", minimum=1)
 
 

@@ -37,7 +37,7 @@ class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store to take the frames from")
     output_dir: str = setting(REQUIRED, f"folder for {', '.join(PICTURES)}")
     image_range: str | None = setting(
-        None, "of images of more than 8 bits: type, file or LOW,HIGH; default: as the model's processor says"
+        None, "value range of images of more than 8 bits: type, file or LOW,HIGH; default: the processor's"
     )
 
 

@@ -53,20 +53,22 @@ class PresetArguments(PretrainingArguments):
         None, "passes over the data; default: 800 (Table 1)", minimum=1, maximum=10**6
     )
     base_learning_rate: float | None = setting(
-        None, "learning rate = this x total batch / 256; default: 1.5e-4 (Table 1)", minimum=0
+        None, "peak learning rate = this x total batch / 256; default: 1.5e-4 (Table 1)", minimum=0
     )
     warmup_epochs: float | None = setting(None, "epochs of linear warmup; default: 40 (Table 1)", minimum=0)
     checkpointing_steps: int | None = setting(
         None, "updates between checkpoints; 0 writes none; default: 1000", minimum=0
     )
-    contrastive_start_epoch: float | None = setting(None, "the contrastive weight is 0 before; default: 200 (Table 1)")
+    contrastive_start_epoch: float | None = setting(
+        None, "epoch at which the contrastive loss starts; default: 200 (Table 1)"
+    )
     preset: Literal["small-data"] | None = setting(
-        None, "small-data: schedule, batch, pairs of a recording and model that fit little data, where not given"
+        None, "small-data: choose schedule, batch, segments and model for little data; your own settings win"
     )
     freeze_layers: int | None = setting(
         None, "keep embeddings and this many first layers of the encoder as --model_name_or_path has them", minimum=1
     )
-    plan: bool = setting(False, "say what the run would take, as `vicmae plan`, and train nothing")
+    plan: bool = setting(False, "estimate what the run takes, like `vicmae plan`, and train nothing")
 
     def __post_init__(self):
         self.has_default_schedule = self.num_train_epochs is None and self.max_train_steps is None

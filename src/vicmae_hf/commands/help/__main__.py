@@ -11,8 +11,8 @@ from ...command_line import build_parser
 
 NUM_PROCESSES = """
 processes:
-  --num_processes N             processes on this machine [one for each GPU, on a CPU one]; not a flag of the
-                                scripts, whose launcher has its own
+  --num_processes N             processes on this machine [one per GPU; one on a CPU]; the scripts have no such
+                                flag, their launcher has
 """
 
 

@@ -40,7 +40,10 @@ class BadFilesArguments(Settings):
     """The share of files that may be unreadable, for `BadFiles`."""
 
     max_bad_files: float = setting(
-        0.05, "share of unreadable files that stops the run; one is allowed unless 0", minimum=0, maximum=1
+        0.05,
+        "largest share of unreadable files before the run stops; one is always allowed, unless this is 0",
+        minimum=0,
+        maximum=1,
     )
 
 

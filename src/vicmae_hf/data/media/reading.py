@@ -101,7 +101,7 @@ class EncodedItem:
 class DecodingArguments(Settings):
     """The choice of a video decoder."""
 
-    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder tried first")
+    video_backend: Literal["decord", "torchcodec", "pyav"] = setting("pyav", "video decoder to try first")
 
 
 @dataclass(kw_only=True)

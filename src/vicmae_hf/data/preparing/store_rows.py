@@ -39,21 +39,21 @@ class PackingSettings(DecodingArguments):
 
     frames_per_second: float | None = setting(
         None,
-        "frames kept of a second of video, where it has as many; 0 keeps all; default: 7.5, every 4th of 30",
+        "most frames to keep per second of video; 0 keeps all; default: 7.5, every 4th of 30",
         minimum=0,
     )
     num_frames: int | None = setting(
-        None, "frames kept of a video, evenly spread; in place of frames_per_second", minimum=1
+        None, "frames to keep per video, evenly spread, instead of --frames_per_second", minimum=1
     )
     short_side: int = setting(
-        256, "pixels to which frames are made smaller; never enlarges; 0 keeps their size", minimum=0
+        256, "shrink frames to a short side of this many pixels, never enlarge; 0 keeps their size", minimum=0
     )
     format: Literal["jpeg", "webp"] = setting("jpeg", "how frames are encoded")
-    quality: int = setting(90, "of the encoder, 1 to 100", minimum=1, maximum=100)
+    quality: int = setting(90, "quality of the encoding, 1 to 100", minimum=1, maximum=100)
     videos_per_shard: int | None = setting(
-        None, "videos and images of a shard; default: 16 to 512 shards in all", minimum=1
+        None, "videos and images per shard; default: chosen for 16 to 512 shards", minimum=1
     )
-    seed: int = setting(0, "of the order in which items are stored", minimum=0)
+    seed: int = setting(0, "random seed of the order in which items are stored", minimum=0)
 
     def __post_init__(self):
         if self.frames_per_second is not None and self.num_frames is not None:

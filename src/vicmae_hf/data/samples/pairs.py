@@ -127,15 +127,15 @@ class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments, SourceSet
     crop_scale: list[float] = setting(
         [0.5, 1.0], "smallest and largest share of a frame's area in a random crop", above=0, maximum=1
     )
-    horizontal_flip: bool = setting(True, "flip every second view")
+    horizontal_flip: bool = setting(True, "flip half of the views")
     color_augmentation: bool = setting(False, "colour jitter, grayscale, blur, solarisation, as in the released code")
     samples_per_file: int = setting(
-        1, "pairs drawn from each file in an epoch; more than 1 suits a few long recordings", minimum=1
+        1, "pairs drawn from each file per epoch; more than 1 suits a few long recordings", minimum=1
     )
     streaming: bool = setting(
         False,
-        "read one frame store shard by shard, from the Hub without a copy on disk; there is nothing to decode, and no "
-        "limit of --seconds_per_file",
+        "read a single frame store shard by shard, from the Hub without a copy on disk; no video is decoded, and "
+        "--seconds_per_file has no effect",
     )
     seed: int = setting(0, "pairs are a function of it, of the epoch and of the sample", minimum=0, maximum=MAX_SEED)
     frames_per_second: float | None = setting(None, "short for --source_frames_per_second", above=0)

@@ -81,9 +81,9 @@ class HeldOutSettings(SourceSettings):
     """Settings of data to train on, and of data to evaluate on."""
 
     image_range: str | None = setting(
-        None, "of images of more than 8 bits: type, file or LOW,HIGH; default: as the checkpoint's processor says"
+        None, "value range of images of more than 8 bits: type, file or LOW,HIGH; default: the processor's"
     )
-    eval_split: str | None = setting(None, "split of eval_data, if that is on the Hub; default: validation")
+    eval_split: str | None = setting(None, "split of eval_data, if it is on the Hub; default: validation")
 
     @property
     def of_evaluation(self) -> SourceSettings:

@@ -37,7 +37,7 @@ class SourceSettings(Settings):
 
     reads_labels = True  # False where none are needed, so that wrong labels do no harm
 
-    data_root: str | None = setting(None, "folder that the paths of a list begin in; default: the list's own")
+    data_root: str | None = setting(None, "folder that paths in a list are relative to; default: the list's own")
     split: str | None = setting(None, "split of a dataset on the Hub; default: train")
     config_name: str | None = setting(None, "configuration of a dataset on the Hub")
     revision: str | None = setting(None, "branch, tag or commit of a dataset on the Hub; default: the newest")
@@ -46,20 +46,21 @@ class SourceSettings(Settings):
     )
     image_range: str = setting(
         "type",
-        "numbers that become black and white in images of more than 8 bits: type (all that the type holds), file (the "
-        "smallest and the largest of each picture) or LOW,HIGH",
+        "values that become black and white in images of more than 8 bits: type (limits of the data type), file "
+        "(smallest and largest value of each picture) or LOW,HIGH",
     )
     segment_seconds: float | None = setting(
-        None, "divide long videos into segments of about this length, each an item; default: not", minimum=0.001
+        None, "divide long videos into segments of about this length, each an item; default: undivided", minimum=0.001
     )
-    frame_folders: bool = setting(False, "folders of numbered frames (VIDEO/000001.jpg) are videos")
+    frame_folders: bool = setting(False, "read folders of numbered frames (VIDEO/000001.jpg) as videos")
     source_frames_per_second: float | None = setting(
         None,
-        "of frame folders (default: --frames_per_second); of animations and image stacks, in place of their own times",
+        "frame rate of frame folders (default: --frames_per_second); also of animations and image stacks, whose own "
+        "times are then ignored",
         above=0,
     )
     nominal_frames_per_second: float | None = setting(
-        None, "take all videos to have this rate: sampling by frames, not by the times of their files", above=0
+        None, "treat all videos as having this frame rate: frames are counted, and their own times ignored", above=0
     )
 
     def __post_init__(self):
