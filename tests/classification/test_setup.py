@@ -195,7 +195,7 @@ def test_a_pretrained_model_becomes_a_classifier(folders, tmp_path):
 def test_a_checkpoint_that_does_not_fit_the_settings(folders, tmp_path):
     ViCMAEForPreTraining(tiny_config()).save_pretrained(tmp_path / "model")
     flags = ["--model_name_or_path", tmp_path / "model", "--config_overrides", "intermediate_size=32"]
-    with pytest.raises(ArgumentsError, match=r"mlp.* has shape \[24.* there, the settings make it \[32"):
+    with pytest.raises(ArgumentsError, match=r"mlp.* has shape \[24.* there, but \[32"):
         build_classifier(parse(folders, *flags), ["a", "b"])
     with pytest.raises(ArgumentsError, match="num_frames must be a multiple of tubelet_size=2, got 5"):
         build_classifier(parse(folders, "--model_name_or_path", tmp_path / "model", "--num_frames", 5), ["a", "b"])
@@ -244,7 +244,7 @@ def test_training_indices_take_the_names_of_the_evaluation_data(folders, tmp_pat
     train_source, eval_source = open_sources(parse(flags))
     assert (train_source.class_names, train_source.labels.tolist()) == (["a", "b", "c"], [0, 1, 2])
     assert eval_source.labels.tolist() == [0, 1, 2]
-    assert "its class indices are taken for those of" in caplog.text and "0 a, 1 b, 2 c" in caplog.text
+    assert "its class indices are taken to be those of" in caplog.text and "0 a, 1 b, 2 c" in caplog.text
     # Both by numbers, one of them as names of folders.
     make_files(tmp_path / "numbers", "2/0.mp4", "0/0.mp4")
     train_source, eval_source = open_sources(parse([*flags, "--eval_data", tmp_path / "numbers"]))

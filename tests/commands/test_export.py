@@ -85,7 +85,7 @@ def test_weights_of_a_replaced_file_do_not_stay(tmp_path, capsys):
     with export.finished_files(path) as unfinished:
         unfinished.write_text("small")
     assert (path.read_text(), weights.exists()) == ("small", False)
-    assert capsys.readouterr().out == f"{weights}: removed, it had the weights of the file that was replaced.\n"
+    assert capsys.readouterr().out == f"{weights}: removed; it had the weights of the file that was replaced.\n"
 
 
 def test_an_encoder_of_clips(tmp_path):

@@ -111,14 +111,14 @@ def test_an_image_is_one_frame_and_a_video_four_seconds_of_its_middle(checkpoint
     # 240 frames of 30 a second: from 2 s to 6 s, 6 frames a second.
     upload = read(files / "video.mp4", checkpoints["encoder"])
     assert read_numbers(upload.frames) == list(range(60, 180, 5))
-    assert upload.note == "Shown are 24 frames from 2.0 to 5.8 s."
+    assert upload.note == "Showing 24 frames from 2.0 to 5.8 s."
     assert read_numbers(upload.middle[None]) == [120]
 
 
 def test_of_a_long_video_the_beginning_is_read_and_the_page_says_so(checkpoints, files):
     upload = read(files / "video.mp4", checkpoints["videos"], seconds=4)
     assert read_numbers(upload.frames) == list(range(0, 120, 5))
-    assert upload.note.startswith("It lasts 8.0 s, and its first 4 s are read. Shown are 24 frames from 0.0 to 3.8 s")
+    assert upload.note.startswith("It lasts 8.0 s; only its first 4 s are read. Showing 24 frames from 0.0 to 3.8 s")
     with upload.file[0].open("pyav") as reader:  # what the classifier and the neighbours see
         assert (reader.num_frames, reader.duration) == (120, 4)
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_read_is_one_line_without_the_place_of_uploads(
 
 def test_small_files_of_many_pixels_are_refused(checkpoints, files, monkeypatch):
     monkeypatch.setattr(answers, "MAX_PIXELS", 24 * 64 * 128 - 1)
-    with pytest.raises(MediaDecodingError, match=r"^video.mp4: 24 frames of 128x64 pixels are needed at once"):
+    with pytest.raises(MediaDecodingError, match=r"^video.mp4: needs 24 frames of 128x64 pixels at once"):
         read(files / "video.mp4", checkpoints["encoder"])
     read(files / "image.png", checkpoints["videos"])
     # A still clip of four frames.

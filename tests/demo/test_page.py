@@ -111,7 +111,7 @@ def test_a_visit_to_a_pretrained_model(files, watched, tmp_path):
     flags = [tmp_path / "model", "--folder", files, "--max_bad_files", 0.5, "--dataloader_num_workers", 0]
     with served(*flags, **watched) as address, browsed(address) as page:
         # What cannot be is said, and no controls are there for it.
-        assert "no classifier, so it names no classes" in page.inner_text("body")
+        assert "not a classifier, so it predicts no classes" in page.inner_text("body")
         assert page.locator("#classes").count() == 0
         assert "1 of 5 files could not be read, the first: cannot decode" in page.inner_text("body")
         wait_for_other(page, "#message p", lambda: page.click("#show"))
@@ -140,7 +140,7 @@ def test_a_visit_to_a_pretrained_model(files, watched, tmp_path):
         assert not set(sources(page, "reconstruction")) & set(others)
         assert not set(sources(page, "colours")) & set(colours)
 
-        assert show(page, files / "video.mp4") == "video.mp4 Shown are 9 frames from 0.0 to 1.3 s."
+        assert show(page, files / "video.mp4") == "video.mp4 Showing 9 frames from 0.0 to 1.3 s."
         assert [open_picture(source).n_frames for source in sources(page, "colours")] == [9, 9, 9]
         assert captions(page, "colours") == ["video", "trained", "random weights"]
 

@@ -289,7 +289,7 @@ def test_settings_that_contradict_each_other(model, media, tmp_path):
         extract(model, media, tmp_path / "f.csv", layer=3)
     with pytest.raises(ValueError, match=r"--every_seconds must be at least 0\.001, got 1e-09"):
         extract(model, media, tmp_path / "f.csv", every_seconds=1e-9)
-    with pytest.raises(ValueError, match="--every_seconds 1: expected no --segment_seconds beside it"):
+    with pytest.raises(ValueError, match="--every_seconds 1: cannot be combined with --segment_seconds"):
         extract(model, media, tmp_path / "f.csv", every_seconds=1, segment_seconds=2)
     with pytest.raises(InputError, match=r"expected a \.parquet or \.safetensors file for patches"):
         extract(model, media, tmp_path / "f.csv", pooling="patch")

@@ -65,7 +65,7 @@ def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path, caplog):
     write(log, 2, 3.0)
     log.__exit__()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
-    assert "passed over a line" in caplog.text and "metrics.jsonl" in caplog.text
+    assert "skipped a line" in caplog.text and "metrics.jsonl" in caplog.text
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path, capsys):

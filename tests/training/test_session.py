@@ -98,7 +98,7 @@ def test_weights_of_mae_are_trained_on_with_the_objective_of_vicmae(tmp_path, ca
         0.5,
     )
     assert model(torch.rand(2, 2, 3, 16, 16)).contrastive_loss > 0
-    assert "weights of MAE, trained on with the objective of ViC-MAE" in caplog.text
+    assert "weights of MAE, now trained with the objective of ViC-MAE" in caplog.text
     caplog.clear()
     settings = arguments(model_name_or_path=str(tmp_path / "vit_mae"), config_overrides="contrastive_loss=none")
     assert build_model(ViCMAEForPreTraining, settings).config.contrastive_loss == "none"

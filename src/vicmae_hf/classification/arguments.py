@@ -125,12 +125,14 @@ class ClassificationArguments(TrainingArguments, HeldOutSettings):
             self._check_linear()
         elif not self.train_augmentation:
             raise ArgumentsError(
-                "--no-train_augmentation keeps the features of a frozen encoder: --method linear only."
+                "--no-train_augmentation keeps features, which needs a frozen encoder: give --method linear."
             )
 
     def _check_linear(self) -> None:
         if (self.layer_decay, self.drop_path_rate) != (1.0, 0.0):
-            raise ArgumentsError("--method linear leaves the encoder as it is: no --layer_decay, no --drop_path_rate.")
+            raise ArgumentsError(
+                "--method linear leaves the encoder as it is; leave out --layer_decay and --drop_path_rate."
+            )
         augmentations = ["horizontal_flip", "rand_augment_magnitude", "random_erasing", "mixup", "cutmix"]
         wanted = [name for name in augmentations if getattr(self, name)]
         if wanted and not self.train_augmentation:

@@ -80,7 +80,7 @@ def take_eval_names(source: LabelledSource, evaluation: LabelledSource) -> Label
             f"{len(names)} classes with names. Give the names in the order of the indices: --label_names FILE."
         )
     shown = ", ".join(f"{index} {name}" for index, name in enumerate(names[:5])) + (", ..." if len(names) > 5 else "")
-    logger.warning("%s: its class indices are taken for those of %s: %s.", source.name, evaluation.name, shown)
+    logger.warning("%s: its class indices are taken to be those of %s: %s.", source.name, evaluation.name, shown)
     return with_class_names(source, names, "the evaluation data")
 
 

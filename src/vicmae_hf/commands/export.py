@@ -152,7 +152,7 @@ def finished_files(path: Path) -> Iterator[Path]:
                 os.replace(file, path.with_name(file.name))
             if is_stale:
                 weights.unlink()
-                print(f"{weights}: removed, it had the weights of the file that was replaced.")
+                print(f"{weights}: removed; it had the weights of the file that was replaced.")
 
 
 def load_model(name: str) -> tuple[nn.Module, Literal["image", "video"]]:

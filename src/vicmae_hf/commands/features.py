@@ -87,7 +87,9 @@ class FeaturesArguments(InferenceArguments):
         if self.every_seconds is not None:
             for name in ("segment_seconds", "nominal_frames_per_second", "frames_per_second"):
                 if getattr(self, name) is not None:
-                    raise ArgumentsError(f"--every_seconds {self.every_seconds:g}: expected no --{name} beside it.")
+                    raise ArgumentsError(
+                        f"--every_seconds {self.every_seconds:g}: cannot be combined with --{name}; leave one out."
+                    )
 
 
 # Settings on which embeddings depend; `identify` adds the items and the encoder.
@@ -162,7 +164,7 @@ def fill_in(arguments: FeaturesArguments, model: ViCMAEModel, processor: Any) ->
         if arguments.num_frames % tubelet_size:
             raise ArgumentsError(
                 f"--num_frames {arguments.num_frames}: expected a multiple of {tubelet_size} for --pooling clip, "
-                "because the encoder embeds so many frames together."
+                "because the encoder embeds that many frames together."
             )
         warn_if_blind_to_order(model, arguments.num_frames)
     if arguments.frames_per_second is None and is_clip and arguments.every_seconds is None:

@@ -50,7 +50,7 @@ def warn_of_plain_mae(config: ViCMAEConfig, arguments: PretrainingArguments) -> 
     """Says so if the objective is plain MAE because a checkpoint says so, and nobody else."""
     if config.contrastive_loss == "none" and "contrastive_loss" not in (arguments.config_overrides or ""):
         logger.warning(
-            'The config of %s says contrastive_loss "none": this trains plain MAE. For ViC-MAE, say '
+            'The config of %s has contrastive_loss "none": this trains plain MAE. For ViC-MAE, give '
             '--config_overrides "contrastive_loss=info_nce".',
             arguments.model_name_or_path,
         )

@@ -576,7 +576,7 @@ def read_file(path: Path) -> dict:
         if wanted:
             reason = f"refused, because it wants to use {wanted[1]}, which may run code"
         elif isinstance(error, pickle.UnpicklingError):
-            reason = "refused, because it is damaged or holds other things than tensors and plain settings"
+            reason = "refused, because it is damaged or holds things other than tensors and plain settings"
         else:
             reason = f"not a whole PyTorch file ({type(error).__name__})"
         raise InputError(f"{path}: {reason}. Nothing in it was run.") from error
@@ -602,7 +602,7 @@ def convert_checkpoint(
     # A folder of ViTMAE has a model.safetensors, too.
     source, target = Path(checkpoint).resolve(), (Path(output_dir) / "model.safetensors").resolve()
     if target in (source, source / target.name):
-        raise InputError(f"{checkpoint}: the conversion would overwrite it, choose another output folder.")
+        raise InputError(f"{checkpoint}: the conversion would overwrite it; choose another output folder.")
     check_writable(target)
     contents, settings = read_checkpoint(checkpoint)
     settings.update(config_overrides)

@@ -112,14 +112,14 @@ def read_upload(path: str, checkpoint: Checkpoint, loader: MediaLoader, max_seco
             duration = read_duration(item, loader.video_backend, loader.seconds_per_file)
             if duration > max_seconds:
                 item = EncodedItem(path, name, True, end=max_seconds, image_options=options)
-                note = f"It lasts {duration:.1f} s, and its first {max_seconds:g} s are read. "
+                note = f"It lasts {duration:.1f} s; only its first {max_seconds:g} s are read. "
         frames = loader.read_frames(item, choose)
     except MediaDecodingError as error:
         # Where uploads lie is nothing to tell a visitor. FFmpeg's messages end with the path, or a part of it.
         message = re.sub(r"""\[Errno -?\d+\] |: ['"].*$""", "", str(error).replace(path, name))
         raise MediaDecodingError(message) from error
     if len(frames) > 1:
-        note += f"Shown are {len(frames)} frames from {times[0]:.1f} to {times[-1]:.1f} s."
+        note += f"Showing {len(frames)} frames from {times[0]:.1f} to {times[-1]:.1f} s."
     return Upload(OneFile(item), WholeView(checkpoint.encoder.config.image_height_and_width)(frames), note)
 
 
@@ -138,7 +138,7 @@ def clip_length(checkpoint: Checkpoint) -> int:
 def check_pixels(name: str, height: int, width: int, count: int) -> None:
     if height * width * count > MAX_PIXELS:
         raise MediaDecodingError(
-            f"{name}: {count} frames of {width}x{height} pixels are needed at once, and at most "
+            f"{name}: needs {count} frames of {width}x{height} pixels at once, but at most "
             f"{MAX_PIXELS // 10**6} million pixels are read."
         )
 

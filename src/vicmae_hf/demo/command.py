@@ -75,7 +75,7 @@ def run(arguments: DemoArguments) -> dict[str, Any]:
             num_workers=arguments.dataloader_num_workers,
         )
     if not is_loopback(arguments.host):
-        logger.warning("--host %s: everyone who reaches this address can use the page.", arguments.host)
+        logger.warning("--host %s: everyone who can reach this address can use the page.", arguments.host)
     # Closing by `kill` goes the way of Ctrl-C, so that no uploads stay behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="vicmae-demo-") as uploads:

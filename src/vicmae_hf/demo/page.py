@@ -41,24 +41,24 @@ MAX_WAITING = 20  # visitors who wait for an answer
 STYLE = Path(__file__).with_name("page.css")
 
 RECONSTRUCTION = (
-    "Patches are hidden, and the decoder paints them from the visible ones. Of a video: the frame in the middle."
+    "Some patches are hidden, and the decoder predicts them from the visible ones. For a video: its middle frame."
 )
 COLOURS = (
-    "The first three principal components of the features of patches as red, green and blue, one square for each "
-    "patch, of each encoder by itself: colours of one say nothing of the other. Look for a thing that has one colour, "
-    "and in a video keeps it while it moves."
+    "The first three principal components of the patch features as red, green and blue, one square per patch. They "
+    "are computed for each encoder separately, so colours of one say nothing about the other. Look for an object that "
+    "has one colour, and in a video keeps it while it moves."
 )
 NEIGHBOURS = (
-    "By the cosine similarity of pooled features, which is the number. Random weights, too, find files of like "
-    "colours: look for the same things in other colours or places."
+    "The number is the cosine similarity of the pooled features. Random weights also find files of similar colours: "
+    "look for the same objects in other colours or places."
 )
 NO_RECONSTRUCTION = (
-    "This checkpoint has no decoder, so it reconstructs nothing. Checkpoints of <code>vicmae pretrain</code> have one."
+    "This checkpoint has no decoder, so it cannot reconstruct. Checkpoints of <code>vicmae pretrain</code> have one."
 )
-ONE_PATCH = "This model sees an image as a single patch: with it hidden, there is nothing to reconstruct it from."
-NO_NEIGHBOURS = "No folder was given: start the page with <code>--folder DIR</code> to look for neighbours there."
-CLASSES = "The likeliest, as <code>vicmae evaluate</code> finds them by a single view of the file."
-NO_CLASSES = "This checkpoint is no classifier, so it names no classes. <code>vicmae finetune</code> makes one."
+ONE_PATCH = "This model sees an image as a single patch: if it is hidden, there is nothing to reconstruct it from."
+NO_NEIGHBOURS = "No folder was given: start the page with <code>--folder DIR</code> to search it for neighbours."
+CLASSES = "The most probable classes, as <code>vicmae evaluate</code> predicts them from a single view of the file."
+NO_CLASSES = "This checkpoint is not a classifier, so it predicts no classes. <code>vicmae finetune</code> makes one."
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def to_bytes(image: torch.Tensor) -> torch.Tensor:
 def neighbour_figure(neighbour: Neighbour) -> str:
     caption = f"{neighbour.similarity:.3f} {neighbour.name}"
     if neighbour.frame is None:
-        return f"<figure><figcaption>{escape(caption)} (cannot be read any more)</figcaption></figure>"
+        return f"<figure><figcaption>{escape(caption)} (can no longer be read)</figcaption></figure>"
     return figure(neighbour.frame.permute(1, 2, 0)[None], caption)
 
 
@@ -203,8 +203,8 @@ def describe(checkpoint: Checkpoint) -> str:
     height, width = config.image_height_and_width
     count = sum(parameter.numel() for parameter in checkpoint.encoder.parameters())
     return (
-        f"{escape(checkpoint.name)}: an encoder of {count:,} parameters, which sees {width} x {height} pixels in "
-        f"patches of {config.patch_size}."
+        f"{escape(checkpoint.name)}: an encoder with {count:,} parameters, which sees {width} x {height} pixels in "
+        f"patches of {config.patch_size} x {config.patch_size}."
     )
 
 
@@ -252,7 +252,7 @@ def mask_slider(checkpoint: Checkpoint) -> gradio.Slider:
         ratios[-1],
         value=min(max(config.mask_ratio, ratios[0]), ratios[-1]),
         step=MASK_STEP,
-        label="Share of patches that are hidden",
+        label="Share of hidden patches",
         visible=can_reconstruct(checkpoint),
         elem_id="ratio",
     )
@@ -290,4 +290,4 @@ def serve(page: Page, host: str, port: int, max_upload_mib: float) -> None:
 
 
 async def refuse_address(address: str, cache_dir: str) -> NoReturn:
-    raise gradio.Error("This page reads files that are uploaded, and no addresses.")
+    raise gradio.Error("This page reads uploaded files only, no addresses.")

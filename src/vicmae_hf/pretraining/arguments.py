@@ -40,6 +40,6 @@ def check_contrast(arguments: PretrainingArguments, config: ViCMAEConfig, schedu
         report_unused(
             arguments,
             f"--contrastive_start_epoch {arguments.contrastive_start_epoch:g} is not reached in {num_epochs:g} "
-            "epochs: this would be plain MAE. Start the contrastive loss earlier, train longer, or say "
+            "epochs: this would be plain MAE. Start the contrastive loss earlier, train longer, or give "
             '--config_overrides "contrastive_loss=none".',
         )

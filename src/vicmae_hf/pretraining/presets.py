@@ -80,7 +80,7 @@ class PresetArguments(PretrainingArguments):
             self._choose_items_and_model()
         super().__post_init__()
         if self.freeze_layers is not None and self.model_name_or_path is None:
-            raise ArgumentsError("--freeze_layers keeps weights of a checkpoint: give it by --model_name_or_path.")
+            raise ArgumentsError("--freeze_layers freezes weights of a checkpoint: give --model_name_or_path.")
 
     def _choose_items_and_model(self) -> None:
         # Frame stores can't be divided, and their recordings were when they were packed.
@@ -114,7 +114,7 @@ def fit_to_data(arguments: PretrainingArguments, config: ViCMAEConfig, num_sampl
     if is_preset and arguments.preset is None and arguments.has_default_schedule and num_samples < FEW_SAMPLES:
         steps_per_epoch = max(num_samples // batch_size, 1)
         logger.warning(
-            "The schedule is Table 1's, for more than a million samples; here are %d, an epoch has %d updates, and "
+            "The schedule is Table 1's, for more than a million samples. Here are %d; an epoch has %d updates, and "
             "the contrastive loss starts after %d of %d. --preset small-data fits the settings to the data, "
             "and `vicmae plan` says what a run takes.",
             num_samples,

@@ -15,12 +15,8 @@ class ProcessArguments(ReadingArguments):
     dataloader_num_workers: int = setting(
         4, "loader workers of each process; 0 loads in the process itself", minimum=0, per_core=32
     )
-    num_threads: int | None = setting(
-        None, "CPU threads per process; default: chosen by cores, workers and model size", minimum=1, per_core=32
-    )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(
-        None, "numeric precision; default: no, or what accelerate is configured for"
-    )
+    num_threads: int | None = setting(None, "CPU threads per process; default: what fits", minimum=1, per_core=32)
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(None, "default: no, or accelerate's configuration")
 
 
 @dataclass(kw_only=True)
@@ -38,18 +34,12 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     gradient_accumulation_steps: int = setting(1, "steps per update", minimum=1)
     num_train_epochs: int = setting(800, "passes over the data (Table 1: 800)", minimum=1, maximum=10**6)
     max_train_steps: int | None = setting(None, "updates; overrides the number of epochs", minimum=1, maximum=10**9)
-    base_learning_rate: float = setting(
-        1.5e-4, "peak learning rate = this x total batch / 256 (Table 1: 1.5e-4)", minimum=0
-    )
+    base_learning_rate: float = setting(1.5e-4, "peak rate = this x total batch / 256 (Table 1: 1.5e-4)", minimum=0)
     warmup_epochs: float = setting(40.0, "epochs of linear warmup (Table 1: 40)", minimum=0)
     weight_decay: float = setting(0.05, "applied to matrices only (Table 1: 0.05)", minimum=0)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    torch_compile: bool = setting(
-        False, "compile the Transformer layers: takes seconds at the start, then runs faster on GPUs"
-    )
-    max_skipped_updates: int = setting(
-        20, "fp16: consecutive updates that may be skipped for infinite gradients", minimum=0
-    )
+    torch_compile: bool = setting(False, "compile the Transformer layers: a slower start, then faster on GPUs")
+    max_skipped_updates: int = setting(20, "fp16: most consecutive updates to skip for infinite gradients", minimum=0)
     seed: int = setting(0, "random seed of weights, data order, views and masks", minimum=0, maximum=MAX_SEED)
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", minimum=1)
     checkpointing_steps: int = setting(1000, "updates between checkpoints; 0 writes none", minimum=0)

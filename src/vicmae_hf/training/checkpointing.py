@@ -254,7 +254,7 @@ class Checkpoints:
             damage = find_damage(checkpoint)
             if damage is None:
                 return checkpoint
-            logger.warning("%s is damaged, the one before it is taken: %s.", checkpoint, damage)
+            logger.warning("%s is damaged, the one before it is used: %s.", checkpoint, damage)
         if checkpoints:
             raise CheckpointError(
                 f"--resume_from_checkpoint latest: all checkpoints in {self.output_dir} are damaged (see above). "

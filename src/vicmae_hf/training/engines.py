@@ -40,7 +40,7 @@ def check_engine(mixed_precision: str | None = None, can_shard: bool = False) ->
 
 def unsupported(engine: str, cause: str) -> ArgumentsError:
     return ArgumentsError(
-        f"accelerate's configuration chooses {engine} ({cause}), which is not supported. Supported are one process, "
+        f"accelerate's configuration chooses {engine} ({cause}), which is not supported. Supported: one process, "
         "and several processes with the whole model in each, on CPUs or GPUs, in float32, bf16 or fp16, and FSDP2 for "
         "pretraining. Run `accelerate config` again without it, or name another file: accelerate launch --config_file "
         "FILE."
@@ -62,7 +62,7 @@ def check_sharding(arguments: TrainingArguments) -> None:
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
         reasons.append(f"fsdp_version is {version}; set fsdp_version: 2")
     if (arguments.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
-        reasons.append("the gradient scaler of fp16 knows no divided gradients; take bf16")
+        reasons.append("the gradient scaler of fp16 cannot handle sharded gradients; use bf16")
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         reasons.append("leave out dynamo_backend")
     if getattr(arguments, "contrast_across_accumulation", False):

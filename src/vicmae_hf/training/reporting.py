@@ -58,7 +58,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         if isinstance(entry, dict):
             entries.append(entry)
         else:
-            logger.warning("%s: passed over a line that is no JSON object: %.80r", path, line)
+            logger.warning("%s: skipped a line that is no JSON object: %.80r", path, line)
     return entries
 
 

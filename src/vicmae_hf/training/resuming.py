@@ -58,7 +58,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
                 elif path.suffix in (".bin", ".pt"):
                     load(path, map_location="cpu")
             except UNREADABLE:
-                message = f"{path} is damaged, or holds other things than tensors and numbers. Nothing in it was run."
+                message = f"{path} is damaged, or holds things other than tensors and numbers. Nothing in it was run."
                 raise CheckpointError(message) from error
         raise CheckpointError(f"{checkpoint} does not fit this run ({error}).") from error
 
@@ -132,7 +132,7 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     if now["num_steps"] != before["num_steps"]:
         lines.append(
-            f"The run is {now['num_steps']} updates long now, it was {before['num_steps']}: from here on the learning "
+            f"The run is now {now['num_steps']} updates long (was {before['num_steps']}): from here on the learning "
             "rate follows the longer schedule."
         )
     if any(now[name] != before[name] for name in DIVISION):
@@ -149,7 +149,7 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     has_contrast = has_contrast and not now["contrast_across_accumulation"]  # else it is the total batch, as before
     if has_contrast and compared != before_compared:
         lines.append(
-            f"A contrastive loss compares {compared} samples with each other now, it was {before_compared}: its "
-            "values differ. Keep processes x samples to avoid it."
+            f"The contrastive loss now compares {compared} samples with each other (was {before_compared}), so its "
+            "values differ. Keep processes x samples the same to avoid this."
         )
     return lines

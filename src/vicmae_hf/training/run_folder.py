@@ -112,7 +112,7 @@ class RunFolder:
                 processor.save_pretrained(self.path)
             if (rate := self.settings.get("source_frames_per_second")) is not None:
                 logger.warning(
-                    "The saved processors do not keep --source_frames_per_second %g; give it to other scripts, too.",
+                    "The saved processors do not keep --source_frames_per_second %g; give it to other commands, too.",
                     rate,
                 )
 

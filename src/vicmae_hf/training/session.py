@@ -322,7 +322,7 @@ def lock_output_dir(folder: Path, flag: str = "--output_dir") -> None:
         holder = holder_path.read_text(encoding="utf-8", errors="replace").strip() if holder_path.exists() else ""
         raise ArgumentsError(
             f"{flag} {folder}: another run is writing there{holder and f' ({holder})'}, and each would delete "
-            "what the other wrote. Wait for its end, stop it, or choose another place."
+            "what the other wrote. Wait until it ends, stop it, or choose another place."
         ) from error
     except OSError as error:  # some network file systems have no locks
         logger.warning("%s cannot be locked (%s); make sure that no other run writes there.", folder, error)
@@ -418,7 +418,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         # PyTorch would advise to load the file nevertheless.
         wanted = re.search(r"GLOBAL (\S+)", text)
-        reason = f"want to use {wanted[1]}, which may run code" if wanted else "hold other things than tensors"
+        reason = f"want to use {wanted[1]}, which may run code" if wanted else "hold things other than tensors"
         return f"its weights (.bin) are refused, because they {reason}. Nothing in them was run."
     if "trust_remote_code" in text:
         return "it needs code that comes with it, and such code is never run here. Nothing of it was run."
@@ -456,7 +456,7 @@ def choose_objective(name: str, converted: PreTrainedConfig) -> dict[str, Any]:
     chosen = ",".join(f"{field}={value}" for field, value in objective.items())
     if is_main_process():  # Accelerate's logger works only once there is an `Accelerator`
         logging.getLogger(__name__).warning(
-            "%s: weights of MAE, trained on with the objective of ViC-MAE (%s). For plain MAE, say "
+            "%s: weights of MAE, now trained with the objective of ViC-MAE (%s). For plain MAE, give "
             '--config_overrides "contrastive_loss=none".',
             name,
             chosen,
@@ -476,7 +476,7 @@ def check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]],
     """Raises a ValueError that names the first parameter whose shape differs between checkpoint and model."""
     for name, found, expected in sorted(mismatched):
         if replaced is None or not name.startswith(replaced):
-            raise ValueError(f"{name} has shape {list(found)} there, the settings make it {list(expected)}.")
+            raise ValueError(f"{name} has shape {list(found)} there, but {list(expected)} by these settings.")
 
 
 def end_session(accelerator: Accelerator, arguments: TrainingArguments) -> None:

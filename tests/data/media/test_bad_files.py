@@ -147,7 +147,7 @@ def test_a_line_that_is_no_record_is_passed_over_and_told(tmp_path, caplog):
     path.write_text('{"path": "/data/0.mp4", "err' + whole + '["path"]\n{"error": "x"}\n' + whole)
     bad_files = BadFiles(path, 40, 1.0)
     assert list(bad_files.errors) == ["/data/1.mp4"]
-    assert caplog.text.count("passed over a line that is no record") == 3
+    assert caplog.text.count("skipped a line that is no record") == 3
     assert not bad_files.must_wait("/data/1.mp4")
 
 

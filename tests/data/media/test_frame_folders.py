@@ -133,7 +133,7 @@ def test_images_that_look_like_frames_are_told_once(tmp_path, caplog):
     for _ in range(2):
         assert len(open_source(tmp_path / "frames")) == 24
     [message] = caplog.messages
-    assert f"If folders like {tmp_path}/frames/a hold the frames of a video, say --frame_folders." in message
+    assert f"If folders like {tmp_path}/frames/a hold the frames of a video, give --frame_folders." in message
 
 
 def test_pairs_are_of_two_frames(tmp_path):
@@ -162,5 +162,5 @@ def test_folders_that_are_no_videos_are_refused(names, message, tmp_path):
 
 
 def test_the_rate_has_to_be_given():
-    with pytest.raises(InputError, match="--frame_folders: give the rate of the frames"):
+    with pytest.raises(InputError, match="--frame_folders: give the frame rate"):
         SourceSettings(frame_folders=True)

@@ -162,7 +162,7 @@ def test_other_settings_or_items_are_refused(media, tmp_path):
         (tmp_path / "fewer" / name).symlink_to(media / name)
     with pytest.raises(InputError, match=r"begun with other files, names or labels: 8 items of .*, now 2 of .*fewer"):
         pack(tmp_path / "fewer", store, num_frames=2)
-    with pytest.raises(InputError, match="is no frame store, but holds"):
+    with pytest.raises(InputError, match="is not a frame store, but holds"):
         pack(media, tmp_path / "fewer")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: expected a folder that can be written to"):
@@ -244,4 +244,4 @@ def test_the_range_of_a_store_is_told_where_another_is_used(tmp_path, caplog):
     open_source(tmp_path / "store", settings)
     assert "was packed with" not in caplog.text
     open_source(tmp_path / "store")
-    assert "was packed with --image_range 0,4095, and images outside of it are read with type here" in caplog.text
+    assert "was packed with --image_range 0,4095, but other images are read with type, here" in caplog.text

@@ -79,7 +79,7 @@ def test_classes_of_deeper_folders_are_told_of_as_files_that_are_left_out(tmp_pa
     )  # not: "no videos in jump"
     assert said == (
         f"{tmp_path}: left out 2 files that are not FOLDER/CLASS_NAME/FILE, the first: {tmp_path}/jump/monday/b.mp4. "
-        "To have them, name each in a list of `path label`."
+        "To use them, name each in a list of `path label`."
     )
 
 
@@ -125,7 +125,7 @@ def test_parquet_files_that_are_empty_or_cut(tmp_path):
     assert open_labelled(tmp_path / "data").labels.tolist() == [1, 0]
     whole = (tmp_path / "data" / "1.parquet").read_bytes()
     (tmp_path / "data" / "2.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"2\.parquet: cannot be read as Parquet; it may be written in part only"):
+    with pytest.raises(InputError, match=r"2\.parquet: cannot be read as Parquet; it may be only partly written"):
         open_source(tmp_path / "data")
 
 
@@ -162,7 +162,7 @@ def test_folders_without_media_are_no_classes(tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     source = open_labelled(tmp_path)
     assert (source.class_names, listed(source, tmp_path)) == (["a", "b"], [("a/0.mp4", 0), ("b/0.mp4", 1)])
-    assert "5 folders are no classes, without videos or images in them: @eaDir, __MACOSX, annotations" in caplog.text
+    assert "5 folders without videos or images are no classes: @eaDir, __MACOSX, annotations" in caplog.text
 
 
 METADATA = {
@@ -183,7 +183,7 @@ def test_metadata_beside_media(tmp_path, kind, caplog):
     assert source.class_names == ["jump", "wash"]
     assert listed(source, tmp_path) == [("x.mp4", 1), ("deep/y.png", 0)]
     assert source.list_names() == ["x.mp4", "deep/y.png"]
-    assert f"left out 1 files that no metadata file has, the first: {tmp_path}/deep/unlisted.png" in caplog.text
+    assert f"left out 1 files that no metadata file lists, the first: {tmp_path}/deep/unlisted.png" in caplog.text
     # Without labels, all are data.
     assert len(open_source(tmp_path)) == 3
     (tmp_path / "x.mp4").rename(tmp_path / "z.mp4")
@@ -380,7 +380,7 @@ def test_folders_that_may_be_classes_are_told(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="vicmae_hf")
     make_files(tmp_path, "wash/1.mp4", "iron/2.mp4")
     assert open_with_labels(tmp_path, False).labels is None
-    assert "has no labels without --labelled, which takes its folders for classes" in caplog.text
+    assert "is read without labels; --labelled takes its folders as classes" in caplog.text
     assert open_with_labels(tmp_path, True).labels.tolist() == [0, 1]
     with pytest.raises(InputError, match=r"has no labels for names\.txt to name; expected ROOT/CLASS_NAME/FILE"):
         open_with_labels(tmp_path, False, ["a", "b"], "names.txt")

@@ -176,7 +176,7 @@ def test_lines_that_are_comments(folder, caplog):
     text = "# K400, our split\n#path label\n\nb.mp4 1\n# d.png 1\n#1.mp4 0\n   #\n"
     source = open_labelled(write(folder / "train.txt", text))
     assert rows(source, folder) == [("b.mp4", 1), ("#1.mp4", 0)]
-    assert "4 lines that begin with # were passed over" in caplog.text
+    assert "4 lines that begin with # were skipped" in caplog.text
     source = open_labelled(
         write(folder / "train.txt", "# a table\npath,label\nb.mp4,#2\n# done\n'#1.mp4',run\n".replace("'", '"'))
     )
@@ -246,12 +246,12 @@ def test_frame_folders_with_a_first_frame_or_missing(tmp_path, caplog):
         ('[{"path": "b.mp4"}, {"path": "d.png"}]', "expected JSON lines, an object in each, got a JSON array"),
         ('[\n {"path": "b.mp4"}\n]', "expected JSON lines, an object in each, got a JSON array"),
         (f"{'x/' * 2500}b.mp4 1\n", "1 of 1 files are missing, the first: x/x/"),
-        ("my clips 1\n", "the first: my clips .* If folders hold the frames of videos, say --frame_folders"),
-        ("train.csv 1\n", "1 of 1 files are no videos or images, the first: train.csv"),
+        ("my clips 1\n", "first: my clips .* If folders hold the frames of videos, give --frame_folders"),
+        ("train.csv 1\n", "1 of 1 files are not videos or images, first: train.csv"),
         ("path,start,end\nb.mp4,2,1.5\n", "line 2: ends at 1.5 s, which is not after its start, 2.0 s"),
         ("path,start\nb.mp4,soon\n", "line 2: expected seconds from 0 on as `start`, got 'soon'"),
         ("path,end\nb.mp4,inf\n", "line 2: expected seconds from 0 on as `end`, got 'inf'"),
-        ("\0\1\2", "is no video, image or Parquet file, and no list of them: it holds binary data"),
+        ("\0\1\2", "is not a video, image or Parquet file, nor a list of them: it holds binary data"),
         (b"\xe9\xff.mp4 1", "no list of them in UTF-8"),
     ],
 )

@@ -128,7 +128,7 @@ def test_frame_folders_without_a_rate_are_refused(data, tmp_path):
     flags = ["--input", data / "folders", "--output", tmp_path / "store", "--frame_folders"]
     process = run_here("pack_frames.py", *flags)
     assert process.returncode == 1
-    assert "--frame_folders: give the rate of the frames" in process.stderr
+    assert "--frame_folders: give the frame rate" in process.stderr
     # Where it is the only rate that is known, --frames_per_second is also theirs.
     run("pack_frames.py", *flags, "--frames_per_second", 5)
     with open_source(tmp_path / "store")[0].open("pyav") as reader:

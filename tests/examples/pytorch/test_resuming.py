@@ -191,7 +191,7 @@ def test_a_finished_run_goes_on_for_more_epochs_and_not_for_fewer(finished, data
     )
     longer = run_here("run_pretraining.py", *flags(data, folder, *RESUME, "--num_train_epochs", 4))
     assert longer.returncode == 0, longer.stderr
-    assert "The run is 16 updates long now, it was 8" in longer.stderr
+    assert "The run is now 16 updates long (was 8)" in longer.stderr
     lines = losses(folder)
     assert [line["step"] for line in lines] == list(range(1, 17))
     # 4 updates of warmup, then half a cosine to the new end.
@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_costs_one_interval(interrupted, finished, data, na
     process = run_here("run_pretraining.py", *flags(data, interrupted, *RESUME))
     assert process.returncode == 0, process.stderr
     assert "Going on from step 2" in process.stderr
-    assert "checkpoint-4 is damaged, the one before it is taken" in process.stderr
+    assert "checkpoint-4 is damaged, the one before it is used" in process.stderr
     assert name in process.stderr
     assert losses(interrupted) == losses(finished)
 

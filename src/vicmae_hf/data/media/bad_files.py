@@ -40,10 +40,7 @@ class BadFilesArguments(Settings):
     """The share of files that may be unreadable, for `BadFiles`."""
 
     max_bad_files: float = setting(
-        0.05,
-        "largest share of unreadable files before the run stops; one is always allowed, unless this is 0",
-        minimum=0,
-        maximum=1,
+        0.05, "largest share of unreadable files allowed; one always is, unless this is 0", minimum=0, maximum=1
     )
 
 
@@ -298,7 +295,7 @@ class BadFiles:
                         self._take(json.loads(line))
                     except (ValueError, KeyError, TypeError):
                         # A process that was killed while it wrote left half a line, and another went on behind it.
-                        logger.warning("%s: passed over a line that is no record: %r", record, line[:80])
+                        logger.warning("%s: skipped a line that is no record: %r", record, line[:80])
         except (FileNotFoundError, NotADirectoryError):
             pass  # no record yet
         except OSError as error:

@@ -99,7 +99,7 @@ def hint_at_frames(name: str, media: Sequence[str]) -> None:
     if len(names) >= 8 and len(numbers) == len(names) == max(numbers) - min(numbers) + 1:
         warn_once(
             f"frames in {name}",
-            "%s: each image counts by itself. If folders like %s hold the frames of a video, say --frame_folders.",
+            "%s: each image counts as an item. If folders like %s hold the frames of a video, give --frame_folders.",
             *(name, folder),
             say=logger.info,  # most folders of numbered images are just that
         )

@@ -164,9 +164,9 @@ def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> list[str]:
     """Lists what players would do to a video's pictures, and this package does not."""
     ignored = []
     if stream.sample_aspect_ratio and stream.sample_aspect_ratio != 1:
-        ignored.append(f"its pixels are not square ({stream.sample_aspect_ratio}) and are taken as if they were")
+        ignored.append(f"its pixels are not square ({stream.sample_aspect_ratio}) but are read as if they were")
     if frame.interlaced_frame:
-        ignored.append("its pictures are interlaced, and the two halves of each are taken together")
+        ignored.append("its pictures are interlaced, and are not deinterlaced")
     try:
         matrix = frame.side_data.get(DISPLAY_MATRIX)
     except ValueError:  # PyAV lists all side data, and does not know every kind that FFmpeg does

@@ -78,7 +78,7 @@ class TorchCodecDecoder:
         if not index.has_times:
             raise BackendError("it orders frames by their times, which are missing here")
         if not index.keyframes_are_entries:
-            raise BackendError("it takes unfinished pictures after a recovery point for frames")
+            raise BackendError("it returns incomplete pictures after a recovery point")
         with raised_as_backend_error(RuntimeError, ValueError):
             self._decoder = self.import_library().decoders.VideoDecoder(
                 source, stream_index=index.stream.index, dimension_order="NHWC", num_ffmpeg_threads=1

@@ -129,8 +129,8 @@ def warn_of_unknown_rate(name: str) -> None:
     """Warns once per process and not for every file."""
     warn_once(
         "rate",
-        "%s: its pages have no times, so they are taken as %g frames a second; --source_frames_per_second says "
-        "otherwise. Not said again for further files.",
+        "%s: its pages have no times, so %g frames per second are assumed; --source_frames_per_second sets another "
+        "rate. Not said again for further files.",
         *(name, 1 / DEFAULT_FRAME),
     )
 

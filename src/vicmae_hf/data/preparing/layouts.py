@@ -318,7 +318,7 @@ def list_folder(request: Request) -> Listing:
     # One kind of file in a table, whose column is of type Video or Image.
     suffixes = {os.path.splitext(path)[1].lower() for path in list_files(Path(media))}
     if suffixes & VIDEO_EXTENSIONS and suffixes & IMAGE_EXTENSIONS:
-        raise InputError(f"{media}: holds both videos and images; prepare them from folders of their own.")
+        raise InputError(f"{media}: holds both videos and images; prepare them from separate folders.")
     extensions = VIDEO_EXTENSIONS if suffixes & VIDEO_EXTENSIONS else IMAGE_EXTENSIONS
     return list_class_folders(media, list(class_names), extensions, partial(relative_name, media))
 
@@ -329,15 +329,15 @@ def list_listed(request: Request) -> Listing:
     root. Classes have the order of the sorted names; labels that are numbers are indices.
     """
     if request.annotations is None:
-        raise InputError("--dataset list: expected the list as --annotations FILE; --root is where its paths begin.")
+        raise InputError("--dataset list: expected the list as --annotations FILE; its paths are relative to --root.")
     if not Path(request.root).is_dir():
-        raise InputError(f"--root {request.root}: expected a folder, in which the paths of the list begin.")
+        raise InputError(f"--root {request.root}: expected the folder that the list's paths are relative to.")
     path, media = Path(request.annotations), find_media(request, ["."])
     columns = read_list(path)
     written = take_column(path, columns, PATH_COLUMNS)
     if written is None or any(name in columns for names in TIME_COLUMNS.values() for name in names):
         raise InputError(
-            f"{path}: expected paths of whole files; a list of parts of files is given to the scripts as it is."
+            f"{path}: expected paths of whole files; give a list of parts of files to the commands directly."
         )
     labels, class_names = label_rows(path, columns, len(written))
     if request.class_names is not None:
@@ -350,7 +350,7 @@ def list_listed(request: Request) -> Listing:
         class_names = list(request.class_names)
     suffixes = {os.path.splitext(name)[1].lower() for name in written}
     if suffixes & VIDEO_EXTENSIONS and suffixes & IMAGE_EXTENSIONS:
-        raise InputError(f"{path}: names both videos and images; prepare them from lists of their own.")
+        raise InputError(f"{path}: names both videos and images; prepare them from separate lists.")
     extensions = VIDEO_EXTENSIONS if suffixes & VIDEO_EXTENSIONS else IMAGE_EXTENSIONS
     files = index_files(media, extensions, partial(relative_name, media))
     folders, rows = Folders(), []
@@ -374,7 +374,7 @@ def label_rows(path: Path, columns: Columns, num_rows: int) -> tuple[list[int], 
         return [NO_LABEL] * num_rows, None
     labels, class_names = read_label_values(path, columns[LINE], values)
     if labels.ndim == 2:
-        raise InputError(f"{path}: its items may have several labels each; give the list to the scripts as it is.")
+        raise InputError(f"{path}: its items may have several labels each; give the list to the commands directly.")
     return labels.tolist(), class_names
 
 

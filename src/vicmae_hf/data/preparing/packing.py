@@ -162,13 +162,15 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
         except OSError as error:
             raise InputError(f"{output}: expected a folder that can be written to ({error}).") from error
         if others and not path.exists():  # asked again: another run may have begun the same store just now
-            raise InputError(f"{output}: is no frame store, but holds {others[0]}; expected an empty or new folder.")
+            raise InputError(
+                f"{output}: is not a frame store, but holds {others[0]}; expected an empty or new folder."
+            )
         # For those who read it: images of the same kind have to be read in the same way later on.
         write_json(path, wanted | {"image_range": packer.source.image_range})
     # Also after writing: of several runs that begin at once, one record stays, and all compare with it.
     found = read_json(path)
     if not wanted.keys() <= found.keys():
-        raise InputError(f"{path}: is no record of a frame store. Choose another --output, or delete this one.")
+        raise InputError(f"{path}: is not a record of a frame store. Choose another --output, or delete this one.")
     if found["items_sha256"] != wanted["items_sha256"]:
         raise InputError(
             f"{output}: was begun with other files, names or labels: {found['num_items']} items of {found['input']}, "

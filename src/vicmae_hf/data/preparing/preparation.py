@@ -196,7 +196,7 @@ def build_table(found: list[tuple[str, int, str]], listing: Listing) -> datasets
             features=datasets.Features(features),
         )
     except UnicodeEncodeError as error:
-        raise InputError(f"{listing.media}: rename {error.object!r}, file names must be valid UTF-8.") from error
+        raise InputError(f"{listing.media}: rename {error.object!r}: file names must be valid UTF-8.") from error
 
 
 def name_of_class(class_names: Sequence[str], label: int) -> str:

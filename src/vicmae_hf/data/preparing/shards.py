@@ -180,9 +180,9 @@ def packed_shards(packer: Packer, shards: Sequence[int], num_proc: int) -> Itera
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise InputError(
-                f"{packer.output}: a worker was killed, by the system for want of memory or by a crashing decoder. "
-                "Run again to go on, with a smaller --num_proc; with --num_proc 1 the progress bar stops at the shard "
-                "whose file crashes the decoder. Remove that file from the input then."
+                f"{packer.output}: a worker was killed, because memory ran out or a decoder crashed. "
+                "Run again with a smaller --num_proc to continue. With --num_proc 1 the progress bar stops at the "
+                "shard whose file crashes the decoder; remove that file from the input."
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

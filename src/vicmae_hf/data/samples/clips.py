@@ -68,7 +68,7 @@ class ClipDataset(torch.utils.data.Dataset):
                 if reader.duration > 0 and reader.num_frames > 1:
                     warn_once(
                         "first frame",
-                        "%s has %d frames, and an image model is trained on the first. --task video takes clips. Not "
+                        "%s has %d frames, and an image model is trained on the first. --task video uses clips. Not "
                         "said again for further files.",
                         *(self.source[index].name, reader.num_frames),
                     )

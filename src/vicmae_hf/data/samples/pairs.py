@@ -184,7 +184,7 @@ def load_frame_pairs(
         from .streaming import open_pair_stream
 
         if len(names) > 1 or settings.samples_per_file > 1:
-            raise InputError("A stream has one data source, and gives one sample of each row in an epoch.")
+            raise InputError("--streaming reads one data source, and needs --samples_per_file 1.")
         return open_pair_stream(
             names[0], settings, view, sampling, bad_files_path, settings.max_bad_files, settings.seed, num_patches
         )

@@ -187,7 +187,7 @@ def add_metadata(source: MediaSource, folder: Path, settings: SourceSettings) ->
         except InputError as error:
             logger.warning("%s: labels of metadata files are left out (%s)", source.name, error)
     elif all(len(path.removeprefix(str(folder) + os.sep).split(os.sep)) == 2 for path in media):
-        logger.info("%s: has no labels without --labelled, which takes its folders for classes.", source.name)
+        logger.info("%s: is read without labels; --labelled takes its folders as classes.", source.name)
     return source
 
 
@@ -246,7 +246,7 @@ def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> M
     if len(rows) < len(media):
         first = next(path for path, place in zip(media, places, strict=True) if len(place) != 2)
         logger.warning(
-            "%s: left out %d files that are not FOLDER/CLASS_NAME/FILE, the first: %s. To have them, name each in a "
+            "%s: left out %d files that are not FOLDER/CLASS_NAME/FILE, the first: %s. To use them, name each in a "
             "list of `path label`.",
             name,
             len(media) - len(rows),
@@ -269,9 +269,7 @@ def find_classes(folder: Path, media: Sequence[str]) -> list[str]:
     others = sorted(set(entries) - {place[0] for place in places if len(place) >= 2})
     if class_names and others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        logger.warning(
-            "%s: %d folders are no classes, without videos or images in them: %s", folder, len(others), shown
-        )
+        logger.warning("%s: %d folders without videos or images are no classes: %s", folder, len(others), shown)
     return class_names
 
 

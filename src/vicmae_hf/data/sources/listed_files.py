@@ -59,16 +59,16 @@ def find_files(
         message = f"{path}: {len(missing):,} of {len(written):,} files are missing, the first: {missing[0]}."
         # Scripts that train and pack have the setting. The others go by the same share.
         share = getattr(settings, "max_bad_files", BadFilesArguments.max_bad_files)
-        remedy = f"Paths begin in {root}; name another folder with --data_root."
+        remedy = f"Paths are relative to {root}; name another folder with --data_root."
         try:
             check_bad_files(missing, len(written), share, remedy)
         except BadFilesError as error:
             raise InputError(f"{message} --max_bad_files {share} allows fewer. {remedy}") from error
         logger.warning("%s They %s. %s", message, fate, remedy)
     if others:
-        hint = " If folders hold the frames of videos, say --frame_folders." if has_folder else ""
+        hint = " If folders hold the frames of videos, give --frame_folders." if has_folder else ""
         raise InputError(
-            f"{path}: {len(others):,} of {len(written):,} files are no videos or images, the first: {others[0]}.{hint}"
+            f"{path}: {len(others):,} of {len(written):,} files are not videos or images, first: {others[0]}.{hint}"
         )
     return found
 
@@ -103,7 +103,7 @@ def take_frame_counts(
         if count == "0" and label != ["-1"]:
             raise InputError(f"{path}, line {number}: expected `folder frames label`, got 0 frames in {rest!r}.")
         rests[row] = label[0] if label else count  # a video has no number of frames
-    logger.warning("%s: the first number of a line is taken for the number of frames, and is not used.", path)
+    logger.warning("%s: the first number of a line is taken as the number of frames, and is not used.", path)
     return paths, rests
 
 

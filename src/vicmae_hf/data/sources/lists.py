@@ -130,16 +130,16 @@ def open_metadata(
             files_of_rows = list(map(os.path.abspath, found))
             has_times = any(name in columns for names in TIME_COLUMNS.values() for name in names)
             if has_times or len(set(files_of_rows)) < len(files_of_rows):
-                raise InputError(f"{file}: names parts of files, or a file twice; give it in place of its folder.")
+                raise InputError(f"{file}: names parts of files, or a file twice; give it instead of its folder.")
             labels |= dict(zip(files_of_rows, values, strict=True))
     if not labels:
         return None
     unlisted = [path for path in media if os.path.abspath(path) not in labels]
     if len(unlisted) == len(media):
-        raise InputError(f"{files[0]}: names none of the videos and images in {name}, the first of them: {media[0]}.")
+        raise InputError(f"{files[0]}: names none of the videos and images in {name}, such as {media[0]}.")
     listed = media if keep_all else [path for path in media if os.path.abspath(path) in labels]
     if len(listed) < len(media):
-        message = "%s: left out %d files that no metadata file has, the first: %s"
+        message = "%s: left out %d files that no metadata file lists, the first: %s"
         logger.warning(message, name, len(unlisted), unlisted[0])
     values = [labels.get(os.path.abspath(path)) for path in listed]
     indices, class_names = read_label_values(files[0], range(1, len(values) + 1), values)
@@ -206,11 +206,11 @@ def decode_file(path: Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: is no video, image or Parquet file, and no list of them in UTF-8 ({error.reason} at byte "
+            f"{path}: is not a video, image or Parquet file, nor a list of them in UTF-8 ({error.reason} at byte "
             f"{error.start})."
         ) from error
     if "\0" in text:
-        raise InputError(f"{path}: is no video, image or Parquet file, and no list of them: it holds binary data.")
+        raise InputError(f"{path}: is not a video, image or Parquet file, nor a list of them: it holds binary data.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -230,7 +230,7 @@ def blank_comments(path: Path, text: str) -> str:
     for place in places:
         lines[place] = ""
     if places:
-        logger.warning("%s: %d lines that begin with # were passed over.", path, len(places))
+        logger.warning("%s: %d lines that begin with # were skipped.", path, len(places))
     return "\n".join(lines)
 
 

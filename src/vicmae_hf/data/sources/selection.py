@@ -119,7 +119,7 @@ def table_of_paths(name: str, paths: list[str]) -> datasets.Dataset:
             {"path": paths}, features=datasets.Features({"path": datasets.Value("string")})
         )
     except UnicodeEncodeError as error:
-        raise DataSourceError(f"{name}: rename {error.object!r}, file names must be valid UTF-8.") from error
+        raise DataSourceError(f"{name}: rename {error.object!r}: file names must be valid UTF-8.") from error
 
 
 def list_files(folder: Path) -> list[str]:

@@ -70,7 +70,7 @@ class SourceSettings(Settings):
             given = getattr(self, "frames_per_second", None)
             self.source_frames_per_second = given if given != getattr(type(self), "frames_per_second", None) else None
             if not self.source_frames_per_second:
-                raise ArgumentsError("--frame_folders: give the rate of the frames, --source_frames_per_second 30.")
+                raise ArgumentsError("--frame_folders: give the frame rate, such as --source_frames_per_second 30.")
         if self.image_range not in ("type", "file", None):
             from ...media_reading_vicmae import read_range  # imported here, because few need it
 

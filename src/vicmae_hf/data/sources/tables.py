@@ -57,8 +57,8 @@ def open_saved_dataset(name: str, path: Path, settings: SourceSettings) -> Media
         image_range = read_json(path / STORE_FILE).get("image_range", "type")  # stores of before do not say
         if image_range != (settings.image_range or "type"):
             logger.warning(
-                "%s: was packed with --image_range %s, and images outside of it are read with %s here and by the "
-                "saved processor. Give the same --image_range where they are of the same kind.",
+                "%s: was packed with --image_range %s, but other images are read with %s, here and by the saved "
+                "processor. If they are of the same kind, give the same --image_range.",
                 name,
                 image_range,
                 settings.image_range or "type",
@@ -78,7 +78,7 @@ def open_parquet(name: str, files: list[str], settings: SourceSettings) -> Media
 
 def count_rows(file: str) -> int:
     """Reads the number of rows at the end of a Parquet file. Raises a DataSourceError if it has no such end."""
-    with as_source_error(file, "cannot be read as Parquet; it may be written in part only"):
+    with as_source_error(file, "cannot be read as Parquet; it may be only partly written"):
         return pyarrow.parquet.read_metadata(file).num_rows
 
 
@@ -172,7 +172,7 @@ def read_labels(name: str, table: datasets.Dataset, column: str | None) -> tuple
         except InputError as error:
             if not (is_found and feature.dtype.startswith("float")):
                 raise
-            logger.warning("%s (%s) So it counts as a column of something else, and not of labels.", error, feature)
+            logger.warning("%s (%s) So it is not read as a column of labels.", error, feature)
             return None, None
     from .label_lists import index_label_lists  # imported here, because few items have several labels
 

@@ -49,8 +49,8 @@ def prepare_sharding(accelerator: Accelerator, model: nn.Module) -> None:
         return
     if any(parameter.ndim == 0 for parameter in model.parameters()):
         raise ArgumentsError(
-            "accelerate's configuration chooses FSDP, which cannot divide a single number: learnable_temperature=true."
-            ' Say --config_overrides "learnable_temperature=false", or train without FSDP.'
+            "accelerate's configuration chooses FSDP, which cannot shard a single number: learnable_temperature=true."
+            ' Give --config_overrides "learnable_temperature=false", or train without FSDP.'
         )
     model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
 
