@@ -217,7 +217,7 @@ def test_a_plan_of_a_finetuning(tmp_path):
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     place = lines.index("run           6 updates of 4 samples each (4 x 1 x 1: batch x accumulation x processes)")
-    assert lines[place + 1].strip() == "an epoch goes once through 8 samples, in 2 updates; the run has 3 epochs"
+    assert lines[place + 1].strip() == "an epoch is one pass over 8 samples, in 2 updates; the run has 3 epochs"
     assert "--max_train_steps" not in process.stdout
     assert "contrastive" not in process.stdout and not (tmp_path / "out").exists()
 

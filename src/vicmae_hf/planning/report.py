@@ -57,18 +57,18 @@ def report_run(run: dict[str, Any], settings: dict[str, Any], num_samples: int) 
     lines = [
         f"run           {run['num_steps']:,} updates of {run['total_batch_size']:,} samples each ({division}: batch x "
         "accumulation x processes)",
-        f"              an epoch goes once through {num_samples:,} samples, in {run['steps_per_epoch']:,} "
+        f"              an epoch is one pass over {num_samples:,} samples, in {run['steps_per_epoch']:,} "
         f"update{plural}; the run has {run['epochs']:.4g} epochs",
     ]
     if settings["max_train_steps"]:
-        lines.append("              --max_train_steps ends it, and not num_train_epochs")
+        lines.append("              its length comes from --max_train_steps, not from num_train_epochs")
     lines.append(
         f"              warmup until update {run['warmup_steps']:.0f}, peak learning rate {run['learning_rate']:.3g}"
     )
     start = run["contrastive_start_step"]
     if start is not None:
         lines.append(
-            f"              the contrastive loss counts from update {start:,} on (epoch "
+            f"              the contrastive loss starts after update {start:,} (epoch "
             f"{run['contrastive_start_epoch']:.4g}, {start / run['num_steps']:.0%} of the run)"
         )
     if run["repeats_samples"]:
@@ -97,9 +97,9 @@ def report_costs(compute: dict[str, Any], memory: dict[str, Any]) -> list[str]:
     lines = [
         f"computation   {compute['flops']:.2e} FLOPs ({compute['flops_per_update']:.2e} an update), "
         f"{compute['num_parameters'] / 1e6:.3g} million parameters{part}",
-        f"memory        about {totals['float32']} in float32, {totals['bf16']} in bf16, of each process: "
-        f"{memory['states'] / GIB:.2g} GiB are weights, gradients and AdamW's;",
-        "              activations are counted: what forward passes of 2 and of 4 samples keep; CUDA itself takes "
+        f"memory        about {totals['float32']} in float32, {totals['bf16']} in bf16, per process: "
+        f"{memory['states'] / GIB:.2g} GiB for weights, gradients and AdamW;",
+        "              activations are counted in forward passes of 2 and of 4 samples; CUDA itself takes "
         f"{CUDA_GIB} GiB more",
     ]
     if memory["out_of_memory"]:
@@ -118,7 +118,7 @@ def report_time(times: dict[str, Any], memory: dict[str, Any]) -> list[str]:
         )
     mfu, floor = times["gpus"][0]["mfu"], f"{1000 * LAYER_SECONDS:.2g} ms"
     lines += [
-        f"{'' if lines else 'time':<14}computed, with one GPU for each process, in bf16, at {mfu:.0%} of its FLOP/s "
+        f"{'' if lines else 'time':<14}computed for one GPU per process, in bf16, at {mfu:.0%} of its FLOP/s "
         "(MFU; docs/performance.md: ViT-B",
         f"              17 to 25 %, ViT-L 27 to 38 % on an H100), and at least {floor} a layer and step:",
         "                GPU             samples/s         time   with this machine's loading   memory",
@@ -134,13 +134,13 @@ def report_time(times: dict[str, Any], memory: dict[str, Any]) -> list[str]:
 
 def report_store(store: dict[str, Any], times: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     if store["is_stored"]:
-        return ["frame store   the data is one already"]
+        return ["frame store   the data already is one"]
     divided = f" --segment_seconds {settings['segment_seconds']:g}" if settings["segment_seconds"] else ""
     lines = [
         f"frame store   {readable_size(store['bytes'])}, packed in {readable_time(store['pack_seconds'])} by "
         f"{store['pack_processes']} processes (vicmae pack --num_proc {store['pack_processes']}{divided})",
         f"              a sample takes {1000 * store['read_seconds']:.3g} ms from it, "
-        f"{1000 * store['file_read_seconds']:.3g} ms from these files; loading processes for each of the run: "
+        f"{1000 * store['file_read_seconds']:.3g} ms from these files; loader workers per process of the run: "
         f"{times['loading_processes']}",
     ]
     machines = {}  # what is said of them -> their names

@@ -15,7 +15,7 @@ PANEL_HEIGHT = 224  # pixels
 MARGIN = 24  # above and below the panels, for text
 GAP = 6
 TITLES = ("video", "trained", "random weights")
-TEXT = "Colours: the first three principal components of the features of patches, of each encoder by itself."
+TEXT = "Colours: the first three principal components of the patch features, for each encoder separately."
 
 
 def write_film(

@@ -25,8 +25,8 @@ CARD = """---
 {program}
 ```
 
-The model's code comes with it (`trust_remote_code=True` runs it). Where the package is installed, `import vicmae_hf`
-takes its place.
+The model comes with its own code, which `trust_remote_code=True` runs. If the package is installed, `import vicmae_hf`
+replaces it.
 
 ## Training
 
@@ -34,7 +34,7 @@ Data: {train_data}.
 
 {settings}
 
-## Figures
+## Results
 
 {figures}
 
@@ -135,13 +135,13 @@ def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], re
         tags=["masked-autoencoding", "contrastive-learning", "video"],
         description=(
             "A ViC-MAE: masked autoencoding and contrastive learning over two frames of a video or two crops of an\n"
-            "image, pretrained with `vicmae_hf`. An encoder for features or for finetuning, without a classifier."
+            "image, pretrained with `vicmae_hf`. It is an encoder, for features or for finetuning, without a classifier."
         ),
         program=ENCODER_PROGRAM.format(source=_source(output_dir, arguments)),
         below_figures="".join(f"\n\n{picture}" for picture in pictures),
         limits=(
-            "The model reflects the data it was trained on, with its gaps and biases. It was not evaluated on any "
-            "downstream task\nby the run that wrote this card: the losses above are of training batches."
+            "The model has the gaps and biases of its training data. The run that wrote this card did not evaluate it "
+            "on any\ndownstream task: the losses above are of training batches."
         ),
     )
 
@@ -193,8 +193,8 @@ def write_classification_card(
         ),
         below_figures=f"\n\nEvaluated on {results['num_eval_samples']} samples of {dataset_name}, in percent.",
         limits=(
-            "It knows only the classes it was trained on, whatever the input shows. The model reflects its "
-            "training data,\nwith their gaps and biases; on other data than the above its accuracy is not known."
+            "It knows only the classes it was trained on, whatever the input shows. It has the gaps and biases of its "
+            "training\ndata, and its accuracy on data other than the above is not known."
         ),
     )
 
@@ -244,7 +244,7 @@ def _write_card(
         settings=markdown_table(
             ("setting", "value"), [(entry, settings[entry]) for entry in shown_settings if entry in settings]
         ),
-        figures=markdown_table(("figure", "value"), [(entry, _readable(value)) for entry, value in results.items()])
+        figures=markdown_table(("result", "value"), [(entry, _readable(value)) for entry, value in results.items()])
         + below_figures,
         limits=limits,
     )

@@ -151,8 +151,8 @@ def plot_neighbours(
     figure = Figure(figsize=size, layout="constrained")
     sheet.draw(figure.subplots())
     text = (
-        f"The nearest of {len(frames)} frames, in other files where there are several; above each the cosine "
-        "similarity of the pooled features. Random weights, too, find frames of like colours."
+        f"The nearest of {len(frames)} frames, from other files if there are several; above each, the cosine "
+        "similarity of the pooled features. Random weights also find frames of similar colours."
     )
     write_below(figure, wrap(text, round(17 * num_columns)))
     save_picture(figure, path)
@@ -182,8 +182,8 @@ def plot_attention(
     figure = Figure(figsize=(1.5 * len(frames) + 1.6, 4.5 * height / width + 0.9), layout="constrained")
     axes = figure.subplots()
     sheet.draw(axes)
-    figure.colorbar(colours, ax=axes, shrink=0.6, label="times an even share")
-    text = "Attention of the class token to the patches in the last layer, mean of its heads."
+    figure.colorbar(colours, ax=axes, shrink=0.6, label="multiple of an even share")
+    text = "Attention of the class token to the patches in the last layer, mean over heads."
     write_below(figure, wrap(text, max(20 * len(frames), 40)))
     save_picture(figure, path)
 

@@ -87,7 +87,7 @@ def reconstruct_views(
     )
     if model.config.norm_pix_loss:
         text += (
-            " The model predicts patches of mean 0 and deviation 1 (norm_pix_loss). Brightness and contrast of hidden "
+            " The model predicts patches of mean 0 and variance 1 (norm_pix_loss). Brightness and contrast of hidden "
             "patches are borrowed from the visible ones around them, not from the truth."
         )
     return columns, text
