@@ -4,7 +4,7 @@ have not seen; writes a report.
 
     python examples/study/run_real.py examples/study/real/real.yaml --images CIFAR --videos WEIZMANN
 
-Interrupted and run again, it goes on. docs/study_real.md explains.
+If interrupted, run it again: it continues. docs/study_real.md explains.
 """
 
 from pathlib import Path

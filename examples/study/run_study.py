@@ -7,7 +7,7 @@ times each, and ViC-MAE on other frame gaps; probes them with all labels and wit
         --probe_train_data data/study/appearance/train --probe_eval_data data/study/appearance/eval \
         --output_dir outputs/study --report docs/study.md
 
-Interrupted and run again, it goes on; `accelerate launch` runs it in several processes. docs/study.md explains.
+If interrupted, run it again: it continues. `accelerate launch` runs it in several processes. docs/study.md explains.
 """
 
 from pathlib import Path

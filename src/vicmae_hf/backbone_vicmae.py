@@ -13,8 +13,8 @@ from .modeling_vicmae import ViCMAEModel, ViCMAEPreTrainedModel
 
 class ViCMAEBackbone(BackboneMixin, ViCMAEPreTrainedModel):
     """
-    The encoder, which returns feature maps at `config.out_features` or `config.out_indices`: 0, `"stem"`, is before
-    the first layer, K, `"stageK"`, after K layers. Each is normalised by the encoder's final norm.
+    The encoder, which returns feature maps at `config.out_features` or `config.out_indices`: 0 (`"stem"`) is before
+    the first layer, K (`"stageK"`) after K layers. Each is normalised by the encoder's final norm.
     """
 
     _keys_to_ignore_on_load_unexpected = ViCMAEModel._keys_to_ignore_on_load_unexpected

@@ -1,4 +1,4 @@
-"""Reads settings from the command line and from a YAML or JSON file, and says how to start a script once more."""
+"""Reads settings from the command line and from a YAML or JSON file, and says how to start a script again."""
 
 import argparse
 import difflib

@@ -1,4 +1,4 @@
-"""Errors that tell a user what to mend."""
+"""Errors that tell a user what to fix."""
 
 
 class InputError(ValueError):
@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class MediaDecodingError(ValueError):
-    """A video or image cannot be read. The message says which and why. Runs record it and go on."""
+    """A video or image cannot be read. The message says which and why. Runs record it and continue."""
 
 
 class NonFiniteError(RuntimeError):

@@ -19,11 +19,11 @@ class ViCMAEImagePreprocessing:
 
     Images are paths, PIL images, arrays or tensors with 1, 3 or 4 channels, one or a list of them. They become RGB of
     8 bits by the rule of `media_reading_vicmae.py`: gray becomes three channels, transparency is left out, numbers
-    of 16 bits, 32 bits and floats are scaled by `image_range` (of arrays only uint16; others are taken as they are).
+    of 16 bits, 32 bits and floats are scaled by `image_range` (of arrays only uint16; others stay as they are).
     The output `pixel_values` is (B, 3, H, W), float32.
 
     Raises:
-        ValueError: for an empty input, an image without pixels, or one that has not 1, 3 or 4 channels.
+        ValueError: for an empty input, an image without pixels, or one without 1, 3 or 4 channels.
     """
 
     valid_kwargs = ViCMAEImageProcessorKwargs

@@ -576,7 +576,7 @@ def nt_xent_loss(first: torch.Tensor, second: torch.Tensor, logit_scale: torch.T
 def simsiam_loss(projection: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     Computes equation (1) of the supplement in one direction: projections `(B, D)` of one view against class tokens
-    `(B, D)` of the other. These are not projected, and not differentiated: else all views could move to one point.
+    `(B, D)` of the other. These are not projected and get no gradient, else all views could collapse to one point.
     """
     projection, target = F.normalize(projection, dim=-1), F.normalize(target.detach(), dim=-1)
     return 2 * (1 - (projection * target).sum(-1)).mean()
@@ -590,9 +590,9 @@ VICREG_EPSILON = 1e-4
 def vicreg_loss(first: torch.Tensor, second: torch.Tensor, config: ViCMAEConfig) -> torch.Tensor:
     """
     Computes equations (2) to (4) of the supplement for projections `(B, P)`, over the batch of all processes, whose
-    size is the equations' n and N. Projections are l2-normalised, as the supplement has it and Bardes et al. have not.
-    Deviations are then 1 / sqrt(P) at best, so the hinge never becomes 0. Projection and target network are one, so
-    the loss is the same in both directions and is counted once.
+    size is the equations' n and N. Projections are l2-normalised, as in the supplement and unlike in Bardes et al.
+    Standard deviations are then 1 / sqrt(P) at best, so the hinge never becomes 0. Projection and target network are
+    one, so the loss is the same in both directions and is counted once.
     """
     first, second = gather_views(F.normalize(first, dim=-1), F.normalize(second, dim=-1))  # (W * B, P) each
     invariance = (first - second).square().sum(-1).mean()
@@ -860,7 +860,7 @@ class ViCMAEForPreTraining(ViCMAEPreTrainedModel):
         """
         Args:
             pixel_values: two views of every sample, `(B, 2, C, H, W)`, normalised.
-            noise: `(B, 2, L)`, ranks the patches of a view: the smallest are kept. Random by default.
+            noise: `(B, 2, L)`: of each view, the patches with the smallest values are kept. Random by default.
             contrast: takes the place of the method, for a loss that compares more than this batch.
 
         Raises:
@@ -1035,7 +1035,7 @@ class ViCMAEForImageClassification(ViCMAEPreTrainedModel):
 
 
 class ViCMAEForVideoClassification(ViCMAEForImageClassification):
-    """The same for clips: joint space-time attention over tubelets of `config.tubelet_size` frames."""
+    """The same for clips, with joint space-time attention over tubelets of `config.tubelet_size` frames."""
 
     _embeds_video = True
 

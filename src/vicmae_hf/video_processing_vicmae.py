@@ -41,7 +41,7 @@ def nearest_frames(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
 def choose_clips(
     timestamps: np.ndarray, duration: float, num_frames: int, fps: float | None = None, num_clips: int = 1
 ) -> np.ndarray:
-    """Chooses the frames of `num_clips` clips of a video by time, without chance.
+    """Chooses the frames of `num_clips` clips of a video by time, deterministically.
 
     - without `fps`: uniform over the whole video, as on Something-Something v2. The video is cut into `num_frames`
       equal segments. Clip k of K takes from each segment the frame that is shown at the fraction (k + 1/2) / K, so a
@@ -75,7 +75,7 @@ def sample_frame_indices(
     video_fps: float | None = None,
     num_clips: int = 1,
 ) -> np.ndarray:
-    """Chooses the frames of `num_clips` clips of a video whose frames follow each other evenly.
+    """Chooses the frames of `num_clips` clips of a video whose frames are evenly spaced in time.
 
     With `num_frames`, the rule is that of `choose_clips`. With `fps` alone, a clip has as many frames as the video
     lasts at that rate, at least one. With neither, one clip has every frame.

@@ -1,4 +1,4 @@
-"""Opens what a classifier is trained from: labelled data, a model with one output a class, processors."""
+"""Opens what a classifier is trained from: labelled data, a model with one output per class, processors."""
 
 import contextlib
 import logging

@@ -113,8 +113,8 @@ def evaluate(data: Data, *, model_name_or_path: Data, output_dir: Data, **settin
     Args:
         data: labelled folder ROOT/CLASS_NAME/FILE, list, or dataset with labels.
         model_name_or_path: classifier of this project or of Transformers.
-        output_dir: where results, tables and pictures are written.
-        settings: as the flags of `vicmae evaluate`, without "--".
+        output_dir: folder to write results, tables and pictures to.
+        settings: named like the flags of `vicmae evaluate`, without "--".
 
     Returns:
         The content of `all_results.json`.

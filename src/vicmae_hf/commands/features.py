@@ -199,10 +199,10 @@ def extract_features(data: Data, *, model_name_or_path: Data, output: Data, **se
         data: folder, list, Parquet file, dataset or frame store, with or without labels.
         model_name_or_path: any ViC-MAE, MAE or ViTMAE checkpoint; its encoder is used.
         output: FILE.parquet, FILE.csv or FILE.safetensors.
-        settings: as the flags of `vicmae features`, without "--".
+        settings: named like the flags of `vicmae features`, without "--".
 
     Returns:
-        What the file holds: `files`, names of the N files that could be read, with `every_seconds` of N steps;
+        What the file holds: `files`, the names of the N files that could be read, or of N steps (`every_seconds`);
         `embeddings`, float32 `(N, D)`, of patches `(N, h, w, D)`; with `every_seconds` `starts` and `ends` `(N,)`,
         seconds; and `failures`, `{"path", "error"}` of each file that could not be read.
 

@@ -58,8 +58,8 @@ def finetune(train_data: Data, *, eval_data: Data, task: str, output_dir: Data, 
         train_data: labelled folder ROOT/CLASS_NAME/FILE, list, or dataset with labels.
         eval_data: the same, held out.
         task: "image" or "video".
-        output_dir: where everything is written.
-        settings: as the flags of `vicmae finetune`, without "--"; `method="linear"` keeps the encoder as it is.
+        output_dir: folder to write everything to.
+        settings: named like the flags of `vicmae finetune`, without "--"; `method="linear"` freezes the encoder.
 
     Returns:
         The content of `all_results.json`.

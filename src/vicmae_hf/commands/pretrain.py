@@ -68,8 +68,8 @@ def pretrain(train_data: Data | Sequence[Data], *, output_dir: Data, **settings:
 
     Args:
         train_data: folders, lists, frame stores, Parquet files or dataset names, one or several.
-        output_dir: where everything is written.
-        settings: as the flags of `vicmae pretrain`, without "--".
+        output_dir: folder to write everything to.
+        settings: named like the flags of `vicmae pretrain`, without "--".
 
     Returns:
         The content of `all_results.json`.

@@ -126,10 +126,10 @@ def probe(
 
     Args:
         train_data: labelled folder ROOT/CLASS_NAME/FILE, list, or dataset with labels that the classifiers learn from.
-        eval_data: the same of held-out files.
+        eval_data: the same, of held-out files.
         model_name_or_path: any ViC-MAE, MAE or ViTMAE checkpoint; its encoder is probed.
-        output_dir: where results and settings are written.
-        settings: as the flags of `vicmae probe`, without "--".
+        output_dir: folder to write results and settings to.
+        settings: named like the flags of `vicmae probe`, without "--".
 
     Returns:
         The content of `all_results.json`; accuracies in percent.

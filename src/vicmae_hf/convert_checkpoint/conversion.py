@@ -214,7 +214,7 @@ def convert_state_dict(
         state_dict: a checkpoint's tensors by name, or the dict that holds them under "model", as released files do.
         image_size: pixels, one number or (height, width). Positions of another grid are resampled in two dimensions,
             with a warning. Needed where the number of positions is not a square.
-        config_overrides: fields of `ViCMAEConfig` that the weights don't tell, such as `num_attention_heads`.
+        config_overrides: fields of `ViCMAEConfig` that the weights don't show, such as `num_attention_heads`.
 
     Returns:
         The configuration, whose `architectures` names the class, and the state dict, which this class loads strictly

@@ -1,4 +1,4 @@
-"""Files of features: parts while they are computed, so that a stopped run goes on, and the whole at the end."""
+"""Files of features: parts while they are computed, so that a stopped run can continue, and the whole at the end."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""What figures are without anything learned: the dashed lines of the plots."""
+"""Values of the figures without learning: the dashed lines of the plots."""
 
 import math
 

@@ -135,7 +135,7 @@ def write_pretraining_card(output_dir: str | Path, arguments: dict[str, Any], re
         tags=["masked-autoencoding", "contrastive-learning", "video"],
         description=(
             "A ViC-MAE: masked autoencoding and contrastive learning over two frames of a video or two crops of an\n"
-            "image, pretrained with `vicmae_hf`. It is an encoder, for features or for finetuning, without a classifier."
+            "image, pretrained with `vicmae_hf`. An encoder, for features or for finetuning, without a classifier."
         ),
         program=ENCODER_PROGRAM.format(source=_source(output_dir, arguments)),
         below_figures="".join(f"\n\n{picture}" for picture in pictures),

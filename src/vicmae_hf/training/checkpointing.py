@@ -1,4 +1,4 @@
-"""Writes and reads checkpoints, from which a run goes on exactly where it was."""
+"""Writes and reads checkpoints, from which a run continues exactly where it was."""
 
 import hashlib
 import json

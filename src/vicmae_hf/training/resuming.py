@@ -1,4 +1,4 @@
-"""Decides whether a run may go on from a checkpoint: only the same run may, but for what cannot change its numbers."""
+"""Decides whether a run may continue from a checkpoint: only the same run, but for what cannot change its numbers."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

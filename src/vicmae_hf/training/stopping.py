@@ -1,4 +1,4 @@
-"""Lets a run that is asked to stop finish its update, and go on another time."""
+"""Lets a run that is asked to stop finish its update, so that it can continue later."""
 
 import os
 import signal

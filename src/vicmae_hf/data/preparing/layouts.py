@@ -1,9 +1,9 @@
 """
-Reads datasets as people have them on disk: the files that their official lists promise, and the files that are there.
+Reads datasets on disk: the files that their official lists promise, and the files that are there.
 Each dataset has a function; docs/datasets.md shows the trees that they expect.
 
 Official lists decide, and not what lies in a folder: a missing class would shift the indices of all others, and two
-laboratories with different losses of files would train and test on different data without knowing.
+laboratories that miss different files would train and test on different data without knowing.
 """
 
 import csv

@@ -1,8 +1,8 @@
 """
 Writes frame stores: every video is decoded once, and its frames are kept encoded.
 
-Packing takes hours and is interrupted, or shared by several machines. So a store is written shard by shard, each whole
-or not at all, and any run can go on with what is there.
+Packing takes hours, may be interrupted, and may be shared by several machines. So a store is written shard
+by shard, each whole or not at all, and any run can continue with what is there.
 """
 
 import hashlib

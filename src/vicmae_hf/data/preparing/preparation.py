@@ -1,5 +1,5 @@
 """
-Turns a dataset as people have it on disk into a validated table, and reports what is missing, broken or repeated.
+Turns a dataset on disk into a validated table, and reports what is missing, broken or repeated.
 
 The files that a list promises (`layouts.py`) are matched with the files that are there. Each file is opened. Those
 that can be read go into a table with the official class indices. docs/datasets.md shows layouts, commands and reports.

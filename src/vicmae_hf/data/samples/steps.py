@@ -1,4 +1,4 @@
-"""Makes views of each step of time of recordings, of several steps in one go."""
+"""Makes views of each step of time of recordings, of several steps at once."""
 
 from typing import Any, Literal
 

@@ -1,1 +1,1 @@
-"""What training asks of its devices: threads, compiled layers, a model divided between processes."""
+"""What training asks of its devices: threads, compiled layers, a model sharded over processes."""

@@ -1,4 +1,4 @@
-"""FSDP2: how it is set up, and how a model and an optimizer that it divides are gathered and loaded."""
+"""FSDP2: how it is set up, and how a model and an optimizer that it shards are gathered and loaded."""
 
 import os
 from typing import Any
