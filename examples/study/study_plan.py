@@ -44,27 +44,27 @@ class StudyArguments(Settings):
     train_data: list[str] = setting(REQUIRED, "folders, Parquet files, stores or dataset names to pretrain on")
     probe_train_data: str = setting(REQUIRED, "labelled folder or dataset that the probes are trained on")
     probe_eval_data: str = setting(REQUIRED, "labelled folder or dataset of held-out samples")
-    output_dir: str = setting(REQUIRED, "where everything is written; what is done there is not done again")
-    report: str | None = setting(None, "the report, Markdown; default: output_dir/report.md")
+    output_dir: str = setting(REQUIRED, "folder to write everything to; what is done there is not done again")
+    report: str | None = setting(None, "Markdown file of the report; default: output_dir/report.md")
     num_seeds: int = setting(3, "runs of each method, with the seeds 0, 1, ...", minimum=1)
     learning_rate_factors: list[float] = setting(
         [1.0, 0.25, 0.0625],
-        "multiples of the recipe's learning rate, tried for each method; of each setting tuning starts with the first",
+        "multiples of the recipe's learning rate, tried for each method; tuning starts with the first",
         minimum=0,
     )
-    contrastive_weights: list[float] = setting([0.1, 0.025, 0.4], "tried for each method but MAE", minimum=0)
+    contrastive_weights: list[float] = setting([0.1, 0.025, 0.4], "weights tried for each method but MAE", minimum=0)
     vicreg_invariance_weights: list[float] = setting(
         [25.0, 1.0, 0.1], "tried for MAE + VICReg (Bardes et al.: 25)", minimum=0
     )
-    sweep_seed: int = setting(1000, "seed of the runs that try them, none of which is reported as a result")
+    sweep_seed: int = setting(1000, "seed of the tuning runs, none of which is reported as a result")
     frame_gaps: list[str] = setting(
-        ["same", "4_frames"], "of ViC-MAE's pairs, beside distant: the frame-gap ablation", may_be_empty=True
+        ["same", "4_frames"], "frame gaps of ViC-MAE's pairs to compare with distant (ablation)", may_be_empty=True
     )
-    mask_ratios: list[float] = setting([], "of ViC-MAE, beside the recipe's", above=0, below=1)
+    mask_ratios: list[float] = setting([], "mask ratios of ViC-MAE, besides the recipe's", above=0, below=1)
     label_fractions: list[float] = setting(
         [0.05, 0.1, 0.25, 0.5, 0.75, 1.0], "shares of the probe's labels (Table 5)", above=0, maximum=1
     )
-    num_subsets: int = setting(3, "draws of each share of the labels that is not 1, averaged", minimum=1)
+    num_subsets: int = setting(3, "random draws of each share of labels below 1, averaged", minimum=1)
     num_frames: int = setting(4, "frames of a video that a probe reads", minimum=1)
 
     def __post_init__(self):

@@ -288,4 +288,4 @@ def test_a_batch_divided_otherwise_compares_as_many_pairs():
     for across, said in [(False, True), (True, False)]:
         setting = {"contrast_across_accumulation": across}
         lines = describe_changes(before | setting, now | setting)
-        assert any("A contrastive loss compares 2 samples" in line for line in lines) == said
+        assert any("The contrastive loss now compares 2 samples" in line for line in lines) == said

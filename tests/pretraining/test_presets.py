@@ -133,7 +133,7 @@ def test_frozen_layers_get_no_gradient():
     assert frozen and without == frozen
     with pytest.raises(ArgumentsError, match="--freeze_layers 3: the encoder has 2 layers"):
         freeze_layers(model, 3)
-    with pytest.raises(ArgumentsError, match="give it by --model_name_or_path"):
+    with pytest.raises(ArgumentsError, match="give --model_name_or_path"):
         parse("--freeze_layers", 1)
 
 

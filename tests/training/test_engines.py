@@ -18,7 +18,7 @@ SCRIPTS = {
     "export_features.py": [*INFERENCE, "--data", "no_data", "--output", "out.parquet"],
     "run_linear_probe.py": [*INFERENCE, *TRAINING, "--eval_data", "no_data"],
 }
-SUPPORTED = "Supported are one process, and several processes with the whole model in each, on CPUs or GPUs"
+SUPPORTED = "Supported: one process, and several processes with the whole model in each, on CPUs or GPUs"
 
 
 def assert_refused(process, engine):

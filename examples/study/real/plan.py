@@ -19,25 +19,25 @@ from vicmae_hf.settings import REQUIRED, ArgumentsError, Settings, setting
 class RealArguments(Settings):
     """Settings of `run_real.py`."""
 
-    output_dir: str = setting(REQUIRED, "where everything is written; what is done there is not done again")
-    report: str | None = setting(None, "the report, Markdown; default: output_dir/report.md")
+    output_dir: str = setting(REQUIRED, "folder to write everything to; what is done there is not done again")
+    report: str | None = setting(None, "Markdown file of the report; default: output_dir/report.md")
     num_seeds: int = setting(3, "runs of each method on images, with the seeds 0, 1, ...", minimum=1)
 
     images: str = setting("uoft-cs/cifar10", "dataset on the Hub, or folder of train.parquet and test.parquet")
     image_recipe: str = setting(REQUIRED, "settings of run_pretraining.py that all runs on images share")
     vicreg_invariance_weight: float = setting(1.0, "lambda of MAE + VICReg, see docs/study.md", minimum=0)
-    contrastive_weight: float = setting(0.1, "of all methods but MAE", minimum=0)
+    contrastive_weight: float = setting(0.1, "contrastive weight of all methods but MAE", minimum=0)
     num_probe_images: int = setting(10_000, "training images that probes and neighbours learn from", minimum=1)
     num_test_images: int = setting(2_000, "test images that everything is measured on", minimum=1)
     finetuning_recipe: str = setting(REQUIRED, "settings of run_classification.py for finetuning on images")
     label_fractions: list[float] = setting(
         [0.01, 0.1, 1.0], "shares of the labels that encoders are finetuned on (Table 5)", above=0, maximum=1
     )
-    num_finetuning_seeds: int = setting(3, "of these, that encoders are finetuned of; at most num_seeds", minimum=1)
-    simclr_updates: list[int] = setting([], "lightly's SimCLR, a row for each number", minimum=1)
-    lightly_mae_updates: list[int] = setting([], "lightly's MAE, a row for each number", minimum=1)
+    num_finetuning_seeds: int = setting(3, "how many of these runs are finetuned; at most num_seeds", minimum=1)
+    simclr_updates: list[int] = setting([], "updates of lightly's SimCLR, one row per number", minimum=1)
+    lightly_mae_updates: list[int] = setting([], "updates of lightly's MAE, one row per number", minimum=1)
     long_methods: list[str] = setting([], "also trained longer, with seed 0; their checkpoints are probed")
-    long_updates: int = setting(320, "of these", minimum=1)
+    long_updates: int = setting(320, "updates of the long_methods", minimum=1)
     long_checkpointing_steps: int = setting(80, "updates between their checkpoints", minimum=1)
 
     videos: str | None = setting(None, "folder CLASS/PERSON.mp4; without it, images alone")

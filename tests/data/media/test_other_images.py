@@ -82,7 +82,7 @@ def test_a_stack_of_16_bits(tmp_path, caplog, monkeypatch):
         with open_image(path, ImageOptions(image_range="0,4095")) as reader:
             assert reader.duration == pytest.approx(0.6)
     [message] = caplog.messages
-    assert "10 frames a second; --source_frames_per_second says" in message
+    assert "so 10 frames per second are assumed; --source_frames_per_second sets" in message
 
 
 def test_pages_that_are_no_frames(pictures, tmp_path, monkeypatch, caplog):

@@ -225,5 +225,5 @@ def test_what_cannot_be_streamed_is_refused(store, tmp_path):
         load(tmp_path / "missing")
     with pytest.raises(InputError, match="one data source"):
         load([store, store])
-    with pytest.raises(InputError, match="one sample of each row"):
+    with pytest.raises(InputError, match="needs --samples_per_file 1"):
         load(store, samples_per_file=2)

@@ -110,7 +110,7 @@ def test_accumulation_in_place_of_a_larger_batch_keeps_the_reconstruction(interr
     )
     assert process.returncode == 0, process.stderr
     # It compares fewer samples with each other, and this is said.
-    assert "A contrastive loss compares 2 samples with each other now, it was 4" in process.stderr
+    assert "The contrastive loss now compares 2 samples with each other (was 4)" in process.stderr
     fifth, expected = losses(interrupted)[4], losses(finished)[4]
     assert fifth["reconstruction_loss"] == pytest.approx(expected["reconstruction_loss"], rel=1e-5)
     assert fifth["contrastive_loss"] < expected["contrastive_loss"]
