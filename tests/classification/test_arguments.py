@@ -12,7 +12,7 @@ from vicmae_hf.settings import ArgumentsError
         (["--layer_decay", "0"], "layer_decay must be above 0"),
         (["--eval_epochs", "0"], "eval_epochs must be at least 1"),
         (["--config_overrides", "drop_path_rate=0.1"], "set by --drop_path_rate"),
-        (["--no-train_augmentation"], "--method linear only"),
+        (["--no-train_augmentation"], "give --method linear"),
         (["--train_data", "a", "b"], "expected one labelled source, got 2"),
     ],
 )

@@ -217,7 +217,7 @@ def test_metadata_with_whole_paths_or_files_of_other_folders(tmp_path, monkeypat
     with pytest.raises(InputError, match="a file twice"):
         open_labelled("data")
     metadata.write_text("file_name,label\n../elsewhere/z.mp4,2\n")
-    with pytest.raises(InputError, match=r"metadata\.csv: names none of the videos and images in data, the first of"):
+    with pytest.raises(InputError, match=r"metadata\.csv: names none of the videos and images in data, such as"):
         open_labelled("data")
     assert open_with_labels("data", False).labels is None
 
