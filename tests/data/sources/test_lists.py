@@ -141,8 +141,8 @@ def test_paths_begin_beside_the_list_or_in_the_data_root(folder, tmp_path_factor
     with pytest.raises(InputError) as raised:
         open_labelled(path)
     assert str(raised.value) == (
-        f"{path}: 2 of 3 files are missing, the first: b.mp4 (line 1). --max_bad_files 0.05 allows fewer. Paths begin "
-        f"in {elsewhere}; name another folder with --data_root."
+        f"{path}: 2 of 3 files are missing, the first: b.mp4 (line 1). --max_bad_files 0.05 allows fewer. Paths are "
+        f"relative to {elsewhere}; name another folder with --data_root."
     )
 
 

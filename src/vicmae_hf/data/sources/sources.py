@@ -55,8 +55,7 @@ class SourceSettings(Settings):
     frame_folders: bool = setting(False, "read folders of numbered frames (VIDEO/000001.jpg) as videos")
     source_frames_per_second: float | None = setting(
         None,
-        "frame rate of frame folders (default: --frames_per_second); also of animations and image stacks, whose own "
-        "times are then ignored",
+        "frame rate of frame folders (default: --frames_per_second); replaces that of animations and image stacks",
         above=0,
     )
     nominal_frames_per_second: float | None = setting(
