@@ -124,7 +124,7 @@ def test_other_outputs_are_told(tmp_path, monkeypatch, capsys):
         model_name_or_path=str(tmp_path / "model"), output=str(tmp_path / "model.pt2"), format="torch_export"
     )
     (tmp_path / "model.pt2").write_text("a good one")
-    with pytest.raises(InputError, match=r"model.pt2: not written, because its outputs are not the model's"):
+    with pytest.raises(InputError, match=r"model.pt2: not written, its outputs are not the model's"):
         export.run(arguments)
     assert (tmp_path / "model.pt2").read_text() == "a good one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.pt2"]
