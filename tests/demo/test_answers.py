@@ -252,7 +252,7 @@ def test_small_files_of_many_pixels_are_refused(checkpoints, files, monkeypatch)
     read(files / "image.png", checkpoints["videos"])
     # A still clip of four frames.
     monkeypatch.setattr(answers, "MAX_PIXELS", 4 * 64 * 128 - 1)
-    with pytest.raises(MediaDecodingError, match=r"^image.png: 4 frames of 128x64 pixels"):
+    with pytest.raises(MediaDecodingError, match=r"^image.png: needs 4 frames of 128x64 pixels"):
         read(files / "image.png", checkpoints["videos"])
 
 
