@@ -83,7 +83,7 @@ def test_tpus_are_refused(monkeypatch, request):
     monkeypatch.setattr("accelerate.utils.imports._torch_xla_available", True)
     is_torch_xla_available.cache_clear()
     request.addfinalizer(is_torch_xla_available.cache_clear)
-    with pytest.raises(ArgumentsError, match=r"chooses PyTorch/XLA, TPUs .*USE_TORCH_XLA=0.*Supported are"):
+    with pytest.raises(ArgumentsError, match=r"chooses PyTorch/XLA, TPUs .*USE_TORCH_XLA=0.*Supported: "):
         check_engine()
 
 

@@ -55,7 +55,10 @@ def test_private_without_an_upload_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config_overrides", f"{tiny_overrides()},mask_ratio=0.99"], "error: mask_ratio=0.99 leaves 0 of the 16"),
+        (
+            ["--config_overrides", f"{tiny_overrides()},mask_ratio=0.99"],
+            "error: mask_ratio=0.99 leaves 0 of 16 patches visible",
+        ),
         (["--config_overrides", tiny_overrides()], "error: no_data: no such folder, and no dataset"),
     ],
 )

@@ -503,5 +503,5 @@ def test_lists_that_are_no_table_of_files(tmp_path, text, reason):
         path.write_text(text)
     with pytest.raises(InputError, match=reason):
         prepare_dataset("list", tmp_path, tmp_path / "out", annotations=path, class_names=["jump", "run"])
-    with pytest.raises(InputError, match=r"--root .*gone: expected a folder" if path else reason):
+    with pytest.raises(InputError, match=r"--root .*gone: expected the folder that the list" if path else reason):
         prepare_dataset("list", tmp_path / "gone", tmp_path / "out", annotations=path)

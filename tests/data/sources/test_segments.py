@@ -119,12 +119,14 @@ def test_steps_by_the_durations_of_a_table(recordings, tmp_path):
         return open_source(tmp_path / "table.parquet")
 
     for unknown in (None, math.nan, 0.0):  # it is of 7 s
-        (steps,) = cut_into_steps(open_table(unknown), 1.0, steps_per_item=64).bounds
+        (steps,) = cut_into_steps(open_table(unknown), 1.0, steps_per_item=64, seconds_per_file=60).bounds
         assert steps.tolist() == pytest.approx(range(8))
     for wrong in (-1.0, math.inf):
         with pytest.raises(InputError, match=rf"table\.parquet\[0\]: expected seconds .* got {wrong}\."):
             open_table(wrong)
-    source = cut_into_steps(open_table(9.0), 1.0, steps_per_item=4)  # a table of a file that was longer
+    source = cut_into_steps(
+        open_table(9.0), 1.0, steps_per_item=4, seconds_per_file=60
+    )  # a table of a file that was longer
     dataset = StepDataset(source, None, MediaLoader(), task="image", num_frames=1)
     with source[0].open("pyav") as reader:
         assert dataset.choose_step_frames(0, reader).tolist() == [[5], [15], [25], [35]]
