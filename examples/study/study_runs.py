@@ -240,7 +240,7 @@ def summarize(run: Run, probed: dict[str, Any]) -> dict[str, Any]:
     folder = Path(run.settings.output_dir)
     budget = read_budget(folder)
     log = read_metrics(folder)
-    # Lines of probes have none of the figures.
+    # Lines of probes and of checkpoints between log lines have none of the figures.
     metrics = [line for line in log if "feature_std" in line]
     names = [f"{kind}_{figure}" for kind in ("feature", "projection") for figure in COLLAPSE]
     return describe_run(run) | {

@@ -104,4 +104,4 @@ def test_the_scripts_are_run_once(tmp_path):
 def test_a_script_that_fails_is_named_with_its_log(tmp_path):
     with pytest.raises(SystemExit, match=r"run_evaluation\.py failed; see .*/nothing\.log"):
         downstream.run("run_evaluation.py", "--data", "nowhere", output_dir=tmp_path / "nothing")
-    assert "the following arguments are required: --model_name_or_path" in (tmp_path / "nothing.log").read_text()
+    assert "missing: --model_name_or_path" in (tmp_path / "nothing.log").read_text()
