@@ -46,8 +46,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mask_ratio", type=float, default=0.75)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="of a CPU; default: PyTorch's")
-    precisions = parser.add_argument("--precisions", nargs="+", choices=DTYPES, help="default: bf16 on a GPU, else no")
-    precisions.default = ["bf16" if ON_GPU else "no"]
+    usual = ["bf16" if ON_GPU else "no"]
+    parser.add_argument(
+        "--precisions", nargs="+", choices=DTYPES, default=usual, help="default: bf16 on a GPU, else no"
+    )
     parser.add_argument("--authors", type=Path, help="a checkout of the authors' code; it needs timm")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=True, help="compiled ones, too")
     return parser.parse_args()

@@ -14,6 +14,7 @@ from study_tables import mean_and_spread
 
 from vicmae_hf.files import write_json
 from vicmae_hf.reports.model_card import markdown_table
+from vicmae_hf.training.reporting import RESULTS_FILE
 
 from .plan import RealArguments
 from .plots import plot_curve, plot_fractions, plot_methods
@@ -27,7 +28,7 @@ def write_report(real: RealArguments, results: dict[str, Any], path: Path) -> No
     """Writes `output_dir/all_results.json`, the report, and its pictures as `images/NAME_*.png` beside it."""
     results["command"] = shlex.join(["python", *sys.argv])
     results["device"] = device_name()
-    write_json(real.folder / "all_results.json", results)
+    write_json(real.folder / RESULTS_FILE, results)
     (path.parent / "images").mkdir(parents=True, exist_ok=True)
     prefix = f"images/{path.stem}_"
     sections = [run_section(real, results), *image_sections(real, results["images"], path.parent, prefix)]

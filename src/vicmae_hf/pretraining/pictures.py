@@ -28,6 +28,7 @@ from ..evaluation.results import check_output_dir
 from ..files import write_json, writing
 from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
 from ..settings import REQUIRED, setting
+from ..training.reporting import RESULTS_FILE
 from ..training.session import refuse_data_folder, run_script
 
 
@@ -64,7 +65,7 @@ def run(arguments: PicturesArguments) -> dict[str, Any]:
     dataset.bad_files.finish()
     pictures = [str(folder / name) for name in PICTURES if (folder / name).exists()]
     results = {"pictures": pictures, "num_failed": len(dataset.bad_files)}
-    write_json(folder / "all_results.json", results)
+    write_json(folder / RESULTS_FILE, results)
     print(f"{', '.join(pictures)}; {len(dataset.bad_files)} unreadable files.")
     return results
 
