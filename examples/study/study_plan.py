@@ -1,5 +1,6 @@
 """Which runs the study of the supplement's section B has."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,12 +150,12 @@ class Plan:
         for ratio in self.study.mask_ratios:
             if ratio == config.mask_ratio:
                 raise ArgumentsError(f"--mask_ratios: {ratio:g} is the recipe's, which is run anyway.")
-            num_visible = round(num_patches * (1 - ratio))  # as the model rounds
-            if not 0 < num_visible < num_patches:
-                raise ArgumentsError(
-                    f"--mask_ratios: {ratio:g} leaves {num_visible} of {num_patches} patches visible; at least one "
-                    "must be visible and one masked."
-                )
+            masked = copy.deepcopy(config)
+            masked.mask_ratio = ratio
+            try:
+                masked.count_visible(num_patches)
+            except ValueError as error:
+                raise ArgumentsError(f"--mask_ratios: {error}") from error
 
     def trial(self, method: str, tuned: dict[str, float]) -> Run:
         """A run that tries these values."""
