@@ -39,13 +39,13 @@ from peers import CONFIGS, AuthorsPeer, TimmPeer, ViTMAEPeer  # noqa: E402
 from vicmae_hf import ViCMAEConfig  # noqa: E402
 from vicmae_hf.data.samples.augmentation import PixelNormalizer  # noqa: E402
 from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
+from vicmae_hf.training.reporting import peak_flops  # noqa: E402
 
 
-# Dense bf16, from NVIDIA's data sheets, by the beginning of the device's name.
-PEAK_FLOPS = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989.4e12, "NVIDIA H200": 989.4e12, "NVIDIA A100": 312e12}
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLUMNS = ("model", "mode", "pairs", "ms", "spread", "pairs/s", "MFU", "GiB", "attention")
 STORE_COLUMNS = ("from the store", "mode", "pairs", "workers", "pairs/s", "MFU", "waiting")
+MODES = ("eager", "compiled")
 NEEDED_BY_STORES = {"datasets", "simplejpeg"}
 
 
@@ -55,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sizes", nargs="+", choices=CONFIGS, default=["base", "large"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 256, 512])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--steps", type=int, default=12, help="timed updates of a row; the table shows medians")
     parser.add_argument("--seconds", type=float, default=480, help="no row begins later")
     parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
@@ -77,10 +78,6 @@ def run_checks() -> bool:
             is_right = False
             print(f"FAIL {check.__name__}: {type(error).__name__}: {str(error)[:600]}", flush=True)
     return is_right
-
-
-def peak_flops(device_name: str) -> float | None:
-    return next((peak for name, peak in PEAK_FLOPS.items() if device_name.startswith(name)), None)
 
 
 def time_steps(step: Callable[[], None], num_steps: int) -> list[float]:
@@ -126,7 +123,8 @@ def peer_step(
     precision: str = "bf16",
 ) -> Callable[[], None]:
     """Makes whole updates of a peer: the same bytes, autocast, fused AdamW."""
-    model = peer(config).to(DEVICE).train()
+    with DEVICE:
+        model = peer(config).train()
     if compiled:
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
@@ -196,7 +194,8 @@ def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Ca
             for name, row_config, build in rows:
                 mode = "compiled" if build.keywords.get("compiled") else "eager"
                 flops = update_flops(row_config, batch_size)
-                yield f"{size}, {name}", mode, batch_size, partial(build, row_config, batch_size), flops
+                if mode in arguments.modes:
+                    yield f"{size}, {name}", mode, batch_size, partial(build, row_config, batch_size), flops
 
 
 def print_header(columns: Sequence[str]) -> None:
@@ -238,7 +237,7 @@ def measure_store(arguments: argparse.Namespace, started: float, peak: float | N
 
     print()
     print_header(STORE_COLUMNS)
-    modes = {"eager": False, "compiled": True} if DEVICE.type == "cuda" else {"eager": False}
+    modes = arguments.modes if DEVICE.type == "cuda" else ["eager"]
     for batch_size, size, mode in itertools.product(arguments.batches, arguments.sizes, modes):
         if time.monotonic() - started > arguments.seconds:
             print(f"(no time left for {size}, {mode}, {batch_size})")
@@ -247,7 +246,7 @@ def measure_store(arguments: argparse.Namespace, started: float, peak: float | N
         start_anew()
         try:
             figures = measure_from_store(
-                arguments.store, config, batch_size, modes[mode], arguments.steps, arguments.num_workers
+                arguments.store, config, batch_size, mode == "compiled", arguments.steps, arguments.num_workers
             )
         except torch.OutOfMemoryError:
             print(f"| {size} | {mode} | {batch_size} | out of memory |", flush=True)
@@ -278,7 +277,7 @@ def main() -> None:
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
     rows, tables = [], [measure_steps] * has_gpu + [measure_store] * bool(arguments.store)
-    for row in itertools.chain.from_iterable(table(arguments, started, peak_flops(name)) for table in tables):
+    for row in itertools.chain.from_iterable(table(arguments, started, peak_flops(DEVICE)) for table in tables):
         rows.append(row)
         if arguments.output:  # after every row, in case it is the last
             (arguments.output / "rows.json").write_text(json.dumps({"device": name, "rows": rows}, indent=1))

@@ -83,8 +83,11 @@ def make_query(length=50):
 
 
 def test_short_frames_have_kernels_of_their_own_unless_the_caller_chose_one():
+    order = torch._C._get_sdp_priority_order()
     with prefer_kernels(make_query()):
-        assert enabled_kernels() == set(KERNELS) - {SDPBackend.CUDNN_ATTENTION}
+        assert enabled_kernels() == {SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH}
+        # PyTorch makes its order at the first attention of a process. Set here, the first would be another one.
+        assert torch._C._get_sdp_priority_order() == order
     with prefer_kernels(make_query(65)):
         assert enabled_kernels() == set(KERNELS)
     for chosen in [{kernel} for kernel in KERNELS] + [set(KERNELS) - {kernel} for kernel in KERNELS]:

@@ -300,8 +300,9 @@ def prefer_kernels(query: torch.Tensor) -> AbstractContextManager:
     the first choice on an H100, takes 1.4 times as long as the memory-efficient one (docs/performance.md).
     """
     is_short = query.device.type == "cuda" and query.shape[2] <= 64 and are_kernels_left_to_us()
-    kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]  # in this order
-    return sdpa_kernel(kernels, set_priority=True) if is_short else nullcontext()
+    # The others are disabled, not put last (`set_priority`): PyTorch's own order, with cuDNN first on an H100, is made
+    # at the first attention of a process, and would be lost, and that first one computed by another kernel.
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if is_short else nullcontext()
 
 
 class ViCMAEAttention(nn.Module):
