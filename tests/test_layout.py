@@ -33,7 +33,7 @@ FLOORS = [
     ["data/samples", "data"],
     ["data/preparing"],
     ["training", "reports"],
-    ["evaluation"],
+    ["evaluation/metrics", "evaluation"],
     ["pretraining", "classification"],
     ["planning", "demo"],
     ["commands"],

@@ -18,7 +18,7 @@ from vicmae_hf.data.sources.labelled import LabelledSource, open_labelled
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.feature_table import LabelledFeatures, nearest_neighbour_scores
 from vicmae_hf.evaluation.features import build_feature_views, embed_views
-from vicmae_hf.evaluation.prediction import accuracy
+from vicmae_hf.evaluation.metrics.accuracy import accuracy
 from vicmae_hf.evaluation.probes import balanced_subset, probe_accuracy
 from vicmae_hf.files import read_json, write_json
 from vicmae_hf.image_processing_vicmae import ViCMAEImageProcessor

@@ -153,7 +153,7 @@ def test_features_of_patches_and_of_any_layer(layer, model, media, tmp_path):
 
 def test_an_interrupted_run_goes_on(model, media, tmp_path, monkeypatch):
     monkeypatch.setattr("vicmae_hf.evaluation.features.FRAMES_IN_ONE_GO", 1)
-    monkeypatch.setattr("vicmae_hf.evaluation.prediction.BATCHES_OF_A_ROUND", 1)
+    monkeypatch.setattr("vicmae_hf.evaluation.collecting.BATCHES_OF_A_ROUND", 1)
     whole = extract(model, media, tmp_path / "whole.parquet", every_seconds=1)
     output = tmp_path / "features.parquet"
     read, add = [], FeatureParts.add

@@ -104,7 +104,7 @@ def test_views_may_be_kept_one_by_one_and_repeat_where_a_video_has_too_few_frame
         sent.extend(value for _, outputs in parts[0][0] for value in outputs["embeddings"])
         return parts
 
-    monkeypatch.setattr("vicmae_hf.evaluation.prediction.gather_object", gather)
+    monkeypatch.setattr("vicmae_hf.evaluation.collecting.gather_object", gather)
     with torch.no_grad():
         features = embed_views(
             accelerator, pooled(accelerator, [model.eval()]), views, batch_size=12, num_workers=0, average=False

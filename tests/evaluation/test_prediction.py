@@ -30,9 +30,10 @@ from transformers import (
 from vicmae_hf import ViCMAEForImageClassification
 from vicmae_hf.data.media.video import open_video
 from vicmae_hf.errors import InputError
-from vicmae_hf.evaluation import prediction
+from vicmae_hf.evaluation import collecting
 from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
-from vicmae_hf.evaluation.prediction import predict, top_k_accuracies
+from vicmae_hf.evaluation.metrics.accuracy import top_k_accuracies
+from vicmae_hf.evaluation.prediction import predict
 from vicmae_hf.video_processing_vicmae import sample_frame_indices
 
 
@@ -116,7 +117,7 @@ def test_what_is_exchanged_in_rounds_comes_in_the_order_of_the_items(videos, tmp
         path.write_bytes(b"no video")
     dataset = views_for(load_classifier(str(tmp_path / "model")), tmp_path / "data")
     expected = predict_all(model, dataset).protocols[0]
-    monkeypatch.setattr(prediction, "BATCHES_OF_A_ROUND", 2)
+    monkeypatch.setattr(collecting, "BATCHES_OF_A_ROUND", 2)
     found = predict(Accelerator(cpu=True), model, dataset, batch_size=1, num_workers=0)
     assert found.indices.tolist() == expected.indices.tolist() == [2, 3, 4, 5, 6]
     torch.testing.assert_close(found.probabilities, expected.probabilities)

@@ -18,7 +18,7 @@ from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation import probes
 from vicmae_hf.evaluation.features import build_feature_views
-from vicmae_hf.evaluation.prediction import accuracy
+from vicmae_hf.evaluation.metrics.accuracy import accuracy
 from vicmae_hf.evaluation.probes import (
     attentive_accuracy,
     balanced_subset,

@@ -6,8 +6,8 @@ import torch
 from tiny_models import random_tensor, tiny_config
 
 from vicmae_hf import ViCMAEForPreTraining
-from vicmae_hf.evaluation.multi_label import mean_average_precision
-from vicmae_hf.evaluation.prediction import accuracy
+from vicmae_hf.evaluation.metrics.accuracy import accuracy
+from vicmae_hf.evaluation.metrics.multi_label import mean_average_precision
 from vicmae_hf.reports.baselines import classification_baselines, pretraining_baselines
 
 

@@ -24,7 +24,8 @@ from ..data.samples.views import build_test_views
 from ..data.sources.labelled import LabelledSource
 from ..evaluation.feature_table import LabelledFeatures
 from ..evaluation.features import extract_embeddings, warn_if_blind_to_order
-from ..evaluation.prediction import FIGURES, Predictions, predict, shown_figures
+from ..evaluation.metrics.accuracy import FIGURES, shown_figures
+from ..evaluation.prediction import Predictions, predict
 from ..evaluation.probes import build_linear_optimizer
 from ..files import write_json, write_whole
 from ..modeling_vicmae import ViCMAEForImageClassification

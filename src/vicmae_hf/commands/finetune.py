@@ -18,7 +18,7 @@ from typing import Any
 from ..classification.arguments import ClassificationArguments
 from ..classification.classification import train_classifier
 from ..classification.setup import build_classifier, open_sources
-from ..evaluation.prediction import describe_figures
+from ..evaluation.metrics.accuracy import describe_figures
 from ..training.session import end_session, start_session
 from .calling import Data, call, start
 

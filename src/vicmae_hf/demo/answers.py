@@ -18,7 +18,8 @@ from ..data.samples.views import build_test_views
 from ..data.sources.segments import read_duration
 from ..data.sources.sources import VIDEO_EXTENSIONS
 from ..errors import InputError, MediaDecodingError
-from ..evaluation.prediction import check_finite, collect, evaluating, predict_batch
+from ..evaluation.collecting import collect
+from ..evaluation.prediction import check_finite, evaluating, predict_batch
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..reports.encoder_pictures import (
     BATCH_SIZE,

@@ -18,8 +18,9 @@ from ..data.sources.sources import MediaSource
 from ..errors import InputError
 from ..modeling_vicmae import ViCMAEModel
 from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
+from .collecting import average_views, collect_rounds, split_items
 from .feature_table import EmbeddingFile, Features
-from .prediction import average_views, collect_rounds, evaluating, split_items
+from .prediction import evaluating
 
 
 logger = get_logger(__name__)

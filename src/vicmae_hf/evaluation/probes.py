@@ -23,7 +23,8 @@ from ..training.optimization import learning_rate_factor, scaled_learning_rate, 
 from ..training.reporting import Progress
 from .feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks
 from .features import embed_views, pooled
-from .prediction import accuracy, check_embeddings, likeliest_classes, top_k_accuracies
+from .metrics.accuracy import accuracy, likeliest_classes, top_k_accuracies
+from .prediction import check_embeddings
 
 
 logger = get_logger(__name__)

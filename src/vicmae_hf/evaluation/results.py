@@ -19,8 +19,9 @@ from ..reports.baselines import classification_baselines
 from ..reports.plots import plot_confusion, plot_temporal_ablation
 from ..training.reporting import RESULTS_FILE
 from .feature_files import matrix_column
-from .multi_label import average_precisions
-from .prediction import FIGURES, Predictions, ViewPredictions, likeliest_classes, shown_figures, write_failures
+from .metrics.accuracy import FIGURES, likeliest_classes, shown_figures
+from .metrics.multi_label import average_precisions
+from .prediction import Predictions, ViewPredictions, write_failures
 from .temporal_ablation import FrameOrders
 
 

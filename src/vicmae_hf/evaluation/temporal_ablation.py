@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .prediction import top_k_accuracies
+from .metrics.accuracy import top_k_accuracies
 
 
 NUM_PERMUTATIONS = 16

@@ -9,7 +9,7 @@ from ..data.sources.labelled import LabelledSource
 from ..errors import InputError
 from ..evaluation.feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks
 from ..evaluation.features import build_feature_views, extract_embeddings
-from ..evaluation.prediction import accuracy
+from ..evaluation.metrics.accuracy import accuracy
 from ..evaluation.probes import balanced_subset, train_linear_probe
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForPreTrainingOutput, ViCMAEModel

@@ -15,7 +15,7 @@ from vicmae_hf.data.loading import shared_memory
 from vicmae_hf.data.loading.collation import BatchCollator
 from vicmae_hf.data.media.bad_files import BadFiles
 from vicmae_hf.errors import InputError
-from vicmae_hf.evaluation.prediction import collate_views, send_views
+from vicmae_hf.evaluation.collecting import collate_views, send_views
 
 
 def limit(monkeypatch, free_bytes: int) -> None:

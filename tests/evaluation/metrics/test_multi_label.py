@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vicmae_hf.evaluation.multi_label import average_precisions, mean_average_precision
+from vicmae_hf.evaluation.metrics.multi_label import average_precisions, mean_average_precision
 
 
 def average_precision(scores, targets):
