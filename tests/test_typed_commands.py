@@ -30,6 +30,7 @@ NOT_RUN = {
     r"rm -f OUTPUT|srun|status=|if \[|sbatch|squeue|scontrol": "needs Slurm",
     r"accelerate launch --config_file .*(eight_gpus|four_nodes)": "needs GPUs; test_accelerate_configs.py reads it",
     r"python .*demo_images.yaml --label_fraction 0.05": "needs 20 images of each class; tests/examples/study runs it",
+    r"OMP_NUM_THREADS=1 vicmae features two_hours": "two hours of video; the page has the same command for a folder",
     r"python examples/study/": "runs for hours; tests/examples/study runs it small",
 }
 
