@@ -33,6 +33,7 @@ FLOORS = [
     ["data/samples", "data"],
     ["data/preparing"],
     ["training", "reports"],
+    ["training/session"],
     ["evaluation/metrics", "evaluation"],
     ["pretraining", "classification"],
     ["planning", "demo"],

@@ -25,7 +25,7 @@ from vicmae_hf.files import check_writable, write_whole
 from vicmae_hf.reports.model_card import markdown_table
 from vicmae_hf.reports.plots import save_picture
 from vicmae_hf.training.reporting import RESULTS_FILE, read_results
-from vicmae_hf.training.session import run_script
+from vicmae_hf.training.session.scripts import run_script
 
 
 SCRIPTS = Path(__file__).parents[1] / "pytorch"

@@ -16,7 +16,7 @@ from real.videos import study_videos
 from study_report import check_report
 
 from vicmae_hf.command_line import parse_arguments
-from vicmae_hf.training.session import run_script
+from vicmae_hf.training.session.scripts import run_script
 
 
 def main() -> None:

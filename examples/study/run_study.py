@@ -19,7 +19,7 @@ from study_runs import run_study
 
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.training.engines import check_engine
-from vicmae_hf.training.session import run_script
+from vicmae_hf.training.session.scripts import run_script
 
 
 def main() -> None:

@@ -28,7 +28,8 @@ from vicmae_hf.pretraining.run import run_pretraining
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.reporting import RESULTS_FILE, read_metrics, read_results
-from vicmae_hf.training.session import build_model, start_session
+from vicmae_hf.training.session.models import build_model
+from vicmae_hf.training.session.session import start_session
 
 
 # What the log says of collapse.

@@ -23,7 +23,7 @@ from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.feature_files import FeatureParts
 from vicmae_hf.files import partial_path
 from vicmae_hf.processors import build_processors
-from vicmae_hf.training import session
+from vicmae_hf.training.session import output_folder
 
 
 @pytest.fixture(scope="module")
@@ -247,9 +247,9 @@ def test_damaged_parts_and_parts_of_a_run_that_lasts_are_refused(tmp_path, monke
     late = FeatureParts(folder, {"layer": 1})  # it starts when there are no parts yet
     parts = FeatureParts(folder, {"layer": None})
     parts.add([0], [torch.ones(1, 4)])
-    (held,) = session.held_locks
-    monkeypatch.setattr(session, "held_locks", [])  # as in a process of its own
-    monkeypatch.setattr(session, "LOCK_SECONDS", 0.1)
+    (held,) = output_folder.held_locks
+    monkeypatch.setattr(output_folder, "held_locks", [])  # as in a process of its own
+    monkeypatch.setattr(output_folder, "LOCK_SECONDS", 0.1)
     for start in (lambda: FeatureParts(folder, {"layer": None}), lambda: late.add([0], [torch.zeros(1, 4)])):
         with pytest.raises(InputError, match=rf"--output: {folder}: another run is writing there \(process"):
             start()
@@ -260,17 +260,17 @@ def test_damaged_parts_and_parts_of_a_run_that_lasts_are_refused(tmp_path, monke
     (folder / "000000000001.safetensors").write_bytes(whole[:-1])
     with pytest.raises(InputError, match=r"000000000001\.safetensors: is damaged .*Delete the folder"):
         FeatureParts(folder, {"layer": None})
-    session.release_output_dir()
+    output_folder.release_output_dir()
 
 
 def test_parts_that_another_run_began_meanwhile_are_not_mixed_with_own_ones(tmp_path):
     folder = tmp_path / "f.csv.parts"
     late = FeatureParts(folder, {"layer": None})  # all of the items are left to it
     FeatureParts(folder, {"layer": None}).add([0, 1], [torch.ones(1, 4)] * 2)
-    session.release_output_dir()  # the other run was stopped
+    output_folder.release_output_dir()  # the other run was stopped
     with pytest.raises(InputError, match=r"another run has begun there meanwhile\. Start again"):
         late.add([0, 1], [torch.zeros(1, 4)] * 2)
-    session.release_output_dir()
+    output_folder.release_output_dir()
 
 
 def test_embeddings_that_are_no_numbers_are_refused(media, tmp_path):

@@ -9,8 +9,9 @@ from local_hub import READ_TOKEN, hub_of_this_process, run_local_hub, unreachabl
 from runs import FROM_NOTHING, QUICK, pretrain, write_images
 
 from vicmae_hf.command_line import hide_secrets, one_line
+from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
-from vicmae_hf.training.session import ArgumentsError, UploadError, create_repository, upload
+from vicmae_hf.training.session.hub import UploadError, create_repository, upload
 
 
 TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH"

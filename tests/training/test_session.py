@@ -20,18 +20,11 @@ from vicmae_hf.errors import InputError
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
-from vicmae_hf.training.session import (
-    UploadError,
-    adopt_accumulation,
-    build_model,
-    check_output_dir,
-    check_trackers,
-    create_repository,
-    run_script,
-    said_once,
-    start_session,
-    upload,
-)
+from vicmae_hf.training.session.hub import UploadError, create_repository, upload
+from vicmae_hf.training.session.models import build_model
+from vicmae_hf.training.session.output_folder import check_output_dir
+from vicmae_hf.training.session.scripts import run_script, said_once
+from vicmae_hf.training.session.session import adopt_accumulation, check_trackers, start_session
 
 
 def arguments(**changes):
@@ -303,7 +296,7 @@ def test_the_processes_part_at_the_end(tmp_path):
         "import torch.distributed as dist\n"
         "from accelerate import Accelerator\n"
         "from vicmae_hf.training.arguments import TrainingArguments\n"
-        "from vicmae_hf.training.session import end_session\n"
+        "from vicmae_hf.training.session.session import end_session\n"
         "accelerator = Accelerator(cpu=True)\n"
         "assert dist.is_initialized()\n"
         "end_session(accelerator, TrainingArguments(train_data=['none'], output_dir='none'))\n"

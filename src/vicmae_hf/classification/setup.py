@@ -19,7 +19,7 @@ from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEForImageClassification, ViCMAEForVideoClassification
 from ..processors import build_processors, read_image_range
 from ..settings import ArgumentsError
-from ..training.session import MODEL_ERRORS, build_model, explain
+from ..training.session.models import MODEL_ERRORS, build_model, explain
 from ..video_processing_vicmae import ViCMAEVideoProcessor
 from .arguments import ClassificationArguments
 

@@ -13,7 +13,8 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from ..command_line import parse_arguments, parse_keywords
 from ..settings import Settings
-from ..training.session import release_output_dir, run_script, said_once
+from ..training.session.output_folder import release_output_dir
+from ..training.session.scripts import run_script, said_once
 from ..training.stopping import RunStopped
 
 

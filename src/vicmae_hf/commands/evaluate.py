@@ -28,7 +28,7 @@ from ..evaluation.temporal_ablation import FrameOrders
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
-from ..training.session import refuse_data_folder
+from ..training.session.output_folder import refuse_data_folder
 from .calling import Data, call, start
 
 

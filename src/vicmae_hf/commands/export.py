@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..evaluation.features import load_encoder
 from ..files import check_writable, writing
 from ..settings import REQUIRED, ArgumentsError, Settings, setting
-from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
+from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .calling import start
 
 

@@ -19,7 +19,8 @@ from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import PretrainingArguments
 from ..pretraining.presets import PresetArguments, check_mask, freeze_layers
 from ..pretraining.run import run_pretraining
-from ..training.session import build_model, end_session, start_session
+from ..training.session.models import build_model
+from ..training.session.session import end_session, start_session
 from .calling import Data, call, start
 
 

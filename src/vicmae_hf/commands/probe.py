@@ -28,7 +28,7 @@ from ..training.arguments import ProcessArguments
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from ..training.reporting import RESULTS_FILE
-from ..training.session import refuse_data_folder
+from ..training.session.output_folder import refuse_data_folder
 from .calling import Data, call, start
 
 

@@ -12,7 +12,7 @@ from ..evaluation.classifier_loading import Classifier, load_classifier
 from ..evaluation.features import load_encoder
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
 from ..reports.reconstructions import with_random_weights
-from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
+from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..data.media.bad_files import BadFilesArguments
 from ..data.media.reading import MediaLoader, ReadingArguments
 from ..errors import InputError
 from ..settings import REQUIRED, Settings, setting
-from ..training.session import run_script
+from ..training.session.scripts import run_script
 from .checkpoint import open_checkpoint
 from .neighbours import encode_folder
 

@@ -19,7 +19,7 @@ from transformers import (
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import read_class_names
 from ..errors import InputError
-from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
+from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..files import partial_file, partial_path, read_json, write_json, writing
 from ..modeling_vicmae import ViCMAEModel
 from ..training.resuming import fingerprint, flatten
-from ..training.session import lock_output_dir, release_output_dir
+from ..training.session.output_folder import lock_output_dir, release_output_dir
 from .collecting import collect_rounds, split_items
 from .feature_table import EmbeddingFile, Features
 from .prediction import check_embeddings, evaluating, write_failures

@@ -17,7 +17,7 @@ from ..data.sources.segments import cut_into_steps
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
 from ..modeling_vicmae import ViCMAEModel
-from ..training.session import MODEL_ERRORS, NO_FOREIGN_CODE, explain
+from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .collecting import average_views, collect_rounds, split_items
 from .feature_table import EmbeddingFile, Features
 from .prediction import evaluating

@@ -29,7 +29,7 @@ from ..processors import build_processors
 from ..settings import ArgumentsError
 from ..training.arguments import TrainingArguments
 from ..training.optimization import plan_run
-from ..training.session import build_model
+from ..training.session.models import build_model
 from .costs import classification_flops, pretraining_flops
 from .plan import Training
 from .survey import Items

@@ -29,7 +29,8 @@ from ..files import write_json, writing
 from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
 from ..settings import REQUIRED, setting
 from ..training.reporting import RESULTS_FILE
-from ..training.session import refuse_data_folder, run_script
+from ..training.session.output_folder import refuse_data_folder
+from ..training.session.scripts import run_script
 
 
 @dataclass(kw_only=True)

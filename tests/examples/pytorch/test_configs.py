@@ -10,7 +10,7 @@ from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
 from vicmae_hf.classification.arguments import ClassificationArguments
 from vicmae_hf.command_line import parse_arguments, parse_config_overrides
 from vicmae_hf.pretraining.arguments import PretrainingArguments
-from vicmae_hf.training.session import build_model
+from vicmae_hf.training.session.models import build_model
 
 
 CONFIGS = EXAMPLES / "pytorch" / "configs"

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tiny_models import tiny_overrides
 from video_files import numbered_frames, write_video
 
-from vicmae_hf.training import session
 from vicmae_hf.training.checkpointing import find_damage
+from vicmae_hf.training.session import output_folder
 
 
 MODEL = tiny_overrides()
@@ -290,7 +290,7 @@ def test_a_signal_saves_and_the_command_that_it_names_goes_on(data, tmp_path, nu
 
 
 def test_two_runs_in_one_folder_are_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(output_folder, "LOCK_SECONDS", 0.1)
     folder = tmp_path / "run"
     first = Forked("run_pretraining.py", *flags(data, folder, "--num_train_epochs", 500, "--save_total_limit", 2))
     wait_for_lines(folder, 3, first)

@@ -21,7 +21,7 @@ from vicmae_hf.classification.classification import train_classifier
 from vicmae_hf.classification.setup import build_classifier, open_sources
 from vicmae_hf.command_line import parse_arguments
 from vicmae_hf.errors import InputError
-from vicmae_hf.training.session import start_session
+from vicmae_hf.training.session.session import start_session
 
 
 MODEL = """

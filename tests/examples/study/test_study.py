@@ -25,7 +25,7 @@ from vicmae_hf.evaluation.probes import balanced_subset, probe_accuracy
 from vicmae_hf.processors import build_processors
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.reporting import read_metrics
-from vicmae_hf.training.session import build_model
+from vicmae_hf.training.session.models import build_model
 
 
 @pytest.fixture(scope="module")
