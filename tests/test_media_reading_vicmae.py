@@ -212,6 +212,30 @@ def test_upright_everywhere(tmp_path):
         assert (upright == (gray // 256).T[:, ::-1]).all(), reader
 
 
+def test_files_of_several_pictures(tmp_path, caplog):
+    """Each is read as the picture of colour 3, which is never the first of the file."""
+    large = [Image.fromarray(np.full((48, 64, 3), level, np.uint8)) for level in (3, 3, 9)]
+    small = Image.fromarray(np.full((24, 32, 3), 7, np.uint8))
+    large[0].encoderinfo = {"tiffinfo": {254: 0}}  # else Pillow would repeat the tag of the first
+    files = {
+        "marked.tif": (small, large[:1], {"tiffinfo": {254: 1}}),
+        "not_marked.tif": (small, large[1:], {}),
+        "animated.png": (large[2], large[1::-1], {"default_image": True}),
+    }
+    media_reading_vicmae.logger.warning_once.cache_clear()
+    for name, (first, others, options) in files.items():
+        path = str(tmp_path / name)
+        first.save(path, save_all=True, append_images=others, **options)
+        for reader, gray in everywhere(path).items():
+            if "PIL" not in reader and reader != "video processor":  # they get an image of Pillow
+                assert gray.shape == (48, 64) and (gray == 3).all(), (name, reader)
+    assert caplog.text.count("only the largest page is read.") == 1
+    # An image of Pillow is the picture that its caller chose.
+    image = Image.open(path)
+    image.seek(0)
+    assert (to_rgb(image) == 9).all()
+
+
 @pytest.mark.parametrize("processor_class", [ViCMAEImageProcessor, ViCMAEImageProcessorPil])
 def test_arrays_of_16_bits(processor_class):
     numbers = (RAMP * 21).astype(np.uint16)[..., None].repeat(3, axis=-1)

@@ -6,6 +6,7 @@ The rule for images is the same one for training, evaluation and the processors:
 - 8 bits stay as they are. Gray becomes three equal channels, palettes and CMYK become their colours.
 - Transparency is left out: the colours are those that are stored. (`pipeline()` leaves it out before a processor sees
   the image, so any other rule would show one model two pictures.)
+- Of a file of several pictures, `list_frames` says which are meant. An image of Pillow is the picture at which it is.
 - Numbers of more bits (16 bits, 32 bits, floats) are scaled by a range, and what lies outside becomes black or white:
   "type" takes all that the type can hold: integers keep their upper eight bits, floats go from 0 to 1;
   "file" goes from the smallest to the largest number of each picture; "LOW,HIGH" is fixed. A picture with pixels that
@@ -39,9 +40,12 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener()
     IMAGE_FORMATS += ("HEIF",)
-# TIFF 6.0, section 8 and "SampleFormat" in section 19.
-BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
-UNSIGNED = 1
+# Formats whose further pictures are frames. (Those of a JPEG are previews, depths and the other eye.)
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
+# TIFF 6.0, section 8 ("NewSubfileType", whose bit 0 is a smaller copy of another picture), and "SampleFormat" in
+# section 19.
+SUBFILE_TYPE, BITS_PER_SAMPLE, SAMPLE_FORMAT = 254, 258, 339
+SMALLER_COPY, UNSIGNED = 1, 1
 # Formats that name other files or addresses, which FFmpeg would open, wherever they are.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "sdp", "webm_dash_manifest"}
 # Three times 8K. Some kilobytes may unpack to larger frames, and a clip of them would fill the memory.
@@ -50,8 +54,8 @@ MAX_FRAME_PIXELS = 100_000_000
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     """
-    Opens a path, a URL, bytes, or bytes in base 64. Raises what Pillow raises, and what the HTTP client does; a
-    ValueError for more pixels than Pillow reads, 179 million.
+    Opens a path, a URL, bytes, or bytes in base 64, at the first of its frames (`list_frames`). Raises what Pillow
+    raises, and what the HTTP client does; a ValueError for more pixels than Pillow reads, 179 million.
     """
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         httpx = importlib.import_module("httpx")  # Transformers fetches images by it
@@ -59,9 +63,40 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     elif isinstance(source, str) and source.startswith("data:image/"):
         source = base64.decodebytes(source.partition(",")[2].encode())
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
+        frames, num_left_out = list_frames(image)
+        if num_left_out:
+            logger.warning_once("Of TIFF files whose pages have several sizes, only the largest page is read.")
+        image.seek(frames[0])
+        return image
     except Image.DecompressionBombError as error:  # of a kind of its own, which nobody expects
         raise ValueError(f"{source if isinstance(source, str | os.PathLike) else 'image'}: {error}") from error
+
+
+def list_frames(image: Image.Image) -> tuple[list[int], int]:
+    """
+    Lists which pictures of an opened file are the frames of a video; one, if it is a still image. Thumbnails are left
+    out, and so is the picture of an animated PNG for programs that know no animations. Pages of several sizes are no
+    video: then the largest of them is the image, of equals the first. Also counts the other pages of these.
+    """
+    if image.format not in ANIMATED_FORMATS or not getattr(image, "is_animated", False):
+        return [0], 0
+    frames = list(range(image.n_frames))
+    if image.format == "PNG" and getattr(image, "default_image", False):
+        return frames[1:], 0
+    if image.format != "TIFF":
+        return frames, 0
+    pixels = {}
+    sizes = set()
+    for frame in frames:
+        image.seek(frame)
+        if not image.tag_v2.get(SUBFILE_TYPE, 0) & SMALLER_COPY:
+            pixels[frame] = image.width * image.height
+            sizes.add(image.size)
+    image.seek(0)
+    if len(sizes) > 1:
+        return [max(pixels, key=pixels.get)], len(pixels) - 1
+    return list(pixels) or [0], 0
 
 
 def open_images(images: ImageInput):

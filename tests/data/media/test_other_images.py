@@ -93,7 +93,7 @@ def test_pages_that_are_no_frames(pictures, tmp_path, monkeypatch, caplog):
         with open_image(source) as reader:
             assert isinstance(reader, ImageReader)
             assert (frames_of(reader, [0]) == pictures[0]).all()
-    message = f"{tmp_path}/sizes.tif: its 2 pages have several sizes; only the first is read."
+    message = f"{tmp_path}/sizes.tif: its 2 pages have several sizes; only the largest is read."
     assert caplog.messages == [f"{message} Not said again for further files."]
     # A thumbnail between pages: a smaller copy of another picture by its own word.
     pages = [Image.fromarray(picture) for picture in (pictures[0], pictures[0][::2, ::2], pictures[1])]

@@ -10,17 +10,13 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ...media_reading_vicmae import IMAGE_FORMATS, to_rgb
+from ...media_reading_vicmae import IMAGE_FORMATS, list_frames, to_rgb
 from .images import ImageDecodingError, ImageOptions, ImageReader
 from .video import warn_once
 
 
-# Formats whose further pictures are frames. (Those of a JPEG are previews, depths and the other eye.)
-ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
 # Seconds. Browsers show frames that are shorter, or have no time, for so long.
 SHORTEST_FRAME, DEFAULT_FRAME = 0.011, 0.1
-# TIFF 6.0, section 8: NewSubfileType, bit 0: a smaller copy of another picture.
-SUBFILE_TYPE, SMALLER_COPY = 254, 1
 
 
 def open_with_pillow(
@@ -30,7 +26,10 @@ def open_with_pillow(
     with as_image_error(name):
         # A path stays one, because Pillow reads only the wanted pictures of a stack.
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
-        frames = list_frames(image, name)
+        frames, num_left_out = list_frames(image)
+        if num_left_out:
+            message = "%s: its %d pages have several sizes; only the largest is read. "
+            warn_once("pages", message + "Not said again for further files.", name, num_left_out + 1)
         if len(frames) > 1:
             return AnimationReader(image, frames, name, options)
         with image:
@@ -41,31 +40,6 @@ def open_with_pillow(
 def to_tensor(image: Image.Image, options: ImageOptions) -> torch.Tensor:
     # A copy where Pillow's memory may not be written to.
     return torch.from_numpy(np.require(to_rgb(image, options.image_range), requirements="W")).permute(2, 0, 1)
-
-
-def list_frames(image: Image.Image, name: str) -> list[int]:
-    """
-    Lists which pictures of a file are the frames of a video; one, if it is a still image. Pages of several sizes are
-    no video: then the first of them is the image, and a warning names the file.
-    """
-    if image.format not in ANIMATED_FORMATS or not getattr(image, "is_animated", False):
-        return [0]
-    frames = list(range(image.n_frames))
-    if image.format == "PNG" and getattr(image, "default_image", False):
-        return frames[1:]  # shown only where animations are not known
-    if image.format == "TIFF":
-        sizes = {}
-        for frame in frames:
-            image.seek(frame)
-            if not image.tag_v2.get(SUBFILE_TYPE, 0) & SMALLER_COPY:
-                sizes[frame] = image.size
-        image.seek(0)
-        if len(set(sizes.values())) > 1:
-            message = "%s: its %d pages have several sizes; only the first is read. Not said again for further files."
-            warn_once("pages", message, name, len(sizes))
-            return list(sizes)[:1]
-        return list(sizes) or [0]
-    return frames
 
 
 class AnimationReader:
