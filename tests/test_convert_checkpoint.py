@@ -547,6 +547,19 @@ def test_shapes_that_do_not_fit_are_listed():
         convert_state_dict(tensors, num_attention_heads=HEADS)
 
 
+def test_single_numbers_in_place_of_weights_are_listed(tmp_path, monkeypatch):
+    # A part of a fused tensor, one that tells a width, and one that does neither.
+    names = ["blocks.0.attn.qkv.bias", "projector.0.weight", "norm.weight"]
+    tensors = {name: torch.tensor(1.0) if name in names else value for name, value in pretraining_tensors().items()}
+    path = save_file(tensors, tmp_path / "numbers.pth")
+    monkeypatch.setattr(sys, "argv", ["convert", "--checkpoint", path, "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as error:
+        main()
+    start, listed = str(error.value).split(" got a number under ")
+    assert start == f"error: {path}: Expected weights of one dimension or more,"
+    assert sorted(listed.rstrip(".").split(", ")) == sorted(names)
+
+
 def test_another_checkpoint_is_not_recognised():
     with pytest.raises(ValueError, match=r"no key is known among conv1\.weight, fc\.bias"):
         convert_state_dict({"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)})

@@ -297,14 +297,21 @@ def check_arguments(state_dict: dict, config_overrides: dict) -> None:
 
 
 def rename_tensors(state_dict: dict[str, torch.Tensor], table: KeyTable) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Gives tensors their names here and splits them where the table does. Also returns the keys that it lacks."""
-    tensors, unknown_keys = {}, []
+    """
+    Gives tensors their names here and splits them where the table does. Also returns the keys that it lacks. Raises an
+    InputError that lists single numbers under names of weights.
+    """
+    tensors, unknown_keys, numbers = {}, [], []
     for key, tensor in state_dict.items():
         names = translate(key, table)
         if names is None:
             unknown_keys.append(key)
+        elif tensor.ndim == 0 and not key.endswith(".num_batches_tracked"):  # the one number, of batch norm
+            numbers.append(key)
         else:
             tensors.update(zip(names, split_tensor(tensor, len(names)), strict=True))
+    if numbers:
+        raise InputError(f"Expected weights of one dimension or more, got a number under {list_names(numbers)}.")
     return tensors, unknown_keys
 
 
