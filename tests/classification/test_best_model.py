@@ -1,6 +1,7 @@
 """The best model of a run, kept beside the checkpoints and in them."""
 
 import json
+import math
 
 from accelerate import Accelerator
 
@@ -51,3 +52,21 @@ def test_the_best_model_is_kept_and_goes_with_checkpoints(tmp_path):
     assert kept() == "5"
     assert (checkpoint / "best" / "model.safetensors").read_text() == "1"
     assert sorted(path.name for path in output_dir.iterdir()) == ["model.safetensors"]
+
+
+def test_any_figure_is_better_than_none(tmp_path):
+    """Of a first evaluation in which no file that could be read has a label, also after an interruption."""
+    counter, output_dir, checkpoint = Counter(), tmp_path / "run", tmp_path / "checkpoint-1"
+    output_dir.mkdir()
+    checkpoint.mkdir()
+    best = BestModel(Accelerator(cpu=True), output_dir, counter.save)
+    kept = []
+    for counter.value, mean_average_precision in enumerate([math.nan, math.nan, 5.0, math.nan, 4.0, 6.0]):
+        if counter.value == 1:
+            best.save(checkpoint)
+            best = BestModel(Accelerator(cpu=True), output_dir, counter.save)
+            best.load(checkpoint)
+        best.update({"eval_map": mean_average_precision})
+        kept.append((output_dir / "model.safetensors").read_text())
+    assert kept == ["0", "0", "2", "2", "2", "5"]
+    assert best.figures == {"eval_map": 6.0}

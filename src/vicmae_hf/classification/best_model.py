@@ -1,5 +1,6 @@
 """Keeps the best model of a run so far, where the run leaves its model."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from ..training.checkpointing import sync_to_disk
 
 class BestModel:
     """
-    Keeps the model with the highest `eval_top1`, or `eval_map`, in `output_dir`; of equal ones the first.
+    Keeps the model with the highest `eval_top1`, or `eval_map`, in `output_dir`; of equal ones the first. A
+    figure that is NaN, as `eval_map` where no evaluated file has a label, is below all others.
 
     It is a part of checkpoints (see `CheckpointPart`). So a resumed run compares with the best model before the
     interruption, and still has it.
@@ -34,7 +36,9 @@ class BestModel:
     def update(self, figures: dict[str, float]) -> None:
         """Compares an evaluation with the best one. All processes call it with the same figures."""
         compared = "eval_top1" if "eval_top1" in figures else "eval_map"
-        if self.figures and not figures[compared] > self.figures[compared]:
+        new, best = figures[compared], self.figures.get(compared, math.nan)
+        is_better = new > best or (math.isnan(best) and not math.isnan(new))
+        if self.figures and not is_better:
             return
         self.figures = figures
         if self.accelerator.is_main_process:
