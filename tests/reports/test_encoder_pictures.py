@@ -218,5 +218,26 @@ def test_pictures_below_the_data_are_no_data(folder, tmp_path, monkeypatch):
     assert [file.name for file in files] == ["0.png", "x.mp4"]
     results = json.loads((tmp_path / "data" / "pictures" / "all_results.json").read_text())
     assert results == {"pictures": [f"{tmp_path}/data/pictures/{name}" for name in PICTURES], "num_failed": 0}
+    for name in PICTURES:
+        (tmp_path / "data" / "pictures" / name).unlink()
+    # So are those of a run over it that was killed after any of them.
+    place = tmp_path / "data" / "pictures"
+    arguments = {
+        "model_name_or_path": str(tmp_path / "model"),
+        "data": str(tmp_path / "data"),
+        "output_dir": str(place),
+    }
+    for name in PICTURES:
+
+        def be_killed(encoder, dataset, processor, place, name=name):
+            Image.new("L", (4, 4)).save(place / name)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pictures, "write_encoder_pictures", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            pictures.run(pictures.PicturesArguments(**arguments))
+        assert sorted(path.name for path in place.iterdir()) == sorted(["arguments.json", name])
+        assert list_files(tmp_path / "data") == list(map(str, files))
+        (place / name).unlink()
     process = run_here(vicmae_command.__file__, *flags, tmp_path / "model")
     assert process.stderr.startswith(f"error: --output_dir {tmp_path / 'model'} holds a model; choose another folder")

@@ -61,6 +61,8 @@ def run(arguments: PicturesArguments) -> dict[str, Any]:
     )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULTS_FILE).unlink(missing_ok=True)  # of an older run, whose pictures are removed
+    # Before the pictures: if the run is killed, they are known as such, and are no data of later runs.
     write_json(folder / "arguments.json", asdict(arguments))
     write_encoder_pictures(model.to(Accelerator().device), dataset, processor, folder)
     dataset.bad_files.finish()

@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 # Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
 SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
+# What runs write beside arguments.json. A killed `vicmae pictures` leaves only some of its pictures.
+RUN_FILES = frozenset(
+    {"metrics.jsonl", "all_results.json", "config.json", "neighbours.png", "attention.png", "features.webp"}
+)
 
 _counted = set()  # names of sources
 
@@ -153,7 +157,7 @@ def list_files(folder: Path) -> list[str]:
 
 def is_output_folder(names: Iterable[str]) -> bool:
     """Whether a folder of these files is one that a training, an evaluation, a probe or `vicmae pictures` writes."""
-    return "arguments.json" in names and not {"metrics.jsonl", "all_results.json", "config.json"}.isdisjoint(names)
+    return "arguments.json" in names and not RUN_FILES.isdisjoint(names)
 
 
 def refuse_dataset_in_data(output: str | os.PathLike, data: str) -> None:
