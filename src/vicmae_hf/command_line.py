@@ -213,7 +213,8 @@ def build_parser(arguments_class: type, description: str | None = None) -> argpa
     data, output = _first_field(arguments_class, DATA_FIELDS), _first_field(arguments_class, OUTPUT_FIELDS)
     # The usage is written by hand, because the generated one lists every flag. allow_abbrev=False: a misspelt flag
     # must be an error, not the beginning of another one.
-    words = " DATA" * (data is not None) + " -o OUTPUT" * (output is not None)
+    is_required = {entry.name: not _has_default(entry) for entry in fields(arguments_class)}
+    words = " DATA" * (data is not None) + " -o OUTPUT" * is_required.get(output, False)
     parser = Parser(
         usage=f"%(prog)s [settings.yaml|settings.json]{words} [--flag value ...]",
         description=description,
@@ -226,7 +227,7 @@ def build_parser(arguments_class: type, description: str | None = None) -> argpa
     title = "more"
     for entry in fields(arguments_class):
         title = GROUPS.get(entry.name, title)
-        groups[title if _has_default(entry) else "required"].append(entry)
+        groups["required" if is_required[entry.name] else title].append(entry)
     for title, entries in groups.items():
         group = parser.add_argument_group(title)
         for entry in entries:

@@ -11,8 +11,11 @@ def test_pages_are_as_the_settings_are(name):
     page = (help_folder() / f"{name}.txt").read_text(encoding="utf-8")
     assert page == help_page(name), "write the pages anew: python -m vicmae_hf.commands.help"
     assert page.count("\n    vicmae ") == 2
+    assert max(map(len, page.splitlines())) <= 119
     required = page.partition("\nrequired:\n")[2].partition("\n\n")[0]
-    assert ("\n  -o TEXT, --output" in required) == (name not in ("plan", "demo"))  # which write nothing
+    writes = name not in ("plan", "demo")
+    assert ("\n  -o TEXT, --output" in required) == writes
+    assert (" -o OUTPUT " in page.partition("\n")[0]) == writes
 
 
 def test_a_page_has_groups_and_every_option_its_default():

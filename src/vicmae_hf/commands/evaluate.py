@@ -4,7 +4,7 @@ Evaluates a classifier of videos or images, of this project or of Transformers, 
 Examples:
 
     vicmae evaluate labelled/eval --model_name_or_path outputs/classifier -o outputs/evaluation
-    vicmae evaluate labelled/eval --model_name_or_path outputs/classifier --num_clips 5 7 --num_crops 1 3 \
+    vicmae evaluate labelled/eval --model_name_or_path outputs/classifier --num_clips 5 7 --num_crops 1 3 \\
         --temporal_ablation -o outputs/evaluation
 
 Several numbers evaluate several protocols in one pass, here 1x5 and 3x7 views (spatial x temporal).

@@ -4,9 +4,9 @@ classifier on the frozen encoder.
 
 Examples:
 
-    vicmae finetune labelled/train --eval_data labelled/eval --task video --model_name_or_path outputs/mine \
+    vicmae finetune labelled/train --eval_data labelled/eval --task video --model_name_or_path outputs/mine \\
         -o outputs/classifier
-    vicmae finetune my_settings.yaml labelled/train --eval_data labelled/eval --model_name_or_path outputs/mine \
+    vicmae finetune my_settings.yaml labelled/train --eval_data labelled/eval --model_name_or_path outputs/mine \\
         -o outputs/classifier
 
 Settings come from the file and from flags; flags win. docs/finetuning.md explains.
