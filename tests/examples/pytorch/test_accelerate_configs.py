@@ -76,6 +76,7 @@ def test_the_slurm_script_has_the_batch_and_is_sound():
     launch, flags = split_command(text)
     assert launch[launch.index("--nnodes") + 1] == "4" and launch[launch.index("--nproc_per_node") + 1] == "8"
     assert "#SBATCH --nodes=4\n" in text and "#SBATCH --gpus-per-node=8\n" in text
+    assert launch[:3] == ["srun", "--cpus-per-task", "$SLURM_CPUS_PER_TASK"]  # which it does not take over by itself
     arguments = batch_of(text, 4 * 8, flags)
     assert arguments.resume_from_checkpoint == "latest"
 
