@@ -110,14 +110,41 @@ def test_scripts_take_segments(recordings, tmp_path):
     assert len(datasets.Dataset.from_parquet(str(tmp_path / "features.parquet"))) == 6
 
 
-def test_steps_by_the_durations_of_a_table(recordings, tmp_path):
+@pytest.fixture
+def open_table(recordings, tmp_path):
+    """Opens a table of long.mp4, which is of 7 s, with any `duration_seconds`."""
     features = datasets.Features({"video": datasets.Video(), "duration_seconds": datasets.Value("float64")})
 
-    def open_table(seconds):
+    def open_table(seconds, settings=None):
         rows = {"video": [str(recordings / "day" / "long.mp4")], "duration_seconds": [seconds]}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "table.parquet")
-        return open_source(tmp_path / "table.parquet")
+        return open_source(tmp_path / "table.parquet", settings)
 
+    return open_table
+
+
+@pytest.mark.parametrize("seconds", [4.0, 6.98, 6.995, 7.0, 8.0])
+@pytest.mark.parametrize("is_stepped", [True, False])
+def test_a_file_that_is_longer_than_its_table_says(recordings, open_table, monkeypatch, caplog, seconds, is_stepped):
+    monkeypatch.setattr(video_module, "said", set())
+    if is_stepped:
+        source = cut_into_steps(open_table(seconds), 1.0, steps_per_item=2, seconds_per_file=60)
+    else:
+        source = open_table(seconds, SourceSettings(segment_seconds=2.0))
+    for index in (0, 1):
+        with source[index].open("pyav") as reader:
+            assert reader.num_frames >= 17  # ten a second
+    if seconds > 6.99:
+        assert caplog.messages == []
+    else:
+        file = recordings / "day" / "long.mp4"
+        assert caplog.messages == [
+            f"{file}: the file is 7.000 s long, but its table says {seconds:.3f} s (duration_seconds), so the rest "
+            "is not read. Make the table anew, or leave that column out. Not said again for further files."
+        ]
+
+
+def test_steps_by_the_durations_of_a_table(open_table):
     for unknown in (None, math.nan, 0.0):  # it is of 7 s
         (steps,) = cut_into_steps(open_table(unknown), 1.0, steps_per_item=64, seconds_per_file=60).bounds
         assert steps.tolist() == pytest.approx(range(8))

@@ -8,14 +8,13 @@ import torch
 from ...errors import MediaDecodingError
 from ...video_processing_vicmae import frames_shown
 from ..media.reading import MediaLoader, MediaReader
-from ..sources.segments import SteppedSource
+from ..sources.segments import DURATION_TOLERANCE, SteppedSource
 from .frame_choice import exact_times
 from .views import CropsOfProcessor, SquaresBeforeProcessor, ViewDataset, ViewProtocol
 
 
 # Frames that are decoded in one go: they are in memory in the size of the video, 400 MB at 1920 x 1080.
 FRAMES_IN_ONE_GO = 64
-DURATION_TOLERANCE = 0.01  # seconds, by which tables may round
 
 
 class StepDataset(ViewDataset):

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 
 from ...errors import MediaDecodingError
 from ..media.excerpts import name_excerpt
-from ..media.reading import EncodedItem, call_within
+from ..media.reading import EncodedItem, MediaReader, call_within
+from ..media.video import warn_once
 from .sources import MediaSource
 
 
@@ -23,6 +24,25 @@ logger = logging.getLogger(__name__)
 
 NUM_THREADS = 8  # that open files; they wait for disks
 SHORTEST_REST = 0.1  # of a step; what is left over at the end of a video and shorter belongs to the step before
+DURATION_TOLERANCE = 0.01  # seconds, by which tables may round
+
+
+@dataclass(frozen=True)
+class Segment(EncodedItem):
+    """A part of a recording of which a table says how long it is, in seconds; None if none does."""
+
+    table_seconds: float | None = None
+
+    def _open(self, video_backend: str) -> MediaReader:
+        reader = super()._open(video_backend)
+        if self.table_seconds is not None and reader.duration > self.table_seconds + DURATION_TOLERANCE:
+            warn_once(
+                "table's duration",
+                "%s: the file is %.3f s long, but its table says %.3f s (duration_seconds), so the rest is not read. "
+                "Make the table anew, or leave that column out. Not said again for further files.",
+                *(self.media if isinstance(self.media, str) else self.name, reader.duration, self.table_seconds),
+            )
+        return reader
 
 
 class SegmentedSource:
@@ -55,7 +75,10 @@ class SegmentedSource:
         item, times = self.source[int(self.places[index])], self.times[index]
         if times is None:
             return item
-        return replace(item, name=name_segment(item.name, item, times), start=times[0], end=times[1])
+        part = {"name": name_segment(item.name, item, times), "start": times[0], "end": times[1]}
+        durations = self.source.durations
+        seconds = None if durations is None else durations[int(self.places[index])]
+        return Segment(**vars(item) | part, table_seconds=seconds)
 
     def list_names(self) -> list[str]:
         """Names the segments by their recordings and times."""
