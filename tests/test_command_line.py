@@ -11,7 +11,7 @@ import pytest
 from launching import ACCELERATE, run
 
 from vicmae_hf import ViCMAEConfig
-from vicmae_hf.command_line import command_to_go_on, parse_arguments, parse_config_overrides, parse_keywords
+from vicmae_hf.command_line import command_to_resume, parse_arguments, parse_config_overrides, parse_keywords
 from vicmae_hf.commands.evaluate import EvaluationArguments
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
@@ -214,9 +214,9 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
 
 
 @pytest.mark.slow  # a launcher and its process
-def test_the_command_to_go_on_has_the_flags_of_the_launcher(tmp_path):
+def test_the_command_to_resume_has_the_flags_of_the_launcher(tmp_path):
     script = tmp_path / "a script.py"
-    script.write_text("from vicmae_hf.command_line import command_to_go_on\nprint(command_to_go_on())\n")
+    script.write_text("from vicmae_hf.command_line import command_to_resume\nprint(command_to_resume())\n")
     process = run(str(script), "settings.yaml", "--resume_from_checkpoint", "checkpoint-3", "--output_dir", "my runs")
     assert process.returncode == 0, process.stderr
     expected = [str(script), "settings.yaml", "--output_dir", "my runs", "--resume_from_checkpoint", "latest"]
@@ -255,7 +255,7 @@ def test_the_launcher_is_what_stood_before_the_script(monkeypatch, tmp_path, par
     monkeypatch.setattr(psutil, "Process", lambda: Parent([part.replace("PATH", str(tmp_path)) for part in parent]))
     monkeypatch.setattr(sys, "orig_argv", [*started, "--seed", "1"])
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "1"])
-    assert command_to_go_on() == f"{expected} train.py --seed 1 --resume_from_checkpoint latest"
+    assert command_to_resume() == f"{expected} train.py --seed 1 --resume_from_checkpoint latest"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_the_launcher_is_what_stood_before_the_script(monkeypatch, tmp_path, par
         ),
     ],
 )
-def test_the_command_to_go_on_is_that_of_vicmae(monkeypatch, tmp_path, parent, started, script, expected):
+def test_the_command_to_resume_is_that_of_vicmae(monkeypatch, tmp_path, parent, started, script, expected):
     for name in ("accelerate", "vicmae"):
         (tmp_path / name).touch(mode=0o755)
     parent, started = ([part.replace("PATH", str(tmp_path)) for part in command] for command in (parent, started))
@@ -288,4 +288,4 @@ def test_the_command_to_go_on_is_that_of_vicmae(monkeypatch, tmp_path, parent, s
     monkeypatch.setattr(sys, "orig_argv", [*started, "pretrain", "clips"])
     monkeypatch.setattr(sys, "argv", [script.replace("PATH", str(tmp_path)), "pretrain", "clips"])
     number = " --num_processes 2" if "--num_processes" in parent else ""
-    assert command_to_go_on() == f"{expected} pretrain clips{number} --resume_from_checkpoint latest"
+    assert command_to_resume() == f"{expected} pretrain clips{number} --resume_from_checkpoint latest"

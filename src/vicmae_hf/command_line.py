@@ -338,8 +338,8 @@ def read_value(text: str) -> Any:
         return value
 
 
-def command_to_go_on() -> str:
-    """The command of this script, with the flag to go on with its newest checkpoint in place of those to begin."""
+def command_to_resume() -> str:
+    """The command of this script, with the flag to resume from its newest checkpoint in place of those to begin."""
     kept, arguments = [], iter(this_command())
     for argument in arguments:
         if argument == "--resume_from_checkpoint":

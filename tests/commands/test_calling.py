@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(pretrained, labelled, tmp_path)
         if step == 10:  # a second signal would end the process
             os.kill(os.getpid(), signal.SIGINT)
 
-    message = r'SIGINT after update 11 of 16. Go on with resume_from_checkpoint="latest"'
+    message = r'SIGINT after update 11 of 16. Resume with resume_from_checkpoint="latest"'
     with mock.patch.object(MetricsLog, "track", interrupt), pytest.raises(RunStopped, match=message):
         vicmae_hf.pretrain(labelled, **settings)
     results = vicmae_hf.pretrain(labelled, **settings, resume_from_checkpoint="latest")

@@ -174,7 +174,7 @@ def test_a_run_on_frozen_layers_of_a_run_with_the_preset(tmp_path):
         "run_pretraining.py", *longer, "--output_dir", tmp_path / "first", "--resume_from_checkpoint", "latest"
     )
     assert process.returncode == 0, process.stderr
-    assert "--preset small-data, as the run that goes on has them: per_device_train_batch_size 2, " in process.stderr
+    assert "--preset small-data, as the resumed run has them: per_device_train_batch_size 2, " in process.stderr
     resumed = json.loads((tmp_path / "first" / "arguments.json").read_text())
     assert (resumed["num_steps"], resumed["warmup_epochs"]) == (36, run["warmup_epochs"])
     weights = ["--model_name_or_path", tmp_path / "first", "--freeze_layers", 1]

@@ -134,10 +134,10 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again_by_latest(tmp_p
     check_output_dir(settings)
     # A model that no run has left.
     (tmp_path / "arguments.json").unlink()
-    with pytest.raises(ArgumentsError, match="but no checkpoint to go on from"):
+    with pytest.raises(ArgumentsError, match="but no checkpoint to resume from"):
         check_output_dir(settings)
     (tmp_path / "all_results.json").touch()
-    with pytest.raises(ArgumentsError, match="holds a finished run, but no checkpoint to go on from"):
+    with pytest.raises(ArgumentsError, match="holds a finished run, but no checkpoint to resume from"):
         check_output_dir(settings)
     check_output_dir(arguments(**vars(settings) | {"overwrite_output_dir": True}))
     (tmp_path / "checkpoint-3").mkdir()

@@ -91,7 +91,7 @@ def test_fsdp2_trains_saves_and_resumes_as_without_it(data, tmp_path):
 
     resume = ("--resume_from_checkpoint", "latest")
     again = cut(divided, tmp_path / "again")
-    assert "Going on from step 4" in pretrain(again, *resume, is_divided=True).stderr
+    assert "Resuming from step 4" in pretrain(again, *resume, is_divided=True).stderr
     assert losses(again) == losses(divided)
     files = [folder / "model.safetensors" for folder in (again, divided)]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -45,7 +45,7 @@ def call(arguments_class: type[Arguments], run: Run, settings: dict[str, Any]) -
         try:
             return run(arguments)
         except RunStopped as stopped:
-            raise RunStopped(f'{stopped}. Go on with resume_from_checkpoint="latest".') from None
+            raise RunStopped(f'{stopped}. Resume with resume_from_checkpoint="latest".') from None
         finally:
             release_output_dir()
 

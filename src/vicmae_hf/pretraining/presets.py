@@ -142,7 +142,7 @@ def fill_in_preset(arguments: PresetArguments, num_samples: int, num_processes: 
         batches = arguments.gradient_accumulation_steps * num_processes
         if "per_device_train_batch_size" in chosen and before["total_batch_size"] % batches == 0:
             chosen["per_device_train_batch_size"] = before["total_batch_size"] // batches
-        source = "as the run that goes on has them"
+        source = "as the resumed run has them"
     for name, value in chosen.items():
         setattr(arguments, name, value)
     chosen["segment_seconds"] = arguments.segment_seconds

@@ -181,7 +181,7 @@ class Checkpoints:
                 for name in RESULTS_OF_A_RUN:
                     (self.output_dir / name).unlink(missing_ok=True)
             elif step > 0:
-                logger.info("Going on from step %d.", step)
+                logger.info("Resuming from step %d.", step)
                 self.remove_later(step)
             else:
                 logger.info("No checkpoint in %s yet: starting from the beginning.", self.output_dir)
@@ -209,7 +209,7 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise CheckpointError(
                     f"{final} cannot be written ({error}); {self.describe_newest()}. The disk has "
-                    f"{shutil.disk_usage(self.output_dir).free >> 20} MiB left. Make room, then go on with "
+                    f"{shutil.disk_usage(self.output_dir).free >> 20} MiB left. Make room, then resume with "
                     "--resume_from_checkpoint latest."
                 ) from error
         self.accelerator.wait_for_everyone()

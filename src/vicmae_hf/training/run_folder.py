@@ -197,6 +197,6 @@ class RunFolder:
             self.accelerator.wait_for_everyone()  # the first process to end lets the launcher end the others
         message += (
             " Try a lower --base_learning_rate, a longer warmup, or bf16 in place of fp16: in a new run, from the "
-            "weights of an earlier checkpoint (--model_name_or_path), as a run cannot go on with other settings."
+            "weights of an earlier checkpoint (--model_name_or_path), as a run cannot be resumed with other settings."
         )
         return NonFiniteError(message, error.step, error.losses)

@@ -123,7 +123,7 @@ def test_failures_are_recorded_and_too_many_stop_the_run(partly_bad, tmp_path):
     with pytest.raises(BadFilesError, match=r"--max_bad_files 0\.1 allows 1"):
         pack(partly_bad, store, videos_per_shard=1, seconds_per_file=1.0, max_bad_files=0.1)
     with pytest.raises(
-        DataSourceError, match=r"store is not finished, \d+ of 12 shards are written. Go on with: python"
+        DataSourceError, match=r"store is not finished, \d+ of 12 shards are written. Resume with: python"
     ):
         open_source(store)
     with pytest.raises(DataSourceError, match="not finished"):

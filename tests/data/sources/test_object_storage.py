@@ -135,7 +135,7 @@ def test_pretraining_goes_on_in_the_stream_where_a_checkpoint_is(bucket, tmp_pat
     assert process.returncode == 0, process.stderr
     checkpoint = tmp_path / "whole" / "checkpoint-3"
     resumed = run_here(*training, tmp_path / "resumed", "--resume_from_checkpoint", checkpoint)
-    assert resumed.returncode == 0 and "Going on from step 3" in resumed.stderr, resumed.stderr
+    assert resumed.returncode == 0 and "Resuming from step 3" in resumed.stderr, resumed.stderr
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())

@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_in_the_stream_where_it_was(training, tmp_path):
         *["run_pretraining.py", training, "--streaming", "--output_dir", killed, "--resume_from_checkpoint", "latest"]
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from step" in resumed.stderr
+    assert "Resuming from step" in resumed.stderr
     # 15 rows in updates of 6: several rounds.
     assert [losses[0] for losses in read_losses(whole)] == list(range(1, 25))
     assert read_losses(killed) == read_losses(whole)

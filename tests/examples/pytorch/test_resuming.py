@@ -100,7 +100,7 @@ def test_another_division_of_the_same_batch_gives_the_same_losses(interrupted, f
     shutil.copytree(interrupted / "checkpoint-6", tmp_path / "back" / "checkpoint-6")
     one = run_here("run_pretraining.py", *flags(data, tmp_path / "back", *RESUME))
     assert one.returncode == 0, one.stderr
-    assert "INFO: Going on from step 6" in one.stderr and "1 (was 2) processes" in one.stderr
+    assert "INFO: Resuming from step 6" in one.stderr and "1 (was 2) processes" in one.stderr
     assert_same_losses(losses(tmp_path / "back")[6:], losses(finished)[6:], 1e-4)
 
 
@@ -133,7 +133,7 @@ def test_accumulation_from_an_odd_update_on_gives_the_same_losses(data, tmp_path
         *(*common, "--gradient_accumulation_steps", 2),
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from step 3" in resumed.stderr
+    assert "Resuming from step 3" in resumed.stderr
     for ours, theirs in zip(losses(tmp_path / "resumed"), losses(tmp_path / "whole"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_costs_one_interval(interrupted, finished, data, na
     DAMAGES[damage](interrupted / "checkpoint-4" / name)
     process = run_here("run_pretraining.py", *flags(data, interrupted, *RESUME))
     assert process.returncode == 0, process.stderr
-    assert "Going on from step 2" in process.stderr
+    assert "Resuming from step 2" in process.stderr
     assert "checkpoint-4 is damaged, the one before it is used" in process.stderr
     assert name in process.stderr
     assert losses(interrupted) == losses(finished)
@@ -279,13 +279,13 @@ def test_a_signal_saves_and_the_command_that_it_names_goes_on(data, tmp_path, nu
     assert losses(folder)[-1]["step"] == done
     assert json.loads((folder / "stopped.json").read_text()) == {"signal": number.name, "step": done}
     assert f"Stopped by {number.name} after update {done} of 80" in stopped.stderr
-    command = shlex.split(stopped.stderr.strip().splitlines()[-1].split("Go on with: ")[1])
+    command = shlex.split(stopped.stderr.strip().splitlines()[-1].split("Resume with: ")[1])
     assert command[:4] == ["env", "ACCELERATE_USE_CPU=true", "python", script_path("run_pretraining.py")]
     assert "--overwrite_output_dir" not in command
     resumed = run_here(*command[3:])
     assert resumed.returncode == 0, resumed.stderr
     assert losses(folder)[-1]["step"] == 80
-    assert f"Going on from step {done}" in resumed.stderr
+    assert f"Resuming from step {done}" in resumed.stderr
     assert not (folder / "stopped.json").exists()
 
 

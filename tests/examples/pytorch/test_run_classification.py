@@ -216,7 +216,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(finished, settings, tmp_path)
 
     resumed = run_here("run_classification.py", settings, "--output_dir", folder, "--resume_from_checkpoint", "latest")
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from step" in resumed.stderr
+    assert "Resuming from step" in resumed.stderr
     assert metrics_of(folder) == metrics_of(finished[0])
     for name in ["eval_top1", "eval_top5", "best_epoch", "best_step", "num_failed", "num_train_failed"]:
         assert read_results(folder)[name] == read_results(finished[0])[name], name

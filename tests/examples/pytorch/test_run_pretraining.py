@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_exactly_where_it_was(finished, settings, tmp_path)
 
     resumed = run_here("run_pretraining.py", settings, "--output_dir", folder, "--resume_from_checkpoint", "latest")
     assert resumed.returncode == 0, resumed.stderr
-    assert "INFO: Going on from step" in resumed.stderr
+    assert "INFO: Resuming from step" in resumed.stderr
     assert losses(folder) == losses(finished[0])
     for name in ["model.safetensors", "checkpoint-20/model.safetensors"]:
         expected, found = load_file(finished[0] / name), load_file(folder / name)

@@ -62,7 +62,7 @@ def test_two_nodes_pretrain_and_resume(tmp_path):
         return [*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
 
     printed = run_on_two_nodes(*cut("resumed"))
-    assert "Going on from step 4" in printed
+    assert "Resuming from step 4" in printed
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert expected.keys() == found.keys()
     assert all((expected[name] == found[name]).all() for name in expected)

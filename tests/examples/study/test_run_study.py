@@ -82,7 +82,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(settings, tmp_pat
     assert finished.stat().st_mtime_ns == written
     assert f": {first}\n" not in again.stderr
     assert f": {second}\n" in again.stderr
-    assert "Going on from step 3" in again.stderr
+    assert "Resuming from step 3" in again.stderr
     assert f"Report: {report}. Figures: {folder}/all_results.json" in again.stdout
 
     results = json.loads((folder / "all_results.json").read_text())

@@ -181,7 +181,7 @@ def claim_folder(packer: Packer, command: Sequence[str]) -> None:
     differences = [f"{name} {before}, now {now}" for name, before, now in pairs if before != now]
     if differences:
         raise InputError(
-            f"{output}: was begun with {'; '.join(differences)}. Go on with the same settings, choose another "
+            f"{output}: was begun with {'; '.join(differences)}. Continue with the same settings, choose another "
             "--output, or delete this one."
         )
 

@@ -49,7 +49,7 @@ def open_saved_dataset(name: str, path: Path, settings: SourceSettings) -> Media
         num_shards = len(list(path.glob("data-*.arrow")))
         raise DataSourceError(
             f"{name}: the frame store is not finished, {num_shards} of {store.get('num_shards')} shards are written. "
-            f"Go on with: {store.get('command') or 'pack_frames and the same arguments'}"
+            f"Resume with: {store.get('command') or 'pack_frames and the same arguments'}"
         )
     with as_source_error(name, "the saved dataset could not be read"):
         dataset = datasets.load_from_disk(str(path))

@@ -43,15 +43,15 @@ def check_output_dir(arguments: TrainingArguments) -> None:
     is_complete = is_finished or (has_model and not (folder / "arguments.json").exists())
     if resumed == "latest" and is_complete and not has_checkpoints and not arguments.overwrite_output_dir:
         raise ArgumentsError(
-            f"--resume_from_checkpoint latest: {folder} holds a finished run, but no checkpoint to go on from. Choose "
-            f"another folder, start from its weights (--model_name_or_path {folder}), or replace it "
+            f"--resume_from_checkpoint latest: {folder} holds a finished run, but no checkpoint to resume from. "
+            f"Choose another folder, start from its weights (--model_name_or_path {folder}), or replace it "
             "(--overwrite_output_dir)."
         )
     holds_run = has_checkpoints or has_model
     goes_on = resumed == "latest" or (resumed and Path(resumed).resolve().parent == folder.resolve())
     if holds_run and not goes_on and not arguments.overwrite_output_dir:
         raise ArgumentsError(
-            f"--output_dir {folder} already holds a run. Go on with it (--resume_from_checkpoint latest), choose "
+            f"--output_dir {folder} already holds a run. Resume it (--resume_from_checkpoint latest), choose "
             "another folder, or replace it (--overwrite_output_dir)."
         )
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from ...command_line import command_to_go_on, launching_command, one_line
+from ...command_line import command_to_resume, launching_command, one_line
 from ...data.loading.loader import end_workers
 from ...errors import InputError, NonFiniteError
 from ..resuming import CheckpointError
@@ -72,7 +72,7 @@ def run_script(main: Callable[[], None]) -> None:
         end_script(f"error: a file cannot be opened or written: {without_traceback(error)}", 1)
     except RunStopped as stopped:
         # All processes stop together.
-        end_script(f"{stopped}. Go on with: {command_to_go_on()}" if is_main_process() else "", STOPPED_EXIT_STATUS)
+        end_script(f"{stopped}. Resume with: {command_to_resume()}" if is_main_process() else "", STOPPED_EXIT_STATUS)
     except RuntimeError:
         if "VICMAE_LAUNCHER" in os.environ and not is_main_process():
             # Perhaps only that another process ended, which says why. The launcher ends this one meanwhile.
