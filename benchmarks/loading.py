@@ -9,12 +9,13 @@ where it is installed; a third how long the bytes of two frames take from rows i
 """
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -194,7 +195,9 @@ def what_ffcv_lacks(python: Path | None) -> str:
     return f"{python}: {outcome.stderr.splitlines()[-1]}" if outcome.returncode else ""
 
 
-def ffcv_turns(pairs: StoredPairs, python: Path, folder: Path) -> Contestants:
+@contextlib.contextmanager
+def ffcv_turns(pairs: StoredPairs, python: Path, folder: Path) -> Iterator[Contestants]:
+    """The turns of a process of ffcv, which ends with the block."""
     folder.mkdir()
     for index, encoded in enumerate(pairs.encoded):
         for view, data in enumerate(encoded):
@@ -202,9 +205,7 @@ def ffcv_turns(pairs: StoredPairs, python: Path, folder: Path) -> Contestants:
             picture.save(folder / f"{index:06d}_{view}.png", compress_level=1)
     script = Path(__file__).with_name("ffcv_pairs.py")
     numbers = map(str, (IMAGE_SIZE, *CROP_SCALE, BATCH_SIZE, QUALITY))
-    process = subprocess.Popen(
-        [python, script, folder, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [python, script, folder, *numbers]
 
     def take_turn(num_workers: int) -> Turn:
         print(num_workers, file=process.stdin, flush=True)
@@ -214,8 +215,13 @@ def ffcv_turns(pairs: StoredPairs, python: Path, folder: Path) -> Contestants:
                 return Turn(int(count), float(seconds), float(cpu_seconds))
         raise SystemExit(f"{script} ended with status {process.wait()}")
 
-    # ffcv works in threads: one of them is what one process is to the others.
-    return {("ffcv", 0): lambda: take_turn(1), ("ffcv", 2): lambda: take_turn(2)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            # ffcv works in threads: one of them is what one process is to the others.
+            yield {("ffcv", 0): lambda: take_turn(1), ("ffcv", 2): lambda: take_turn(2)}
+        finally:
+            # Not by the end of its standard input, which loaders' workers may hold open, too.
+            process.kill()
 
 
 def measure(contestants: Contestants, rounds: int) -> dict[tuple[str, int], list[Turn]]:
@@ -315,11 +321,12 @@ def main() -> None:
         for num_workers in (0, 2):
             contestants[STORE, num_workers] = store_turns(folder / "store", num_workers, arguments.seconds)
             contestants[NAIVE, num_workers] = decord_turns(pairs, num_workers, arguments.seed)
-        if obstacle := what_ffcv_lacks(arguments.ffcv_python):
-            print(f"ffcv is left out: {obstacle}")
-        else:
-            contestants |= ffcv_turns(pairs, arguments.ffcv_python, folder / "ffcv")
-        print_rates(measure(contestants, arguments.rounds))
+        with contextlib.ExitStack() as stack:
+            if obstacle := what_ffcv_lacks(arguments.ffcv_python):
+                print(f"ffcv is left out: {obstacle}")
+            else:
+                contestants |= stack.enter_context(ffcv_turns(pairs, arguments.ffcv_python, folder / "ffcv"))
+            print_rates(measure(contestants, arguments.rounds))
         readers = clip_readers(Clips(videos, folder / "clips", SHORT_SIDE, QUALITY, arguments.seed))
         ways = {(name, workers): fetch_clips(clips, workers) for workers in (0, 2) for name, clips in readers.items()}
         print_clips(measure({key: partial(timed, fetch) for key, fetch in ways.items()}, arguments.rounds))

@@ -108,6 +108,27 @@ print(what_ffcv_lacks(Path(sys.executable)))
     assert second.endswith("ModuleNotFoundError: No module named 'ffcv'")
 
 
+def test_the_process_of_ffcv_ends_with_its_turns(tmp_path):
+    """A program in its place answers as it does, and says which process it is."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/id\nwhile read number; do echo "turn $number 2 1"; done\n')
+    python.chmod(0o755)
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+from types import SimpleNamespace
+from loading import Path, ffcv_turns, measure, psutil
+folder = Path({str(tmp_path)!r})
+with ffcv_turns(SimpleNamespace(encoded=[]), folder / "python", folder / "ffcv") as turns:
+    print(measure(turns, rounds=2)["ffcv", 2])
+    number = int((folder / "id").read_text())
+    print(psutil.pid_exists(number))
+print(psutil.pid_exists(number))
+""")
+    process = Forked(str(program)).finish()
+    turn = "Turn(pairs=2, seconds=2.0, cpu_seconds=1.0)"
+    assert process.stdout.splitlines() == [f"[{turn}, {turn}]", "True", "False"], process.stderr
+
+
 @needs_no_ffcv
 def test_without_ffcv_its_part_says_so_in_one_line():
     process = subprocess.run([sys.executable, script_path("ffcv_pairs.py")], capture_output=True, text=True)
