@@ -80,7 +80,7 @@ class TimmPeer(nn.Module):
         frames, size = pixel_values.flatten(0, 1), self.config.patch_size
         tokens = self.embed(frames) + self.positions  # (N, L, D)
         num_frames, num_patches, width = tokens.shape
-        num_visible = round(num_patches * (1 - self.config.mask_ratio))
+        num_visible = self.config.count_visible(num_patches)
         shuffle = torch.rand(num_frames, num_patches, device=tokens.device).argsort(1)
         restore = shuffle.argsort(1)
         keep = shuffle[:, :num_visible, None].expand(-1, -1, width)

@@ -10,6 +10,7 @@ from tiny_models import tiny_config
 from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf import (
+    ViCMAEConfig,
     ViCMAEForImageClassification,
     ViCMAEForPreTraining,
     ViCMAEForVideoClassification,
@@ -174,10 +175,27 @@ def test_mask_ratios_leave_something_visible_and_something_hidden(checkpoints, f
     assert list_mask_ratios(tiny_config(image_size=8, patch_size=4))[-1] == 0.85
     ratios = list_mask_ratios(tiny_config(image_size=64, patch_size=4))
     assert ratios == [round(0.05 * step, 2) for step in range(1, 20)]
+    assert list_mask_ratios(tiny_config(image_size=4, patch_size=4)) == []
+    config = tiny_config(image_size=8, patch_size=4, mask_ratio=0.6)
+    list_mask_ratios(config)
+    assert config.mask_ratio == 0.6
     upload = read(files / "image.png", checkpoints["pretrained"])
     for ratio in (0.0, 1.0, float("nan")):
         with pytest.raises(InputError, match=r"Expected a mask ratio between 0\.05 and 0\.95"):
             reconstruct(checkpoints["pretrained"], upload, ratio)
+
+
+def test_mask_ratios_are_those_that_the_model_takes(monkeypatch):
+    """Whatever its rule is: here, that at least a third of the patches are visible."""
+
+    def count_visible(config, num_patches):
+        if not 3 * num_patches * (1 - config.mask_ratio) >= num_patches:
+            raise ValueError
+        return num_patches
+
+    monkeypatch.setattr(ViCMAEConfig, "count_visible", count_visible)
+    ratios = list_mask_ratios(tiny_config(image_size=32, patch_size=4))
+    assert ratios == [round(0.05 * step, 2) for step in range(1, 14)]
 
 
 @pytest.mark.parametrize("name", ["pretrained", "videos"])

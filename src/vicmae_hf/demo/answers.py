@@ -1,5 +1,6 @@
 """Reads a file that a visitor uploaded, within limits, and computes what the page shows of it."""
 
+import contextlib
 import copy
 import math
 import re
@@ -149,9 +150,13 @@ def list_mask_ratios(config: ViCMAEConfig) -> list[float]:
     Lists the mask ratios that leave at least one patch visible and one hidden, in steps of `MASK_STEP`; none if an
     image is a single patch.
     """
-    num_patches = math.prod(config.patch_grid)
-    ratios = [round(step * MASK_STEP, 2) for step in range(1, round(1 / MASK_STEP))]
-    return [ratio for ratio in ratios if 0 < round(num_patches * (1 - ratio)) < num_patches]
+    changed, ratios = copy.deepcopy(config), []
+    for step in range(1, round(1 / MASK_STEP)):
+        changed.mask_ratio = round(step * MASK_STEP, 2)
+        with contextlib.suppress(ValueError):  # of a ratio that leaves none, or all of them
+            changed.count_visible(math.prod(config.patch_grid))
+            ratios.append(changed.mask_ratio)
+    return ratios
 
 
 def can_reconstruct(checkpoint: Checkpoint) -> bool:
