@@ -11,8 +11,15 @@ import pytest
 from launching import ACCELERATE, run
 
 from vicmae_hf import ViCMAEConfig
-from vicmae_hf.command_line import command_to_resume, parse_arguments, parse_config_overrides, parse_keywords
+from vicmae_hf.command_line import (
+    build_parser,
+    command_to_resume,
+    parse_arguments,
+    parse_config_overrides,
+    parse_keywords,
+)
 from vicmae_hf.commands.evaluate import EvaluationArguments
+from vicmae_hf.commands.plan import PlanArguments
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
 
@@ -137,6 +144,14 @@ def test_data_and_output_have_short_forms(tmp_path):
     assert parse_arguments(EvaluationArguments, ["clips", *evaluation]).data == "clips"
     with pytest.raises(SystemExit):
         parse_arguments(EvaluationArguments, ["clips", "more", *evaluation])
+
+
+def test_help_shows_the_short_forms_and_what_is_optional():
+    page = build_parser(PretrainingArguments).format_help()
+    assert "DATA -o OUTPUT [--flag value ...]\n" in page
+    assert "\n  DATA, --train_data DATA [DATA ...]\n" in page
+    # `vicmae plan` needs no output.
+    assert "DATA [-o OUTPUT] [--flag value ...]\n" in build_parser(PlanArguments).format_usage()
 
 
 def test_keywords_are_checked_as_flags_are():

@@ -120,10 +120,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32, width=110)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        """Writes a boolean as one flag."""
+        """Writes a boolean as one flag, and that the data need none."""
         if isinstance(action, argparse.BooleanOptionalAction):
             return f"--[no-]{action.dest}"
-        return super()._format_action_invocation(action)
+        return "DATA, " * (action.metavar == "DATA") + super()._format_action_invocation(action)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         """Adds the default, where the help does not say what it is."""
@@ -213,8 +213,10 @@ def build_parser(arguments_class: type, description: str | None = None) -> argpa
     data, output = _first_field(arguments_class, DATA_FIELDS), _first_field(arguments_class, OUTPUT_FIELDS)
     # The usage is written by hand, because the generated one lists every flag. allow_abbrev=False: a misspelt flag
     # must be an error, not the beginning of another one.
-    is_required = {entry.name: not _has_default(entry) for entry in fields(arguments_class)}
-    words = " DATA" * (data is not None) + " -o OUTPUT" * is_required.get(output, False)
+    optional = {entry.name for entry in fields(arguments_class) if _has_default(entry)}
+    words = " DATA" * (data is not None)
+    if output:
+        words += " [-o OUTPUT]" if output in optional else " -o OUTPUT"
     parser = Parser(
         usage=f"%(prog)s [settings.yaml|settings.json]{words} [--flag value ...]",
         description=description,
@@ -227,7 +229,7 @@ def build_parser(arguments_class: type, description: str | None = None) -> argpa
     title = "more"
     for entry in fields(arguments_class):
         title = GROUPS.get(entry.name, title)
-        groups["required" if is_required[entry.name] else title].append(entry)
+        groups[title if _has_default(entry) else "required"].append(entry)
     for title, entries in groups.items():
         group = parser.add_argument_group(title)
         for entry in entries:

@@ -70,7 +70,7 @@ class FeaturesArguments(InferenceArguments):
     )
     num_frames: int | None = setting(
         None,
-        "frames per video or step; default: for frame and patch 8 (per step 1), for clip the model's",
+        "frames that make a row; default: 8, or 1 with --every_seconds; with --pooling clip the model's number",
         minimum=1,
     )
     per_device_eval_batch_size: int = setting(32, "frames or clips in a forward pass", minimum=1)

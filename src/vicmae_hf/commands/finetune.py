@@ -9,7 +9,7 @@ Examples:
     vicmae finetune my_settings.yaml labelled/train --eval_data labelled/eval --model_name_or_path outputs/mine \\
         -o outputs/classifier
 
-Settings come from the file and from flags; flags win. docs/finetuning.md explains.
+Settings come from the file and from flags; flags win. Tables 2, 3 and 5 are the paper's. docs/finetuning.md explains.
 """
 
 from collections.abc import Sequence

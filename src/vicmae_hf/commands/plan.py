@@ -7,7 +7,7 @@ Examples:
     vicmae plan my_videos --preset small-data
     vicmae plan my_settings.yaml my_videos --num_processes 8 --output plan.json
 
-It takes the settings of `vicmae pretrain`. docs/planning.md says how each figure is found.
+It takes the settings of `vicmae pretrain` (Table 1 is the paper's). docs/planning.md says how each figure is found.
 """
 
 import os

@@ -6,7 +6,7 @@ Examples:
     vicmae pretrain my_videos -o outputs/mine --preset small-data
     vicmae pretrain my_settings.yaml my_videos -o outputs/mine --seed 1
 
-Settings come from the file and from flags; flags win. docs/pretraining.md explains.
+Settings come from the file and from flags; flags win. Table 1 is the paper's. docs/pretraining.md explains.
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,8 @@ Examples:
 
     vicmae probe labelled/train --eval_data labelled/eval --model_name_or_path outputs/mine -o outputs/mine/probe
     vicmae probe labels.csv --eval_data held_out.csv --model_name_or_path outputs/mine -o outputs/probe --attentive
+
+docs/evaluation.md says what each probe measures.
 """
 
 from collections.abc import Sequence

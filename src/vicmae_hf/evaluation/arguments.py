@@ -16,6 +16,8 @@ class InferenceArguments(ProcessArguments, SourceSettings):
         None, "frame rate of a clip; 0 spreads it over the whole video; default: the processor's", minimum=0
     )
     image_range: str | None = setting(
-        None, "value range of images of more than 8 bits: type, file or LOW,HIGH; default: the processor's"
+        None,
+        "values that become black and white in images of more than 8 bits: type, file or LOW,HIGH (docs/data.md); "
+        "default: the checkpoint's",
     )
     per_device_eval_batch_size: int = setting(8, "views in a forward pass", minimum=1)

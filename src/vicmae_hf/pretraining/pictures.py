@@ -39,7 +39,9 @@ class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store to take the frames from")
     output_dir: str = setting(REQUIRED, f"folder for {', '.join(PICTURES)}")
     image_range: str | None = setting(
-        None, "value range of images of more than 8 bits: type, file or LOW,HIGH; default: the processor's"
+        None,
+        "values that become black and white in images of more than 8 bits: type, file or LOW,HIGH (docs/data.md); "
+        "default: the checkpoint's",
     )
 
 

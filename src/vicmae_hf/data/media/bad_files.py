@@ -40,7 +40,7 @@ class BadFilesArguments(Settings):
     """The share of files that may be unreadable, for `BadFiles`."""
 
     max_bad_files: float = setting(
-        0.05, "largest share of unreadable files allowed; one always is, unless this is 0", minimum=0, maximum=1
+        0.05, "largest share of files that may be unreadable; one always may, unless this is 0", minimum=0, maximum=1
     )
 
 

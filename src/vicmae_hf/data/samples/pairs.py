@@ -138,7 +138,7 @@ class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments, SourceSet
         "--seconds_per_file has no effect",
     )
     seed: int = setting(0, "pairs are a function of it, of the epoch and of the sample", minimum=0, maximum=MAX_SEED)
-    frames_per_second: float | None = setting(None, "short for --source_frames_per_second", above=0)
+    frames_per_second: float | None = setting(None, "another name for --source_frames_per_second", above=0)
 
     def __post_init__(self):
         if self.frames_per_second is not None:

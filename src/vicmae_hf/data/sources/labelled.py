@@ -81,7 +81,9 @@ class HeldOutSettings(SourceSettings):
     """Settings of data to train on, and of data to evaluate on."""
 
     image_range: str | None = setting(
-        None, "value range of images of more than 8 bits: type, file or LOW,HIGH; default: the processor's"
+        None,
+        "values that become black and white in images of more than 8 bits: type, file or LOW,HIGH (docs/data.md); "
+        "default: the checkpoint's",
     )
     eval_split: str | None = setting(None, "split of eval_data, if it is on the Hub; default: validation")
 

@@ -42,7 +42,7 @@ class SourceSettings(Settings):
     config_name: str | None = setting(None, "configuration of a dataset on the Hub")
     revision: str | None = setting(None, "branch, tag or commit of a dataset on the Hub; default: the newest")
     label_column: str | None = setting(
-        None, "column of the labels in a list or table; default: its only ClassLabel, or the column `label`"
+        None, "column of the labels in a list or table; default: a dataset's only ClassLabel column, else `label`"
     )
     image_range: str = setting(
         "type",
@@ -54,9 +54,7 @@ class SourceSettings(Settings):
     )
     frame_folders: bool = setting(False, "read folders of numbered frames (VIDEO/000001.jpg) as videos")
     source_frames_per_second: float | None = setting(
-        None,
-        "frame rate of frame folders (default: --frames_per_second); replaces that of animations and image stacks",
-        above=0,
+        None, "frame rate of frame folders, and of animations and image stacks in place of their own", above=0
     )
     nominal_frames_per_second: float | None = setting(
         None, "treat all videos as having this frame rate: frames are counted, and their own times ignored", above=0
