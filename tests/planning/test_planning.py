@@ -94,8 +94,15 @@ def test_a_plan_and_the_run_that_it_plans(media, tmp_path, capsys):
     assert data["bytes"] == sum(path.stat().st_size for path in media.iterdir())
     assert [failure["path"] for failure in data["failures"]] == [str(media / "broken.mp4")]
     assert data["unreadable_share"] == data["unreadable_share_at_most"] == 1 / 8
+    # What was found by reading a part of the files is said to be so.
+    assert " 2 videos of 0.00333 h, 5 images (read: all)\n" in report(planned)
+    of_a_part = report(planned | {"data": data | {"num_sampled": 4}})
+    assert " about 2 videos of 0.00333 h, 5 images (from 4 read at random)\n" in of_a_part
     run_figures = planned["run"]
     assert (run_figures["num_steps"], run_figures["contrastive_start_step"]) == (10, 4)
+    assert " the contrastive loss starts after update 4 (" in report(planned)
+    at_once = report(planned | {"run": run_figures | {"contrastive_start_step": 0}})
+    assert " the contrastive loss counts from the first update on\n" in at_once
     assert planned["checkpoints"]["kept"] == [6, 9, 10]
     assert planned["time"]["here"]["seconds"] > 0 and planned["memory"]["total"]["float32"] > 0
 

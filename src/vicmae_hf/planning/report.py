@@ -38,11 +38,13 @@ def report(plan: dict[str, Any]) -> str:
 def report_data(data: dict[str, Any]) -> list[str]:
     size = "" if data["bytes"] is None else f", {readable_size(data['bytes'])}"
     divided = "" if data["num_items"] == data["num_files"] else f" ({data['num_items']:,} segments)"
-    sampled = "all" if data["num_sampled"] == data["num_items"] else f"{data['num_sampled']} at random"
+    about, sampled = "", "read: all"
+    if data["num_sampled"] < data["num_items"]:
+        about, sampled = "about ", f"from {data['num_sampled']} read at random"
     lines = [
         f"data          {', '.join(data['names'])}: {data['num_files']:,} files{divided}{size}",
-        f"              {data['videos']:,} videos{' or segments' * bool(divided)} of {data['hours']:.3g} h, "
-        f"{data['images']:,} images (read: {sampled})",
+        f"              {about}{data['videos']:,} videos{' or segments' * bool(divided)} of {data['hours']:.3g} h, "
+        f"{data['images']:,} images ({sampled})",
     ]
     bound = data["unreadable_share_at_most"]
     at_most = "" if bound == data["unreadable_share"] else f"; of all, with 95 % confidence, at most {bound:.1%}"
@@ -66,7 +68,9 @@ def report_run(run: dict[str, Any], settings: dict[str, Any], num_samples: int) 
         f"              warmup until update {run['warmup_steps']:.0f}, peak learning rate {run['learning_rate']:.3g}"
     )
     start = run["contrastive_start_step"]
-    if start is not None:
+    if start == 0:
+        lines.append("              the contrastive loss counts from the first update on")
+    elif start is not None:
         lines.append(
             f"              the contrastive loss starts after update {start:,} (epoch "
             f"{run['contrastive_start_epoch']:.4g}, {start / run['num_steps']:.0%} of the run)"
@@ -147,7 +151,8 @@ def report_store(store: dict[str, Any], times: dict[str, Any], settings: dict[st
     for name in store["seconds_saved"]:
         machines.setdefault(judge_store(store, name, times), []).append(name)
     for (verdict, figures), names in machines.items():
-        lines += [f"              {', '.join(names)}: {verdict}", f"                {figures}"]
+        indented = figures.replace(": ", ":\n                ")
+        lines += [f"              {', '.join(names)}: {verdict}", f"                {indented}"]
     return lines
 
 

@@ -68,13 +68,20 @@ def test_segments_of_parts_that_a_list_names(recordings, tmp_path):
     assert [source[index].name for index in range(2)] == [str(recordings / name) for name in names]
 
 
-def test_a_file_that_takes_too_long_stays_whole(recordings, monkeypatch, caplog):
+def test_short_videos_are_said_to_stay_whole_and_images_are_not(recordings, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="vicmae_hf")
+    (tmp_path / "still.png").symlink_to(recordings / "night" / "still.png")
+    settings = SourceSettings(segment_seconds=2.0)
+    assert len(open_source(tmp_path, settings)) == 1 and "long enough" not in caplog.text
+    assert len(open_source(recordings / "night", settings)) == 2
+    assert "night: no file is long enough for two segments of 2 s, so each stays whole." in caplog.text
+
+
+def test_a_file_that_takes_too_long_stays_whole(recordings, monkeypatch):
     ended = threading.Event()
     monkeypatch.setattr(EncodedItem, "open", lambda item, backend: ended.wait(30))
     source = open_source(recordings, PairSettings(segment_seconds=1.0, seconds_per_file=0.05))
     ended.set()
-    assert "no file is long enough for two segments of 1 s, so each stays whole." in caplog.text
     assert source.list_names() == ["day/long.mp4", "night/short.mkv", "night/still.png"]
 
 

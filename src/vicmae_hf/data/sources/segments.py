@@ -142,7 +142,9 @@ def divide(source: MediaSource, seconds: float, seconds_per_file: float) -> Segm
         times += [None] if count == 1 else list(pairwise(bounds))
     num_whole = times.count(None)
     if num_whole == len(source):
-        logger.info("%s: no file is long enough for two segments of %g s, so each stays whole.", source.name, seconds)
+        if any(duration for _, duration in spans):  # of images alone there is nothing to say
+            message = "%s: no file is long enough for two segments of %g s, so each stays whole."
+            logger.info(message, source.name, seconds)
     else:
         counts = (len(source) - num_whole, len(times) - num_whole, seconds, num_whole)
         message = "%s: %d files are divided into %d segments of about %g s, %d others stay whole."
