@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate import PartialState
 from full_disks import largest_file
 from huggingface_hub import constants
 from launching import run_here, run_together, undone
@@ -15,7 +16,10 @@ from safetensors.torch import save_file
 from tiny_models import tiny_overrides
 from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
 
-from vicmae_hf import ViCMAEForPreTraining
+from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
+from vicmae_hf.command_line import parse_config_overrides
+from vicmae_hf.commands.pretrain import warn_of_plain_mae
+from vicmae_hf.convert_checkpoint.conversion import MAE_OBJECTIVE
 from vicmae_hf.errors import InputError
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
@@ -99,6 +103,15 @@ def test_weights_of_mae_are_trained_on_with_the_objective_of_vicmae(tmp_path, ca
     settings = arguments(model_name_or_path=str(tmp_path / "vit_mae"), config_overrides="contrastive_loss=none")
     assert build_model(ViCMAEForPreTraining, settings).config.contrastive_loss == "none"
     assert caplog.text == ""
+
+
+def test_a_converted_folder_of_mae_is_named_with_what_makes_it_vicmae(caplog):
+    PartialState(cpu=True)  # the logger asks which process it is in
+    warn_of_plain_mae(ViCMAEConfig(**MAE_OBJECTIVE), arguments(model_name_or_path="mae"))
+    assert "The config of mae" in caplog.text
+    overrides = caplog.text.partition('--config_overrides "')[2].partition('"')[0]
+    changes = parse_config_overrides(ViCMAEConfig, overrides)
+    assert changes == {name: getattr(ViCMAEConfig(), name) for name in MAE_OBJECTIVE}
 
 
 def test_other_models_are_refused_with_what_is_expected(tmp_path):

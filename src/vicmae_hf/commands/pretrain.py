@@ -52,7 +52,7 @@ def warn_of_plain_mae(config: ViCMAEConfig, arguments: PretrainingArguments) -> 
     if config.contrastive_loss == "none" and "contrastive_loss" not in (arguments.config_overrides or ""):
         logger.warning(
             'The config of %s has contrastive_loss "none": this trains plain MAE. For ViC-MAE, give '
-            '--config_overrides "contrastive_loss=info_nce".',
+            '--config_overrides "contrastive_loss=info_nce,reconstruct=first".',
             arguments.model_name_or_path,
         )
 
