@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -84,6 +85,19 @@ def test_batches_of_every_form(backend, tmp_path):
     for name, batch in batches.items():
         output = processor(batch, return_tensors="pt").pixel_values
         torch.testing.assert_close(output, expected, atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_image_of_pillow_makes_pytorch_warn_of_nothing(mode):
+    image = Image.fromarray(make_pixels(120, 200)).convert(mode)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else only the first warning of the process would show
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ViCMAEImageProcessor()(image, return_tensors="pt")
+    finally:
+        torch.set_warn_always(before)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

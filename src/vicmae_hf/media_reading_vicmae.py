@@ -114,7 +114,9 @@ def prepare_image(
     Returns where its channels are, too. Without `do_convert_rgb` the channels stay as they are.
     """
     if isinstance(image, Image.Image):
-        return (to_rgb(image, image_range), ChannelDimension.LAST) if do_convert_rgb else (np.array(image), None)
+        # Copied, because PyTorch warns of an array that it may not write to, as Pillow's are.
+        pixels = np.array(to_rgb(image, image_range) if do_convert_rgb else image)
+        return pixels, ChannelDimension.LAST if do_convert_rgb else None
     image = narrow_array(image, image_range)
     if not do_convert_rgb:
         return image, input_data_format
