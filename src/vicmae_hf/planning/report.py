@@ -151,7 +151,7 @@ def report_store(store: dict[str, Any], times: dict[str, Any], settings: dict[st
     for name in store["seconds_saved"]:
         machines.setdefault(judge_store(store, name, times), []).append(name)
     for (verdict, figures), names in machines.items():
-        indented = figures.replace(": ", ":\n                ")
+        indented = figures.replace(": a store", ":\n                a store")
         lines += [f"              {', '.join(names)}: {verdict}", f"                {indented}"]
     return lines
 
