@@ -52,7 +52,7 @@ COMMAND = re.compile(r"(?<![\w./=-])vicmae ([a-z]+)\b")
 def options_of_command(name: str) -> frozenset[str]:
     """As the help page of `vicmae NAME` lists them; those that are switched off, too."""
     text = (HELP / f"{name}.txt").read_text(encoding="utf-8").split("options:\n", 1)[1]
-    found = re.findall(r"^  (?:-\w(?: TEXT)?, )?--(\[no-\])?([\w-]+)", text, re.MULTILINE)
+    found = re.findall(r"^  (?:(?:-\w(?: TEXT)?|DATA), )?--(\[no-\])?([\w-]+)", text, re.MULTILINE)
     return frozenset(f"--{off}{option}" for no, option in found for off in (["", "no-"] if no else [""]))
 
 

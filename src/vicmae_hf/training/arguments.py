@@ -26,9 +26,7 @@ class TrainingArguments(ProcessArguments, BadFilesArguments):
     train_data: list[str] = setting(REQUIRED, "folders, lists of files, frame stores, Parquet files or dataset names")
     output_dir: str = setting(REQUIRED, "folder to write everything to")
     model_name_or_path: str | None = setting(None, "checkpoint to start from; without it, random weights")
-    config_overrides: str | None = setting(
-        None, 'fields of the model, ViCMAEConfig, as "name=value,name=value"', may_be_empty=True
-    )
+    config_overrides: str | None = setting(None, 'fields of ViCMAEConfig: "name=value,name=value"', may_be_empty=True)
     image_size: list[int] | None = setting(
         None, "pixels: one number, or height and width; default: the config's", minimum=1
     )

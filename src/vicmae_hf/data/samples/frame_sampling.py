@@ -40,9 +40,7 @@ class FrameSampling(Settings):
     frame_sampling: Strategy = setting("distant", "which two frames of a video make a pair")
     window_seconds: float = setting(64 / 30, "window of distant sampling; 0 takes the whole video", minimum=0)
     num_segments: int = setting(2, "parts of that window; the two frames are from different ones", minimum=2)
-    gap_seconds: float = setting(
-        1.0, "seconds between the two frames: exactly (fixed_gap) or at most (max_gap)", above=0
-    )
+    gap_seconds: float = setting(1.0, "seconds between the two frames (fixed_gap), at most (max_gap)", above=0)
 
     @property
     def span(self) -> float | None:
