@@ -124,7 +124,7 @@ def report_time(times: dict[str, Any], memory: dict[str, Any]) -> list[str]:
     lines += [
         f"{'' if lines else 'time':<14}computed for one GPU per process, in bf16, at {mfu:.0%} of its FLOP/s "
         "(MFU; docs/performance.md: ViT-B",
-        f"              17 to 25 %, ViT-L 27 to 38 % on an H100), and at least {floor} per layer and step:",
+        f"              17 to 30 %, ViT-L 27 to 38 % on an H100), and at least {floor} per layer and step:",
         "                GPU             samples/s         time   with this machine's loading   memory",
     ]
     for gpu in times["gpus"]:
