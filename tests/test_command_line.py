@@ -150,8 +150,8 @@ def test_help_shows_the_short_forms_and_what_is_optional():
     page = build_parser(PretrainingArguments).format_help()
     assert "DATA -o OUTPUT [--flag value ...]\n" in page
     assert "\n  DATA, --train_data DATA [DATA ...]\n" in page
-    # `vicmae plan` needs no output.
-    assert "DATA [-o OUTPUT] [--flag value ...]\n" in build_parser(PlanArguments).format_usage()
+    # `vicmae plan` needs no output folder, and its --output is another file.
+    assert "DATA [-o OUTPUT_DIR] [--flag value ...]\n" in build_parser(PlanArguments).format_usage()
 
 
 def test_keywords_are_checked_as_flags_are():

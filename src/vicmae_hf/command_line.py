@@ -216,7 +216,8 @@ def build_parser(arguments_class: type, description: str | None = None) -> argpa
     optional = {entry.name for entry in fields(arguments_class) if _has_default(entry)}
     words = " DATA" * (data is not None)
     if output:
-        words += " [-o OUTPUT]" if output in optional else " -o OUTPUT"
+        # `vicmae plan` also has an --output, which is another file.
+        words += f" [-o {output.upper()}]" if output in optional else " -o OUTPUT"
     parser = Parser(
         usage=f"%(prog)s [settings.yaml|settings.json]{words} [--flag value ...]",
         description=description,
