@@ -19,7 +19,7 @@ from transformers import BertConfig, ViTMAEConfig, ViTMAEForPreTraining
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
 from vicmae_hf.command_line import parse_config_overrides
 from vicmae_hf.commands.pretrain import warn_of_plain_mae
-from vicmae_hf.convert_checkpoint.conversion import MAE_OBJECTIVE
+from vicmae_hf.convert_checkpoint.inference import MAE_OBJECTIVE
 from vicmae_hf.errors import InputError
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.settings import ArgumentsError
