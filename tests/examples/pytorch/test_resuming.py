@@ -90,6 +90,7 @@ def error_line(process):
     return line
 
 
+@pytest.mark.slow  # two processes, beside those of the other tests
 def test_another_division_of_the_same_batch_gives_the_same_losses(interrupted, finished, data, tmp_path):
     """From one process to two with half the samples each; from there to one again. The first is compared, too."""
     shutil.copytree(interrupted, tmp_path / "back")
