@@ -332,6 +332,7 @@ def test_a_run_uploads_what_it_leaves_without_checkpoints(training_settings):
 # Frame stores
 
 
+@pytest.mark.slow  # a server, and processes that read from it
 def test_a_frame_store_goes_to_the_hub_and_is_streamed_and_opened_from_there(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
     numbers_of_frames = {f"{'ab'[index % 2]}/{index}.mp4": 9 + index for index in range(7)}

@@ -61,7 +61,7 @@ def batches_of(dataset, bad_files, num_workers, batch_size=2, num_epochs=2):
     return SteadyBatches(open_loader, bad_files, num_workers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGSEGV, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_file_that_kills_workers_is_named_and_replaced_and_all_other_samples_stay(folder, number, tmp_path):
     record = tmp_path / "bad_files.jsonl"
     sound = load_frame_pairs(folder, 16)
@@ -91,6 +91,7 @@ class DyingAtOnce(torch.utils.data.Dataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow  # torch waits for 5 s at each death
 def test_workers_that_die_again_and_again_without_a_file_end_the_run(folder, monkeypatch):
     monkeypatch.setattr(loader, "MAX_DEATHS", 1)  # torch waits for 5 s before it takes a worker for dead
     dataset = load_frame_pairs(folder, 16)

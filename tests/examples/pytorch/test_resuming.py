@@ -183,6 +183,7 @@ def test_what_changes_no_number_may_change(interrupted, finished, data):
     assert all(torch.allclose(found[name], tensor, rtol=1e-4, atol=1e-6) for name, tensor in expected.items())
 
 
+@pytest.mark.slow  # two trainings
 def test_a_finished_run_goes_on_for_more_epochs_and_not_for_fewer(finished, data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

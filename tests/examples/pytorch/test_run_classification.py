@@ -303,6 +303,7 @@ def test_linear_with_random_crops_learns_and_leaves_the_encoder(data, tmp_path):
         assert torch.equal(trained[name], tensor) != name.startswith("classifier."), name
 
 
+@pytest.mark.slow  # three trainings
 def test_a_linear_classifier_on_kept_features_goes_on_exactly(sound, tmp_path):
     flags = [*sound, *WITHOUT_CHANCE, *METHODS["linear on kept features"], "--num_train_epochs", "4"]
     flags += ["--base_learning_rate", "5", "--per_device_train_batch_size", "5", "--checkpointing_steps", "4"]
