@@ -123,7 +123,7 @@ def peer_step(
     precision: str = "bf16",
 ) -> Callable[[], None]:
     """Makes whole updates of a peer: the same bytes, autocast, fused AdamW."""
-    with DEVICE:
+    with DEVICE:  # as ours
         model = peer(config).train()
     if compiled:
         model.compile()
