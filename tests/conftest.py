@@ -17,10 +17,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+@pytest.fixture(autouse=True, scope="session")
+def blank_pictures():
+    """All over; `pictures.drawn` where they are looked at."""
+    # Not above: the process that hands out the tests need not load it.
+    from pictures import blank
+
+    with blank():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     """For every test, whichever tests ran before it, and in whichever process."""
-    # Not above: the process that hands out the tests need not load it.
     import torch
 
     # The models here are too small for threads, which would only fight with those of other processes.

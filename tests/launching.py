@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from pictures import are_blank, blank
 from torch.distributed import TCPStore
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -68,7 +69,7 @@ class Forked:
 
     def __init__(self, script: str, *flags, **environment: str):
         self.logs = tempfile.TemporaryDirectory()
-        arguments = ([script_path(script), *map(str, flags)], ON_CPU | environment, self.logs.name)
+        arguments = ([script_path(script), *map(str, flags)], ON_CPU | environment, self.logs.name, are_blank())
         self.process = FORKS.Process(target=_run_forked, args=arguments)
         self.process.start()
 
@@ -96,7 +97,7 @@ class Forked:
         return subprocess.CompletedProcess([], self.process.exitcode, stdout, stderr)
 
 
-def _run_forked(command: list[str], environment: dict[str, str], logs: str) -> None:
+def _run_forked(command: list[str], environment: dict[str, str], logs: str, without_pictures: bool) -> None:
     os.setsid()
     for descriptor, name in [(1, "stdout"), (2, "stderr")]:
         with Path(logs, name).open("wb") as file:
@@ -105,7 +106,8 @@ def _run_forked(command: list[str], environment: dict[str, str], logs: str) -> N
     multiprocessing.set_start_method(None, force=True)
     os.environ.update(environment)
     sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+    with blank() if without_pictures else contextlib.nullcontext():
+        runpy.run_path(command[0], run_name="__main__")
 
 
 class Together:

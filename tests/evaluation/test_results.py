@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from pictures import drawn
 from saved_classifiers import NAMES, save_classifier
 
 from vicmae_hf.data.media.reading import MediaLoader
@@ -32,7 +33,8 @@ def test_tables_and_figures_of_known_predictions(videos, tmp_path):
     failure = {"path": source[4].name, "error": "broken"}
     predictions = Predictions(probabilities, labels, indices, [failure])
     outcome = ViewPredictions([predictions], None, num_clips=12, seconds=3.0)
-    results = write_evaluation(tmp_path / "out", dataset, outcome, None, {"task": "video"})
+    with drawn():
+        results = write_evaluation(tmp_path / "out", dataset, outcome, None, {"task": "video"})
 
     truth, taken = labels.numpy(), probabilities.numpy().argmax(1)
     assert truth.tolist() == [0, 0, 0, 1, 2, 2]

@@ -11,6 +11,7 @@ from demo_data import write_demo_data
 from huggingface_hub import ModelCard
 from launching import Forked, run_here, run_together
 from local_hub import hub_of_this_process, run_local_hub
+from pictures import drawn
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor, pipeline
@@ -88,7 +89,7 @@ def settings(tmp_path_factory, data):
 def uploaded(tmp_path_factory, settings):
     """Output folder, process, and what reached the Hub, of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with run_local_hub() as hub, hub_of_this_process(hub.url):
+    with run_local_hub() as hub, hub_of_this_process(hub.url), drawn():
         process = run_here("run_classification.py", settings, "--output_dir", folder, "--push_to_hub")
     return folder, process, hub.repositories
 

@@ -6,6 +6,7 @@ import json
 import pyarrow.parquet
 import pytest
 from launching import run_here, run_together
+from pictures import drawn
 from tiny_models import shake, tiny_config
 from video_files import numbered_frames, write_video
 
@@ -42,8 +43,10 @@ def flags(folder, output):
 def test_two_processes_find_what_one_finds(folder):
     protocols = ["--num_clips", "5", "7", "--num_crops", "1", "3"]
     protocols += ["--temporal_ablation", "--dataloader_num_workers", "1"]
+    with drawn():
+        alone = run_here("run_evaluation.py", *flags(folder, "one"), *protocols)
     processes = [
-        run_here("run_evaluation.py", *flags(folder, "one"), *protocols),
+        alone,
         run_together("run_evaluation.py", *flags(folder, "two"), *protocols),
     ]
     for process in processes:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from demo_data import write_demo_data
 from launching import TWO_PROCESSES, Forked, run, run_here
+from pictures import drawn
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoVideoProcessor
@@ -61,7 +62,8 @@ def settings(tmp_path_factory, data):
 def finished(tmp_path_factory, settings):
     """Output folder and process of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, run_here("run_pretraining.py", settings, "--output_dir", folder, "--report_to", "tensorboard")
+    with drawn():
+        return folder, run_here("run_pretraining.py", settings, "--output_dir", folder, "--report_to", "tensorboard")
 
 
 def read_lines(path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from full_disks import largest_file
 from launching import run_here
+from pictures import drawn
 from PIL import Image
 from tiny_models import shake, tiny_config
 from video_files import numbered_frames, write_video
@@ -111,7 +112,7 @@ def test_a_disk_that_fills_meanwhile_leaves_no_table(folder, tmp_path):
 
 def test_a_disk_that_fills_meanwhile_leaves_no_results(folder, tmp_path):
     flags = ["--model_name_or_path", folder / "model", "--data", folder / "data", "--dataloader_num_workers", 0]
-    with largest_file(4096):
+    with largest_file(4096), drawn():
         line = the_line(run_here("run_evaluation.py", *flags, "--output_dir", tmp_path / "out"))
     assert f"{tmp_path / 'out'}/" in line and "cannot be written (File too large)" in line
     # Those that were small enough are whole: not even a part of a picture is left.

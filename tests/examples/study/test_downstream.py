@@ -9,6 +9,7 @@ import downstream
 import pytest
 from demo_data import write_demo_data
 from launching import run_here
+from pictures import drawn
 from PIL import Image
 from tiny_models import tiny_config
 
@@ -37,10 +38,11 @@ def test_tables_are_of_the_runs_in_the_output_folder(tmp_path):
         for share in (5, 10, 25, 50, 75, 100):
             write_results(output_dir / f"images_pretrained_{share}_{seed}", {"eval_top1": share / 2 + 2 * seed})
             write_results(output_dir / f"images_untrained_{share}_{seed}", {"eval_top1": share / 4})
-    process = run_here(
-        *["downstream.py", "--pretrained", tmp_path / "pretrained", "--output_dir", output_dir],
-        *["--data", "no such folder", "--num_seeds", 2],
-    )
+    with drawn():
+        process = run_here(
+            *["downstream.py", "--pretrained", tmp_path / "pretrained", "--output_dir", output_dir],
+            *["--data", "no such folder", "--num_seeds", 2],
+        )
     assert process.returncode == 0, process.stderr
     text = (output_dir / "table.md").read_text()
     assert text in process.stdout

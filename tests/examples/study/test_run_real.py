@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from launching import run_here, undone
+from pictures import drawn
 from PIL import Image
 from real.images import IMAGE_SETTINGS, prepare_data, study_images
 from real.plan import RealArguments, claim_recipes, once
@@ -82,7 +83,8 @@ def test_a_study_of_a_few_images_and_clips(tmp_path):
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(plan))
     flags = [tmp_path / "real.yaml", "--images", tmp_path / "images", "--videos", tmp_path / "videos"]
     flags += ["--output_dir", tmp_path / "out", "--report", tmp_path / "docs" / "report.md"]
-    process = run_here("run_real.py", *flags)
+    with drawn():
+        process = run_here("run_real.py", *flags)
     assert process.returncode == 0, process.stderr
     report = (tmp_path / "docs" / "report.md").read_text()
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
