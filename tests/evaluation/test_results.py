@@ -4,6 +4,7 @@ import csv
 import hashlib
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet
@@ -17,26 +18,34 @@ from vicmae_hf.data.preparing.packing import PackingInput, PackingSettings, pack
 from vicmae_hf.data.preparing.preparation import prepare_dataset
 from vicmae_hf.data.samples.views import build_test_views
 from vicmae_hf.data.sources.labelled import open_labelled
+from vicmae_hf.data.sources.selection import list_media
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.prediction import Predictions, ViewPredictions
 from vicmae_hf.evaluation.results import check_output_dir, write_evaluation
 
 
-def test_tables_and_figures_of_known_predictions(videos, tmp_path):
+@pytest.fixture(scope="module")
+def evaluated(videos):
+    """A dataset, and what was predicted for it."""
     source = open_labelled(videos)
     dataset = build_test_views(source, None, MediaLoader(), task="video", num_frames=4, frames_per_second=None)
     indices = torch.tensor([0, 1, 2, 3, 5, 6])
     probabilities = torch.tensor(
         [[0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.3, 0.1, 0.6], [0.5, 0.3, 0.2]]
     )
-    labels = torch.from_numpy(source.labels)[indices]
     failure = {"path": source[4].name, "error": "broken"}
-    predictions = Predictions(probabilities, labels, indices, [failure])
-    outcome = ViewPredictions([predictions], None, num_clips=12, seconds=3.0)
+    predictions = Predictions(probabilities, torch.from_numpy(source.labels)[indices], indices, [failure])
+    return dataset, ViewPredictions([predictions], None, num_clips=12, seconds=3.0)
+
+
+def test_tables_and_figures_of_known_predictions(evaluated, tmp_path):
+    dataset, outcome = evaluated
     with drawn():
         results = write_evaluation(tmp_path / "out", dataset, outcome, None, {"task": "video"})
 
-    truth, taken = labels.numpy(), probabilities.numpy().argmax(1)
+    source, predictions = dataset.source, outcome.protocols[0]
+    probabilities, indices, failure = predictions.probabilities, predictions.indices, predictions.failures[0]
+    truth, taken = predictions.labels.numpy(), probabilities.numpy().argmax(1)
     assert truth.tolist() == [0, 0, 0, 1, 2, 2]
     assert results["eval_top1"] == pytest.approx(100 * np.mean(truth == taken))
     assert results["eval_top1_of_all"] == pytest.approx(100 * np.sum(truth == taken) / 7)
@@ -62,6 +71,22 @@ def test_tables_and_figures_of_known_predictions(videos, tmp_path):
     assert np.array_equal(np.stack(table["probabilities_1x1"].to_numpy()), probabilities.numpy())
     assert table["label"].to_pylist() == truth.tolist()
     assert (tmp_path / "out" / "plots" / "confusion.png").stat().st_size > 1000
+
+
+def test_pictures_of_a_stopped_evaluation_are_no_data(evaluated, videos, tmp_path, monkeypatch):
+    shutil.copytree(videos, tmp_path / "all" / "videos")
+    write_evaluation(tmp_path / "all" / "out", *evaluated, None, {"task": "video"})
+
+    def stop(path, failures):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vicmae_hf.evaluation.results.write_failures", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_evaluation(tmp_path / "all" / "out", *evaluated, None, {"task": "video"})
+    assert (tmp_path / "all" / "out" / "plots" / "confusion.png").exists()
+    assert not (tmp_path / "all" / "out" / "all_results.json").exists()
+    files, _ = list_media("all", tmp_path / "all")
+    assert len(files) == 7 and all("/videos/" in file for file in files)
 
 
 def test_the_hash_of_a_list_is_that_of_names_and_classes(videos, tmp_path):

@@ -165,12 +165,12 @@ def rates_of(read_ms, num_workers):
     ("read_ms", "num_workers", "num_cores", "wait", "seconds", "verdict"),
     [
         # Beside the updates of 0.1 s another core loads 10 samples in 0.09 or 0.102 s: it waits not at all, or 2 %.
-        (9.0, 1, 2, 0.0, 10.0, "not worth it | waits for data 0.0% of the time: below 5% a store"),
-        (10.2, 1, 2, 1 - 0.1 / 0.102, 10.2, "not worth it | waits for data 2.0% of the time: below 5% a store"),
-        (20.0, 1, 2, 0.5, 20.0, "worth it | waits for data 50.0% of the time: a store makes a run 10 s shorter"),
+        (9.0, 1, 2, 0.0, 10.0, "not worth it | waits for data 0.0% of the time | below 5% a store"),
+        (10.2, 1, 2, 1 - 0.1 / 0.102, 10.2, "not worth it | waits for data 2.0% of the time | below 5% a store"),
+        (20.0, 1, 2, 0.5, 20.0, "worth it | waits for data 50.0% of the time | a store makes a run 10 s shorter"),
         # Where loading needs the same core, or the same process, the one is added to the other.
-        (10.0, 1, 1, 0.5, 20.0, "worth it | loading takes 50.0% of the time, on the cores that train: a store"),
-        (10.0, 0, 2, 0.5, 20.0, "worth it | loading takes 50.0% of the time, on the cores that train: a store"),
+        (10.0, 1, 1, 0.5, 20.0, "worth it | loading takes 50.0% of the time, on the cores that train | a store"),
+        (10.0, 0, 2, 0.5, 20.0, "worth it | loading takes 50.0% of the time, on the cores that train | a store"),
     ],
 )
 def test_a_store_is_worth_it_where_training_waits(

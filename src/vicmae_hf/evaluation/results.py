@@ -65,6 +65,10 @@ def write_evaluation(
         plots.mkdir(parents=True, exist_ok=True)
     class_names = dataset.source.class_names
     first = predictions.protocols[0]
+    (output_dir / RESULTS_FILE).unlink(missing_ok=True)  # until all files are of this evaluation
+    # First: these two mark the folder as one whose pictures are no data, also where the process is killed meanwhile.
+    write_json(output_dir / "arguments.json", settings)
+    write_predictions(output_dir, dataset, predictions)
     counts = None if first.is_multi_label else count_confusions(first, len(class_names))
     results = summarize(dataset, predictions, counts)
     if frame_orders is not None:
@@ -73,14 +77,12 @@ def write_evaluation(
         write_temporal_ablation(output_dir, ablation)
         baselines = classification_baselines(first.labels.numpy())
         plot_temporal_ablation(ablation, plots / "temporal_ablation.png", baselines)
-    write_predictions(output_dir, dataset, predictions)
     if counts is None:
         write_average_precisions(output_dir, first, class_names)
     else:
         write_classes(output_dir, counts, class_names)
         plot_confusion(counts, class_names, plots / "confusion.png")
     write_failures(output_dir / "bad_files.jsonl", first.failures)
-    write_json(output_dir / "arguments.json", settings)
     write_json(output_dir / RESULTS_FILE, results)  # last: who finds it finds all the others
     return results
 

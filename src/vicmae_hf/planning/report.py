@@ -147,17 +147,16 @@ def report_store(store: dict[str, Any], times: dict[str, Any], settings: dict[st
         f"{1000 * store['file_read_seconds']:.3g} ms from these files; loader workers per process of the run: "
         f"{times['loading_processes']}",
     ]
-    machines = {}  # what is said of them -> their names
+    machines = {}  # what `judge_store` says of them -> their names
     for name in store["seconds_saved"]:
         machines.setdefault(judge_store(store, name, times), []).append(name)
-    for (verdict, figures), names in machines.items():
-        indented = figures.replace(": a store", ":\n                a store")
-        lines += [f"              {', '.join(names)}: {verdict}", f"                {indented}"]
+    for (verdict, waits, saves), names in machines.items():
+        lines += [f"              {', '.join(names)}: {verdict}", " " * 16 + waits, " " * 16 + saves]
     return lines
 
 
-def judge_store(store: dict[str, Any], name: str, times: dict[str, Any]) -> tuple[str, str]:
-    """Says whether a store is worth it on a machine, and by which figures."""
+def judge_store(store: dict[str, Any], name: str, times: dict[str, Any]) -> tuple[str, str, str]:
+    """Says whether a store is worth it on a machine, how long a run waits without one, and what it would save."""
     wait, saved = store["wait_share"][name], store["seconds_saved"][name]
     if name != THIS_MACHINE:
         waits = f"waits for data {wait:.1%} of the time with this machine's loading"
@@ -166,7 +165,7 @@ def judge_store(store: dict[str, Any], name: str, times: dict[str, Any]) -> tupl
     else:
         waits = f"waits for data {wait:.1%} of the time"
     if wait < store["min_wait_share"]:
-        return "not worth it", f"{waits}: below {store['min_wait_share']:.0%} a store saves next to nothing"
+        return "not worth it", waits, f"below {store['min_wait_share']:.0%} a store saves next to nothing"
     verdict = "worth it" if name in store["worth_it"] else "not worth it for one run"
     packing = readable_time(store["pack_seconds"])
-    return verdict, f"{waits}: a store makes a run {readable_time(saved)} shorter, and packing takes {packing}"
+    return verdict, waits, f"a store makes a run {readable_time(saved)} shorter, and packing takes {packing}"

@@ -116,7 +116,9 @@ def test_a_disk_that_fills_meanwhile_leaves_no_results(folder, tmp_path):
         line = the_line(run_here("run_evaluation.py", *flags, "--output_dir", tmp_path / "out"))
     assert f"{tmp_path / 'out'}/" in line and "cannot be written (File too large)" in line
     # Those that were small enough are whole: not even a part of a picture is left.
-    assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {".csv", ".parquet"}
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".csv", ".parquet", ".json"}
+    assert "all_results.json" not in [path.name for path in files]
 
 
 def test_a_disk_that_fills_meanwhile_leaves_a_store_that_can_go_on(tmp_path):

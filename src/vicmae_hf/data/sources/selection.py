@@ -27,9 +27,12 @@ logger = logging.getLogger(__name__)
 
 # Folders that systems make: what was lost or deleted, thumbnails, what a Mac adds to an archive. No data of the user.
 SYSTEM_FOLDERS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "__MACOSX"})
-# What runs write beside arguments.json. A killed `vicmae pictures` leaves only some of its pictures.
+# What runs write beside arguments.json. Killed ones leave only some of it.
 RUN_FILES = frozenset(
-    {"metrics.jsonl", "all_results.json", "config.json", "neighbours.png", "attention.png", "features.webp"}
+    {
+        *("metrics.jsonl", "predictions.csv", "all_results.json", "config.json"),
+        *("neighbours.png", "attention.png", "features.webp"),
+    }
 )
 
 _counted = set()  # names of sources
