@@ -1,6 +1,7 @@
 """Embeddings of files."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,7 @@ from vicmae_hf.evaluation.features import (
     load_encoder,
     pooled,
 )
-from vicmae_hf.processors import build_processors
+from vicmae_hf.processors import build_processors, read_image_range
 from vicmae_hf.video_processing_vicmae import sample_frame_indices
 
 
@@ -169,6 +170,19 @@ def test_files_of_features_hold_names_and_classes(media, tmp_path):
         check_feature_file("features.npy")
 
 
+@pytest.mark.parametrize("pooling", ["frame", "clip"])
+def test_a_checkpoint_of_a_run_takes_the_processors_of_its_folder(tmp_path, pooling):
+    ViCMAEModel(tiny_config()).save_pretrained(tmp_path / "checkpoint-3")
+    for processor in build_processors(tiny_config(), image_range="0,100"):
+        processor.save_pretrained(tmp_path)
+    _, processor = load_encoder(str(tmp_path / "checkpoint-3"), pooling)
+    assert processor.image_range == "0,100"
+    assert read_image_range(str(tmp_path / "checkpoint-3")) == "0,100"
+    shutil.copytree(tmp_path / "checkpoint-3", tmp_path / "copy")  # the folder around it need not be its run's
+    with pytest.raises(InputError, match=r"no encoder can be loaded from there: .*processor"):
+        load_encoder(str(tmp_path / "copy"), pooling)
+
+
 def test_only_whole_encoders_of_this_package_are_loaded(tmp_path):
     VideoMAEModel(
         VideoMAEConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
@@ -178,5 +192,5 @@ def test_only_whole_encoders_of_this_package_are_loaded(tmp_path):
     ViCMAEModel(tiny_config()).save_pretrained(tmp_path / "vicmae")
     with pytest.raises(InputError, match=r"no encoder can be loaded from there: .*processor"):
         load_encoder(str(tmp_path / "vicmae"), "frame")
-    with pytest.raises(InputError, match="nothing: no encoder can be loaded"):
+    with pytest.raises(InputError, match=r"nothing: no encoder .*: there is no such file or folder"):
         load_encoder(str(tmp_path / "nothing"), "clip")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 
+from ..data.media.bad_files import say_unreadable
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import open_with_labels, read_class_names
@@ -26,6 +27,7 @@ from ..data.sources.segments import SteppedSource
 from ..data.sources.selection import refuse_dataset_in_data
 from ..evaluation.arguments import InferenceArguments
 from ..evaluation.feature_files import (
+    bad_files_of,
     check_feature_file,
     check_table,
     embed_in_parts,
@@ -143,7 +145,7 @@ def run(arguments: FeaturesArguments) -> dict[str, Any]:
         results |= {"files": files, "embeddings": features.embeddings}
         print(
             f"{len(files)} embeddings of {' x '.join(map(str, features.embeddings.shape[1:]))} numbers in {output}, "
-            f"{len(features.failures)} unreadable files."
+            f"{say_unreadable(len(features.failures), bad_files_of(output))}."
         )
     accelerator.wait_for_everyone()
     accelerator.end_training()

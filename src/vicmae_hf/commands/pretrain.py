@@ -10,11 +10,13 @@ Settings come from the file and from flags; flags win. Table 1 is the paper's. d
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
 
 from ..configuration_vicmae import ViCMAEConfig
+from ..data.media.bad_files import say_unreadable
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import PretrainingArguments
 from ..pretraining.presets import PresetArguments, check_mask, freeze_layers
@@ -40,9 +42,10 @@ def run(arguments: PresetArguments) -> dict[str, Any]:
     results = run_pretraining(accelerator, model, arguments)
     end_session(accelerator, arguments)  # the upload first: a closed pipe would end the program below
     if accelerator.is_main_process:
+        unreadable = say_unreadable(results["num_failed"], Path(arguments.output_dir) / "bad_files.jsonl")
         print(
             f"{results['num_steps']} updates, {results['pairs_per_second']:.0f} pairs/s, "
-            f"{results['num_failed']} unreadable files. Model, curves and pictures: {arguments.output_dir}"
+            f"{unreadable}. Model, curves and pictures: {arguments.output_dir}"
         )
     return results
 

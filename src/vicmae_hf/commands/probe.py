@@ -18,6 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from ..data.media.bad_files import say_unreadable
 from ..data.media.reading import MediaLoader
 from ..data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
 from ..evaluation.features import build_feature_views, load_encoder
@@ -90,13 +91,13 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
         write_failures(output_dir / "bad_files.jsonl", failures)
         write_json(output_dir / RESULTS_FILE, results)
         write_json(output_dir / "arguments.json", asdict(arguments))
-        print(f"{describe(results, arguments.num_seeds)} Results: {output_dir / RESULTS_FILE}")
+        print(f"{describe(results, arguments.num_seeds, output_dir)} Results: {output_dir / RESULTS_FILE}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results
 
 
-def describe(results: dict[str, Any], num_seeds: int) -> str:
+def describe(results: dict[str, Any], num_seeds: int, output_dir: Path) -> str:
     attentive = ""
     if "eval_attentive_top1" in results:
         attentive = (
@@ -111,7 +112,7 @@ def describe(results: dict[str, Any], num_seeds: int) -> str:
         f"Nearest neighbours: pretrained {results['eval_knn_top1']:.1f} %, "
         f"untrained {results['untrained_eval_knn_top1']:.1f} %\n"
         f"{attentive}"
-        f"{results['num_failed']} unreadable files."
+        f"{say_unreadable(results['num_failed'], output_dir / 'bad_files.jsonl')}."
     )
 
 

@@ -274,7 +274,12 @@ def write_features(
         # Names and not indices: such a file is read without this package.
         classes = {} if labels is None else {"class": name_labels(labels.numpy(), class_names)}
         write_table(path, columns, features.embeddings, classes, settings)
-    write_failures(path.with_name(f"{path.name}.bad_files.jsonl"), features.failures)
+    write_failures(bad_files_of(path), features.failures)
+
+
+def bad_files_of(path: Path) -> Path:
+    """Where the items that are missing in a feature file are listed."""
+    return path.with_name(f"{path.name}.bad_files.jsonl")
 
 
 def time_column(times: torch.Tensor) -> pa.Array:

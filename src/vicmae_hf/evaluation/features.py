@@ -17,6 +17,7 @@ from ..data.sources.segments import cut_into_steps
 from ..data.sources.sources import MediaSource
 from ..errors import InputError
 from ..modeling_vicmae import ViCMAEModel
+from ..processors import processor_folder
 from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 from .collecting import average_views, collect_rounds, split_items
 from .feature_table import EmbeddingFile, Features
@@ -36,13 +37,14 @@ def load_encoder(name: str, pooling: Literal["frame", "clip", "patch"]) -> tuple
         InputError: if there is no such checkpoint, it is of another model, or lacks weights or the processor.
     """
     processor_class = AutoVideoProcessor if pooling == "clip" else AutoImageProcessor
+    file = "video_preprocessor_config.json" if pooling == "clip" else "preprocessor_config.json"
     try:
         with own_checkpoint(name) as folder:
             config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
             if config.model_type != ViCMAEModel.config_class.model_type:
                 raise InputError(f"{name}: expected a ViC-MAE checkpoint, got one of {config.model_type}.")
             model, loading = ViCMAEModel.from_pretrained(folder, output_loading_info=True)
-            processor = processor_class.from_pretrained(folder, **NO_FOREIGN_CODE)
+            processor = processor_class.from_pretrained(processor_folder(folder, file), **NO_FOREIGN_CODE)
     except InputError:
         raise
     except MODEL_ERRORS as error:

@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..command_line import parse_arguments
-from ..data.media.bad_files import BadFiles, BadFilesArguments
+from ..data.media.bad_files import BadFiles, BadFilesArguments, say_unreadable
 from ..data.media.reading import MediaLoader, ReadingArguments
 from ..data.samples.frame_sampling import FrameSampling
 from ..data.samples.pairs import FramePairDataset
@@ -71,7 +71,7 @@ def run(arguments: PicturesArguments) -> dict[str, Any]:
     pictures = [str(folder / name) for name in PICTURES if (folder / name).exists()]
     results = {"pictures": pictures, "num_failed": len(dataset.bad_files)}
     write_json(folder / RESULTS_FILE, results)
-    print(f"{', '.join(pictures)}; {len(dataset.bad_files)} unreadable files.")
+    print(f"{', '.join(pictures)}; {say_unreadable(len(dataset.bad_files), folder / 'bad_files.jsonl')}.")
     return results
 
 

@@ -1,10 +1,21 @@
 """Builds the processors that are saved beside a model, and reads what a saved one says."""
 
 import os
+from pathlib import Path
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..video_processing_vicmae import ViCMAEVideoProcessor
+
+
+def processor_folder(checkpoint: str, name: str = "preprocessor_config.json") -> str:
+    """
+    Where the processors of a checkpoint are: in a training's `checkpoint-N` there are none, because the folder of the
+    training has them already while it runs.
+    """
+    folder = Path(checkpoint).resolve()
+    is_of_training = folder.name.startswith("checkpoint-") and not (folder / name).exists()
+    return str(folder.parent) if is_of_training and (folder.parent / name).is_file() else checkpoint
 
 
 def read_image_range(checkpoint: str | None) -> str:
@@ -12,7 +23,7 @@ def read_image_range(checkpoint: str | None) -> str:
     if checkpoint is None or os.path.isfile(checkpoint):  # a file of weights alone
         return "type"
     try:
-        return ViCMAEImageProcessor.from_pretrained(checkpoint).image_range
+        return ViCMAEImageProcessor.from_pretrained(processor_folder(checkpoint)).image_range
     except OSError:
         return "type"
 

@@ -253,6 +253,21 @@ def test_what_is_not_done_to_pictures_is_said_once(tmp_path, monkeypatch, caplog
     assert expected is None or f"{name}: {expected}" in caplog.text
 
 
+def test_pixels_of_another_shape_are_no_other_kind(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(video_module, "said", set())
+    for ratio in (Fraction(4, 3), Fraction(16, 15)):
+        with av.open(str(tmp_path / f"{ratio.numerator}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+            stream.codec_context.sample_aspect_ratio = ratio
+            for array in numbered_frames(3):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            container.mux(stream.encode(None))
+        with open_video(str(tmp_path / f"{ratio.numerator}.mp4")) as video:
+            video.get_frames([1])
+    assert caplog.text.count("its pixels are not square") == 1
+
+
 @pytest.mark.parametrize("name", ["hevc.mkv", "mpeg2.mkv", "hevc.mp4", "h264.mkv"])
 def test_long_clips_that_begin_inside_a_group_lose_nothing(tmp_path, monkeypatch, name):
     codec, options = CUT_KINDS.get(name, CUT_KINDS["h264.ts"])

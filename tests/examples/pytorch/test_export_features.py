@@ -32,7 +32,7 @@ def test_two_processes_embed_a_folder(tmp_path):
     process = run_together("export_features.py", *flags)
     assert process.returncode == 0, process.stderr
     assert "5 embeddings of 16 numbers" in process.stdout
-    assert "1 unreadable files" in process.stdout
+    assert f"1 unreadable file (listed in {tmp_path / 'features.safetensors.bad_files.jsonl'})." in process.stdout
     for said in ("6 videos, 0 images.", "1 folders without videos or images", "1 files were not read: .txt 1"):
         assert process.stderr.count(said) == 1, said  # and not once for each process
     with safe_open(tmp_path / "features.safetensors", "np") as contents:

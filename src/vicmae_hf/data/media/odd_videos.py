@@ -160,13 +160,14 @@ def find_first_whole_frame(codec: av.VideoCodecContext, packets: Iterator[av.Pac
     raise BackendError("no frame of its video stream can be decoded")
 
 
-def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> list[str]:
-    """Lists what players would do to a video's pictures, and this package does not."""
-    ignored = []
+def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> dict[str, str]:
+    """Says what players would do to a video's pictures, and this package does not; under the kind of each."""
+    ignored = {}
     if stream.sample_aspect_ratio and stream.sample_aspect_ratio != 1:
-        ignored.append(f"its pixels are not square ({stream.sample_aspect_ratio}) but are read as if they were")
+        ratio = stream.sample_aspect_ratio
+        ignored["pixels"] = f"its pixels are not square ({ratio}) but are read as if they were"
     if frame.interlaced_frame:
-        ignored.append("its pictures are interlaced, and are not deinterlaced")
+        ignored["interlaced"] = "its pictures are interlaced, and are not deinterlaced"
     try:
         matrix = frame.side_data.get(DISPLAY_MATRIX)
     except ValueError:  # PyAV lists all side data, and does not know every kind that FFmpeg does
@@ -175,7 +176,7 @@ def list_ignored(stream: av.VideoStream, frame: av.VideoFrame) -> list[str]:
         # (a, b, u, c, d, v, x, y, w) maps (x, y) to (ax + cy, bx + dy); a mirror has a negative determinant.
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
         if a * d - b * c < 0:
-            ignored.append("its pictures should be mirrored, and are not")
+            ignored["mirrored"] = "its pictures should be mirrored, and are not"
     return ignored
 
 

@@ -380,8 +380,8 @@ class PyAVDecoder:
     def _say_what_is_ignored(self, frame: av.VideoFrame) -> None:
         from .odd_videos import list_ignored
 
-        for what in list_ignored(self.stream, frame):
-            warn_once(what, "%s: %s. Not said again for further files of this kind.", self._name, what)
+        for kind, what in list_ignored(self.stream, frame).items():  # by kind: ratios differ from camera to camera
+            warn_once(kind, "%s: %s. Not said again for further files of this kind.", self._name, what)
 
     def _to_array(self, frame: av.VideoFrame) -> np.ndarray:
         if not self._has_frames:

@@ -79,6 +79,8 @@ def explain(error: Exception) -> str:
         return f"its weights (.bin) are refused, because they {reason}. Nothing in them was run."
     if "trust_remote_code" in text:
         return "it needs code that comes with it, and such code is never run here. Nothing of it was run."
+    if "Repo id must" in text:  # the Hub's rule for names, which says nothing to those who meant a folder
+        return "there is no such file or folder, and a name on the Hub is OWNER/MODEL."
     return text
 
 
