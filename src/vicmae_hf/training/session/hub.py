@@ -37,8 +37,8 @@ def create_repository(arguments: TrainingArguments) -> None:
         is_public = arguments.private and not hub.model_info(arguments.hub_model_id).private
     except HUB_ERRORS as error:
         raise ArgumentsError(
-            f"--push_to_hub: the repository {name} on {hub.endpoint} cannot be written to ({one_line(error)}). Log in "
-            "with `hf auth login` and a token that may write, or choose another --hub_model_id."
+            f"--push_to_hub: the repository {name} on {hub.endpoint} cannot be written to ({one_line(error)}). If the "
+            "network works, log in with `hf auth login` and a token that may write, or choose another --hub_model_id."
         ) from error
     if is_public:
         raise ArgumentsError(
