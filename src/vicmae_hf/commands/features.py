@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 
-from ..data.media.bad_files import say_unreadable
 from ..data.media.reading import MediaLoader
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import open_with_labels, read_class_names
@@ -47,6 +46,7 @@ from ..modeling_vicmae import ViCMAEModel
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
+from ..training.reporting import say_unreadable
 from .calling import Data, call, start
 
 

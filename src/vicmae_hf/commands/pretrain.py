@@ -16,11 +16,11 @@ from typing import Any
 from accelerate.logging import get_logger
 
 from ..configuration_vicmae import ViCMAEConfig
-from ..data.media.bad_files import say_unreadable
 from ..modeling_vicmae import ViCMAEForPreTraining
 from ..pretraining.arguments import PretrainingArguments
 from ..pretraining.presets import PresetArguments, check_mask, freeze_layers
 from ..pretraining.run import run_pretraining
+from ..training.reporting import say_unreadable
 from ..training.session.models import build_model
 from ..training.session.session import end_session, start_session
 from .calling import Data, call, start

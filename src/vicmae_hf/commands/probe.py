@@ -18,7 +18,6 @@ from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from ..data.media.bad_files import say_unreadable
 from ..data.media.reading import MediaLoader
 from ..data.sources.labelled import HeldOutSettings, open_labelled, read_class_names, refuse_several_labels
 from ..evaluation.features import build_feature_views, load_encoder
@@ -30,7 +29,7 @@ from ..settings import REQUIRED, setting
 from ..training.arguments import ProcessArguments
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
-from ..training.reporting import RESULTS_FILE
+from ..training.reporting import RESULTS_FILE, say_unreadable
 from ..training.session.output_folder import refuse_data_folder
 from .calling import Data, call, start
 

@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..command_line import parse_arguments
-from ..data.media.bad_files import BadFiles, BadFilesArguments, say_unreadable
+from ..data.media.bad_files import BadFiles, BadFilesArguments
 from ..data.media.reading import MediaLoader, ReadingArguments
 from ..data.samples.frame_sampling import FrameSampling
 from ..data.samples.pairs import FramePairDataset
@@ -28,7 +28,7 @@ from ..evaluation.results import check_output_dir
 from ..files import write_json, writing
 from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
 from ..settings import REQUIRED, setting
-from ..training.reporting import RESULTS_FILE
+from ..training.reporting import RESULTS_FILE, say_unreadable
 from ..training.session.output_folder import refuse_data_folder
 from ..training.session.scripts import run_script
 

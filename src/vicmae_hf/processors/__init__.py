@@ -9,10 +9,7 @@ from ..video_processing_vicmae import ViCMAEVideoProcessor
 
 
 def processor_folder(checkpoint: str, name: str = "preprocessor_config.json") -> str:
-    """
-    Where the processors of a checkpoint are: in a training's `checkpoint-N` there are none, because the folder of the
-    training has them already while it runs.
-    """
+    """Where a checkpoint's processors are: in its own folder, or for a training's `checkpoint-N` in the training's."""
     folder = Path(checkpoint).resolve()
     is_of_training = folder.name.startswith("checkpoint-") and not (folder / name).exists()
     return str(folder.parent) if is_of_training and (folder.parent / name).is_file() else checkpoint

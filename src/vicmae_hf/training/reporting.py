@@ -72,6 +72,11 @@ def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
     return read_json(Path(output_dir) / RESULTS_FILE)
 
 
+def say_unreadable(count: int, record: str | os.PathLike) -> str:
+    """Says how many files could not be read and, if there are any, where they are listed."""
+    return f"{count} unreadable file{'s' * (count != 1)}" + (f" (listed in {record})" if count else "")
+
+
 def settings_of_run(arguments: TrainingArguments, config: PreTrainedConfig, schedule: Schedule) -> dict[str, Any]:
     """Collects every setting of a run for `arguments.json`, also those that follow from others."""
     return {

@@ -327,11 +327,6 @@ def read_elsewhere(name: str, read: Callable[[], Sample]) -> Sample:
     return read()
 
 
-def say_unreadable(count: int, record: str | os.PathLike) -> str:
-    """Says how many files could not be read and, if there are any, where they are listed."""
-    return f"{count} unreadable file{'s' * (count != 1)}" + (f" (listed in {record})" if count else "")
-
-
 def make_entry(name: str, error: str, is_transient: bool) -> dict[str, Any]:
     """Makes an entry of a record (see `BadFiles`)."""
     return {"path": name, "error": error} | ({"transient": True} if is_transient else {})
