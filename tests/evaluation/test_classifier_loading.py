@@ -6,7 +6,7 @@ import pytest
 from saved_classifiers import save_classifier, views_for
 from tiny_models import tiny_config
 
-from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification, ViCMAEModel
+from vicmae_hf import ViCMAEForImageClassification, ViCMAEForPreTraining, ViCMAEForVideoClassification, ViCMAEModel
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.classifier_loading import check_fit, load_classifier
 
@@ -57,6 +57,15 @@ def test_missing_weights_are_not_made_up(tmp_path):
     (tmp_path / "encoder" / "model.safetensors").replace(tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"is not finetuned: 2 weights are missing, the first: classifier\.bias"):
         load_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize("model_class", [ViCMAEForImageClassification, ViCMAEForVideoClassification])
+def test_a_checkpoint_of_a_run_takes_the_processors_of_its_folder(model_class, tmp_path):
+    model = save_classifier(tmp_path, fps=3, model_class=model_class)
+    model.save_pretrained(tmp_path / "checkpoint-3")
+    classifier = load_classifier(str(tmp_path / "checkpoint-3"))
+    assert classifier.task == ("image" if model_class is ViCMAEForImageClassification else "video")
+    assert classifier.frames_per_second == 3
 
 
 def test_there_is_no_such_model(tmp_path):

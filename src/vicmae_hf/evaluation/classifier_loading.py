@@ -19,6 +19,7 @@ from transformers import (
 from ..data.samples.views import ViewDataset
 from ..data.sources.labelled import read_class_names
 from ..errors import InputError
+from ..processors import processor_folder
 from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 
 
@@ -94,9 +95,10 @@ def classification_task(name: str, config: PreTrainedConfig) -> Literal["image",
 def load_processor(name: str, task: Literal["image", "video"]) -> Any:
     """Loads the video processor of a video model, or its image processor if it has no other."""
     if task == "image":
-        return AutoImageProcessor.from_pretrained(name, **NO_FOREIGN_CODE)
+        return AutoImageProcessor.from_pretrained(processor_folder(name), **NO_FOREIGN_CODE)
     try:
-        return AutoVideoProcessor.from_pretrained(name, **NO_FOREIGN_CODE)
+        folder = processor_folder(name, "video_preprocessor_config.json")
+        return AutoVideoProcessor.from_pretrained(folder, **NO_FOREIGN_CODE)
     except (OSError, ValueError):  # VideoMAE and others take image processors for their frames
         return AutoImageProcessor.from_pretrained(name, **NO_FOREIGN_CODE)
 
