@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -28,6 +29,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from pictures import are_blank, blank
 from torch.distributed import TCPStore
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from vicmae_hf.data.loading.loader import end_workers
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -106,8 +109,14 @@ def _run_forked(command: list[str], environment: dict[str, str], logs: str, with
     multiprocessing.set_start_method(None, force=True)
     os.environ.update(environment)
     sys.argv = command
-    with blank() if without_pictures else contextlib.nullcontext():
-        runpy.run_path(command[0], run_name="__main__")
+    try:
+        with blank() if without_pictures else contextlib.nullcontext():
+            runpy.run_path(command[0], run_name="__main__")
+    except Exception:
+        # Here `atexit` is not called, and this process would wait for its workers before it shows the error.
+        traceback.print_exc()
+        end_workers()
+        sys.exit(1)
 
 
 class Together:

@@ -20,6 +20,7 @@ import importlib
 import io
 import math
 import os
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -69,8 +70,10 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
             logger.warning_once("Of TIFF files whose pages have several sizes, only the largest page is read.")
         image.seek(frames[0])
         return image
-    except Image.DecompressionBombError as error:  # of a kind of its own, which nobody expects
-        raise ValueError(f"{source if isinstance(source, str | os.PathLike) else 'image'}: {error}") from error
+    # Of kinds that nobody expects: all but the first are what Pillow's parsers do on damaged bytes.
+    except (Image.DecompressionBombError, EOFError, LookupError, RuntimeError, TypeError, struct.error) as error:
+        name = source if isinstance(source, str | os.PathLike) else "image"
+        raise ValueError(f"{name}: cannot be read: {error}") from error
 
 
 def list_frames(image: Image.Image) -> tuple[list[int], int]:

@@ -1,5 +1,6 @@
 """Animations and stacks are videos; a file of one picture stays an image."""
 
+import io
 import logging
 
 import numpy as np
@@ -144,6 +145,28 @@ def test_a_cut_animation_is_an_unreadable_file(name, pictures, tmp_path):
     item = EncodedItem(str(path), name, is_video=False)
     with pytest.raises(ImageDecodingError, match=name.replace(".", r"\.")):
         MediaLoader().read_frames(item, lambda reader: [0, 4])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.avif"])
+def test_damaged_bytes_are_an_unreadable_file_and_no_other_error(name, pictures):
+    file = io.BytesIO()
+    first, *others = (Image.fromarray(picture[:6, :8]) for picture in pictures)
+    first.save(file, Image.registered_extensions()[f".{name[2:]}"], save_all=True, append_images=others)
+    whole = file.getvalue()
+    generator = np.random.default_rng(0)
+    damaged = [whole[:length] for length in range(1, len(whole), 11)]
+    for _ in range(150):
+        changed = np.frombuffer(whole, np.uint8).copy()
+        changed[generator.integers(len(whole), size=2)] = generator.integers(256, size=2)
+        damaged.append(changed.tobytes())
+    num_unreadable = 0
+    for data in damaged:
+        try:
+            with open_image(data) as reader:
+                assert len(reader.get_frames([0, reader.num_frames - 1])) == 2
+        except ImageDecodingError:
+            num_unreadable += 1
+    assert 0 < num_unreadable < len(damaged)
 
 
 def test_only_the_wanted_pages_of_a_stack_are_decoded(tmp_path, monkeypatch):

@@ -115,6 +115,10 @@ def as_image_error(name: str) -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:
         raise ImageDecodingError(f"{name}: in no image format of {', '.join(IMAGE_FORMATS)}") from error
-    # Pillow raises all of these on broken files, or on broken EXIF data in them.
+    # What Pillow raises on broken files, or on broken EXIF data in them.
     except (OSError, SyntaxError, TypeError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ImageDecodingError(f"{name}: {error}") from error
+    # Damaged bytes make its parsers fail in other ways, too (IndexError, KeyError, RuntimeError, ...), and no run must
+    # end at one file.
+    except Exception as error:
+        raise ImageDecodingError(f"{name}: damaged ({type(error).__name__}: {error})") from error
