@@ -183,6 +183,7 @@ def run_here(script: str, *flags) -> subprocess.CompletedProcess:
 def undone() -> Iterator[None]:
     """Restores what scripts change in their process: logging, progress bars, threads, random numbers, accelerate."""
     root, package = logging.getLogger(), logging.getLogger("vicmae_hf")
+    libraries = {name: logging.getLogger(name).propagate for name in ("datasets", "huggingface_hub")}
     package_level = package.level
     handlers, level, bars, threads = root.handlers, root.level, is_progress_bar_enabled(), torch.get_num_threads()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -195,6 +196,8 @@ def undone() -> Iterator[None]:
         root.handlers = handlers
         root.setLevel(level)
         package.setLevel(package_level)
+        for name, propagate in libraries.items():
+            logging.getLogger(name).propagate = propagate
         (enable_progress_bar if bars else disable_progress_bar)()
         torch.set_num_threads(threads)
         random.setstate(states[0])

@@ -289,6 +289,15 @@ def test_other_errors_keep_their_traceback(error):
         run_script(main)
 
 
+@pytest.mark.parametrize("library", ["datasets", "huggingface_hub"])
+def test_what_a_library_prints_itself_is_not_said_again(library, capsys):
+    logger = logging.getLogger(library)
+    assert logger.handlers  # with which it prints
+    with undone():
+        run_script(lambda: (logger.warning("by itself"), logging.getLogger("another").warning("by the script")))
+    assert capsys.readouterr().err == "WARNING: by the script\n"
+
+
 def test_a_run_says_a_thing_once(monkeypatch):
     def said(name, message):
         record = logging.LogRecord(name, logging.INFO, "", 0, message, ("data",), None)

@@ -53,6 +53,8 @@ def run_script(main: Callable[[], None]) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(said_once)
     logging.getLogger("vicmae_hf").setLevel(logging.INFO)  # what this package says, and not all that others do
+    for name in ("datasets", "huggingface_hub"):  # they have handlers of their own, and would say everything twice
+        logging.getLogger(name).propagate = False
     # Transformers would show a bar for every file that it writes or reads.
     disable_progress_bar()
     # Of the default number of loading processes, where that is more than the cores: it is no fault of the user's.
