@@ -10,8 +10,10 @@ from pathlib import Path
 import decoding
 import pytest
 import store_memory
+import torch
 from demo_data import write_demo_data
 from launching import BENCHMARKS, Forked, run_here, script_path
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vicmae_hf.data import load_frame_pairs
 
@@ -163,6 +165,17 @@ def test_step():
 def test_without_a_gpu_its_benchmark_says_so():
     process = Forked(BENCHMARKS / "gpu.py").finish()
     assert process.returncode == 1 and "no CUDA device" in process.stderr
+
+
+def test_peers_wait_for_nothing():
+    """A peer that waits for the device would be measured as slower than it is."""
+    pytest.importorskip("timm")
+    import peers
+
+    with FakeTensorMode():
+        config = peers.small_config(reconstruct="both", contrastive_loss="none")
+        peers.TimmPeer(config)(torch.randn(2, 2, 3, 64, 64)).backward()
+        peers.ViTMAEPeer(config)(torch.randn(2, 2, 3, 64, 64)).backward()
 
 
 def test_without_a_gpu_updates_from_a_store_are_measured(tmp_path):
