@@ -41,6 +41,7 @@ from peers import CONFIGS, AuthorsPeer, TimmPeer, ViTMAEPeer  # noqa: E402
 from vicmae_hf import ViCMAEConfig  # noqa: E402
 from vicmae_hf.data.samples.augmentation import PixelNormalizer  # noqa: E402
 from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
+from vicmae_hf.training.loop import gradient_norm  # noqa: E402
 from vicmae_hf.training.reporting import peak_flops  # noqa: E402
 
 
@@ -65,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
         "--peers", action=argparse.BooleanOptionalAction, default=True, help="with the first batch size"
     )
     parser.add_argument(
-        "--authors", type=Path, help="a checkout of the authors' code: their model, eager, also with --no-peers"
+        "--authors", type=Path, help="a checkout of the authors' code: their model, also with --no-peers"
     )
     parser.add_argument("--store", help="a frame store: updates end to end, too")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="that load from --store")
@@ -128,13 +129,20 @@ def peer_step(
     peer: Callable[[ViCMAEConfig], nn.Module],
     compiled: bool = False,
     precision: str = "bf16",
+    waits: bool = False,
 ) -> Callable[[], None]:
-    """Makes whole updates of a peer: the same bytes, autocast, fused AdamW."""
+    """
+    Makes whole updates of a peer: the same bytes, autocast, fused AdamW.
+
+    Args:
+        waits: as in the authors' loop, AdamW is not fused, gradients are unscaled for their norm, and the program
+            waits for the loss and for the end of an update.
+    """
     with DEVICE:  # as ours
         model = peer(config).train()
     if compiled:
         model.compile()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=not waits)
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
     batches = synthetic_batches(config, batch_size)
     normalize = PixelNormalizer(PIXELS.image_mean, PIXELS.image_std).to(DEVICE)
@@ -143,10 +151,17 @@ def peer_step(
         views = normalize(next(batches)["pixel_values"])
         with torch.autocast(DEVICE.type, dtype=DTYPES[precision], enabled=precision != "no"):
             loss = model(views)
+        if waits:
+            loss.item()
         scaler.scale(loss).backward()
+        if waits:
+            scaler.unscale_(optimizer)
+            gradient_norm(model)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+        if waits and DEVICE.type == "cuda":
+            torch.cuda.synchronize()
 
     return step
 
@@ -190,6 +205,8 @@ def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Ca
             if batch_size == arguments.batches[0] and arguments.authors:
                 authors = partial(AuthorsPeer, checkout=arguments.authors)
                 rows += [("authors, fp16", both, partial(peer_step, peer=authors, precision="fp16"))]
+                waiting = partial(peer_step, peer=authors, precision="fp16", waits=True)
+                rows += [("authors, fp16, their loop", both, waiting)]
             if batch_size == arguments.batches[0] and arguments.peers:
                 rows += in_both_modes("ours, MAE", plain)
                 rows += [

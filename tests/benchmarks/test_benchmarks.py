@@ -190,6 +190,7 @@ def test_the_authors_are_measured_without_other_peers_and_beside_the_same_work(g
         ("small, ours", "compiled", 4),
         ("small, ours, both", "compiled", 4),
         ("small, authors, fp16", "eager", 4),
+        ("small, authors, fp16, their loop", "eager", 4),
         ("small, ours", "compiled", 8),
     ]
 
