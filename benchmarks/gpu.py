@@ -5,7 +5,8 @@
 Needs torch and Transformers, and this repository's `src` on PYTHONPATH or installed. First the checks of
 `gpu_checks.py`; then whole updates (bytes to the device, normalisation, forward, backward, AdamW) in bf16 on synthetic
 batches, made by the training loop itself. Model FLOPs utilisation (MFU) is `update_flops` over time, over the dense
-bf16 peak of the device. Peers take turns in the same run. Exit status 1 if a check fails.
+bf16 peak of the device. Peers take turns in the same run. Exit status 1 if a check fails. A row that cannot be
+measured says why, and those after it are measured all the same. Rows are printed, and kept in `--output`, one by one.
 
     python benchmarks/gpu.py --store FRAME_STORE
 
@@ -15,6 +16,7 @@ where there is no GPU. `examples/pytorch/pack_frames.py` makes a store.
 
 import argparse
 import gc
+import importlib.util
 import itertools
 import json
 import os
@@ -39,6 +41,7 @@ from peers import CONFIGS, AuthorsPeer, TimmPeer, ViTMAEPeer  # noqa: E402
 from vicmae_hf import ViCMAEConfig  # noqa: E402
 from vicmae_hf.data.samples.augmentation import PixelNormalizer  # noqa: E402
 from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
+from vicmae_hf.training.loop import gradient_norm  # noqa: E402
 from vicmae_hf.training.reporting import peak_flops  # noqa: E402
 
 
@@ -59,8 +62,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="timed updates of a row; the table shows medians")
     parser.add_argument("--seconds", type=float, default=480, help="no row begins later")
     parser.add_argument("--checks", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--authors", type=Path, help="a checkout of the authors' code: their model as a peer, too")
+    parser.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="with the first batch size"
+    )
+    parser.add_argument(
+        "--authors", type=Path, help="a checkout of the authors' code: their model, also with --no-peers"
+    )
     parser.add_argument("--store", help="a frame store: updates end to end, too")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="that load from --store")
     parser.add_argument("--output", type=Path, help="folder for the rows as JSON, and for the kernels of each row")
@@ -105,7 +112,8 @@ def list_kernels(step: Callable[[], None]) -> list[tuple[str, float]]:
 def attention_share(kernels: list[tuple[str, float]]) -> float:
     words = ("flash", "fmha", "attention", "softmax", "sdpa")
     attention = sum(time for name, time in kernels if any(word in name.lower() for word in words))
-    return attention / sum(time for _, time in kernels)
+    total = sum(time for _, time in kernels)
+    return attention / total if total else float("nan")  # a machine may forbid the profiler
 
 
 def our_step(config: ViCMAEConfig, batch_size: int, compiled: bool, precision: str = "bf16") -> Callable[[], None]:
@@ -121,13 +129,20 @@ def peer_step(
     peer: Callable[[ViCMAEConfig], nn.Module],
     compiled: bool = False,
     precision: str = "bf16",
+    waits: bool = False,
 ) -> Callable[[], None]:
-    """Makes whole updates of a peer: the same bytes, autocast, fused AdamW."""
+    """
+    Makes whole updates of a peer: the same bytes, autocast, fused AdamW.
+
+    Args:
+        waits: as in the authors' loop, AdamW is not fused, gradients are unscaled for their norm, and the program
+            waits for the loss and for the end of an update.
+    """
     with DEVICE:  # as ours
         model = peer(config).train()
     if compiled:
         model.compile()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=not waits)
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=precision == "fp16")
     batches = synthetic_batches(config, batch_size)
     normalize = PixelNormalizer(PIXELS.image_mean, PIXELS.image_std).to(DEVICE)
@@ -136,10 +151,17 @@ def peer_step(
         views = normalize(next(batches)["pixel_values"])
         with torch.autocast(DEVICE.type, dtype=DTYPES[precision], enabled=precision != "no"):
             loss = model(views)
+        if waits:
+            loss.item()
         scaler.scale(loss).backward()
+        if waits:
+            scaler.unscale_(optimizer)
+            gradient_norm(model)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+        if waits and DEVICE.type == "cuda":
+            torch.cuda.synchronize()
 
     return step
 
@@ -153,7 +175,6 @@ def start_anew() -> None:
 
 def measure(build: Callable[[], Callable[[], None]], num_steps: int) -> tuple[dict[str, float], list]:
     """Measures one row: milliseconds, spread, GiB, share of attention; and the kernels of an update."""
-    start_anew()
     torch.cuda.reset_peak_memory_stats()
     step = build()
     times = time_steps(step, num_steps)
@@ -167,6 +188,10 @@ def measure(build: Callable[[], Callable[[], None]], num_steps: int) -> tuple[di
     return figures, kernels
 
 
+def in_both_modes(name: str, config: ViCMAEConfig) -> list[tuple[str, ViCMAEConfig, Callable]]:
+    return [(name, config, partial(our_step, compiled=compiled)) for compiled in (False, True)]
+
+
 def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Callable, float]]:
     """Lists what is measured: model, mode, pairs, what builds its step, and the FLOPs of an update."""
     for batch_size in arguments.batches:
@@ -174,61 +199,72 @@ def list_rows(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, Ca
             config, both = CONFIGS[size](), CONFIGS[size](reconstruct="both")
             # As masked autoencoders, the peers do what ours does without its objective on pairs.
             plain = CONFIGS[size](reconstruct="both", contrastive_loss="none")
-            rows = [
-                ("ours", config, partial(our_step, compiled=False)),
-                ("ours", config, partial(our_step, compiled=True)),
-            ]
-            if arguments.peers and batch_size == arguments.batches[0]:
+            rows = in_both_modes("ours", config)
+            if batch_size == arguments.batches[0] and (arguments.peers or arguments.authors):
+                rows += in_both_modes("ours, both", both)
+            if batch_size == arguments.batches[0] and arguments.authors:
+                authors = partial(AuthorsPeer, checkout=arguments.authors)
+                rows += [("authors, fp16", both, partial(peer_step, peer=authors, precision="fp16"))]
+                waiting = partial(peer_step, peer=authors, precision="fp16", waits=True)
+                rows += [("authors, fp16, their loop", both, waiting)]
+            if batch_size == arguments.batches[0] and arguments.peers:
+                rows += in_both_modes("ours, MAE", plain)
                 rows += [
-                    ("ours, both", both, partial(our_step, compiled=False)),
-                    ("ours, both", both, partial(our_step, compiled=True)),
-                    ("ours, MAE", plain, partial(our_step, compiled=False)),
-                    ("ours, MAE", plain, partial(our_step, compiled=True)),
                     ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer)),
-                    ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer, compiled=True)),
                     ("timm, fp16", plain, partial(peer_step, peer=TimmPeer, precision="fp16")),
+                    ("ViTMAE", plain, partial(peer_step, peer=ViTMAEPeer, compiled=True)),  # compiles the longest
                 ]
-                if arguments.authors:
-                    authors = partial(AuthorsPeer, checkout=arguments.authors)
-                    rows += [("authors, fp16", both, partial(peer_step, peer=authors, precision="fp16"))]
             for name, row_config, build in rows:
                 mode = "compiled" if build.keywords.get("compiled") else "eager"
                 flops = update_flops(row_config, batch_size)
-                if mode in arguments.modes:
+                if mode in arguments.modes or name.startswith("authors"):
                     yield f"{size}, {name}", mode, batch_size, partial(build, row_config, batch_size), flops
 
 
 def print_header(columns: Sequence[str]) -> None:
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
+
+
+def try_row(cells: str, measure_row: Callable[[], Any], is_late: bool) -> Any:
+    """Returns what a row measured. If it cannot be measured, says why in the table and returns None."""
+    if is_late:
+        print(f"| {cells} | no time left |", flush=True)
+        return None
+    start_anew()
+    try:
+        return measure_row()
+    except torch.OutOfMemoryError:
+        reason = "out of memory"
+    except Exception as error:  # of any kind: the rows after it still tell much
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+    print(f"| {cells} | {reason} |", flush=True)
+    return None
 
 
 def measure_steps(arguments: argparse.Namespace, started: float, peak: float | None) -> Iterator[dict[str, Any]]:
     """Prints the table of updates on synthetic batches; yields its rows."""
     print_header(COLUMNS)
     for model, mode, batch_size, build, flops in list_rows(arguments):
-        if time.monotonic() - started > arguments.seconds:
-            print(f"(no time left for {model}, {mode}, {batch_size})")
+        cells, begun = f"{model} | {mode} | {batch_size}", time.monotonic()
+        measured = try_row(cells, partial(measure, build, arguments.steps), begun - started > arguments.seconds)
+        if measured is None:
             continue
-        try:
-            figures, kernels = measure(build, arguments.steps)
-        except torch.OutOfMemoryError:
-            print(f"| {model} | {mode} | {batch_size} | out of memory |", flush=True)
-            continue
-        except ImportError as error:
-            print(f"({model}: {error})")
-            continue
+        figures, kernels = measured
         mfu = flops / (figures["ms"] / 1000) / peak if peak else float("nan")
         rate = batch_size / figures["ms"] * 1000
         print(
-            f"| {model} | {mode} | {batch_size} | {figures['ms']:.1f} | ± {figures['spread']:.1%} | {rate:.0f} | "
+            f"| {cells} | {figures['ms']:.1f} | ± {figures['spread']:.1%} | {rate:.0f} | "
             f"{mfu:.1%} | {figures['GiB']:.1f} | {figures['attention']:.1%} |",
             flush=True,
         )
         if arguments.output:
             with (arguments.output / "kernels.txt").open("a") as file:
-                lines = [f"{time:9.3f} ms  {kernel[:160]}" for kernel, time in kernels[:30]]
-                file.write(f"\n{model}, {mode}, {batch_size}\n" + "\n".join(lines) + "\n")
-        yield {"model": model, "mode": mode, "pairs": batch_size, **figures, "MFU": mfu}
+                total = sum(time for _, time in kernels)  # below the update's: the device waited for the program
+                lines = [f"{model}, {mode}, {batch_size}: {total:.1f} ms of kernels, {figures['ms']:.1f} ms an update"]
+                lines += [f"{time:9.3f} ms  {kernel[:160]}" for kernel, time in kernels[:60]]
+                file.write("\n" + "\n".join(lines) + "\n")
+        seconds = time.monotonic() - begun  # of the row, compiling included
+        yield {"model": model, "mode": mode, "pairs": batch_size, **figures, "MFU": mfu, "seconds": seconds}
 
 
 def measure_store(arguments: argparse.Namespace, started: float, peak: float | None) -> Iterator[dict[str, Any]]:
@@ -239,25 +275,15 @@ def measure_store(arguments: argparse.Namespace, started: float, peak: float | N
     print_header(STORE_COLUMNS)
     modes = arguments.modes if DEVICE.type == "cuda" else ["eager"]
     for batch_size, size, mode in itertools.product(arguments.batches, arguments.sizes, modes):
-        if time.monotonic() - started > arguments.seconds:
-            print(f"(no time left for {size}, {mode}, {batch_size})")
-            continue
-        config = CONFIGS[size]()
-        start_anew()
-        try:
-            figures = measure_from_store(
-                arguments.store, config, batch_size, mode == "compiled", arguments.steps, arguments.num_workers
-            )
-        except torch.OutOfMemoryError:
-            print(f"| {size} | {mode} | {batch_size} | out of memory |", flush=True)
+        config, cells = CONFIGS[size](), f"{size} | {mode} | {batch_size} | {arguments.num_workers}"
+        settings = (config, batch_size, mode == "compiled", arguments.steps, arguments.num_workers)
+        measure_row = partial(measure_from_store, arguments.store, *settings)
+        figures = try_row(cells, measure_row, time.monotonic() - started > arguments.seconds)
+        if figures is None:
             continue
         flops_per_pair = update_flops(config, batch_size) / batch_size
         mfu = flops_per_pair * figures["pairs/s"] / peak if peak else float("nan")
-        print(
-            f"| {size} | {mode} | {batch_size} | {arguments.num_workers} | {figures['pairs/s']:.1f} | {mfu:.1%} | "
-            f"{figures['waiting']:.1%} |",
-            flush=True,
-        )
+        print(f"| {cells} | {figures['pairs/s']:.1f} | {mfu:.1%} | {figures['waiting']:.1%} |", flush=True)
         row = {"store": arguments.store, "model": size, "mode": mode, "pairs": batch_size}
         yield {**row, "workers": arguments.num_workers, **figures, "MFU": mfu}
 
@@ -266,6 +292,10 @@ def main() -> None:
     arguments = parse_arguments()
     started = time.monotonic()
     has_gpu = torch.cuda.is_available()
+    if arguments.authors and not (arguments.authors / "models_vicmae.py").is_file():
+        sys.exit(f"error: --authors {arguments.authors} has no models_vicmae.py: it is no checkout of their code")
+    if arguments.authors and importlib.util.find_spec("timm") is None:
+        sys.exit("error: --authors needs timm: pip install timm")
     if not has_gpu and not arguments.store:
         sys.exit("error: no CUDA device is available; this benchmark measures one (without one, only --store)")
     if arguments.store and (missing := NEEDED_BY_STORES.intersection(MISSING)):

@@ -5,13 +5,16 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import decoding
 import pytest
 import store_memory
+import torch
 from demo_data import write_demo_data
 from launching import BENCHMARKS, Forked, run_here, script_path
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vicmae_hf.data import load_frame_pairs
 
@@ -163,6 +166,76 @@ def test_step():
 def test_without_a_gpu_its_benchmark_says_so():
     process = Forked(BENCHMARKS / "gpu.py").finish()
     assert process.returncode == 1 and "no CUDA device" in process.stderr
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The module, as if there were a GPU that measures every row alike."""
+    import gpu  # here: it takes the place of readers that are not installed
+
+    monkeypatch.setattr(gpu, "measure", lambda build, num_steps: (build(), []))
+    monkeypatch.setattr(gpu, "start_anew", lambda: None)
+    return gpu
+
+
+def parse(gpu, monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, flags)])
+    return gpu.parse_arguments()
+
+
+def test_the_authors_are_measured_without_other_peers_and_beside_the_same_work(gpu, monkeypatch, tmp_path):
+    flags = ["--sizes", "small", "--batches", 4, 8, "--modes", "compiled", "--no-peers", "--authors", tmp_path]
+    rows = [row[:3] for row in gpu.list_rows(parse(gpu, monkeypatch, *flags))]
+    assert rows == [
+        ("small, ours", "compiled", 4),
+        ("small, ours, both", "compiled", 4),
+        ("small, authors, fp16", "eager", 4),
+        ("small, authors, fp16, their loop", "eager", 4),
+        ("small, ours", "compiled", 8),
+    ]
+
+
+def test_a_folder_that_is_no_checkout_of_the_authors_is_refused_before_anything_is_measured(tmp_path):
+    process = Forked(BENCHMARKS / "gpu.py", "--authors", tmp_path).finish()
+    assert process.returncode == 1 and "no models_vicmae.py" in process.stderr
+
+
+def test_a_row_that_fails_leaves_the_others(gpu, monkeypatch, capsys, tmp_path):
+    figures = {"ms": 2.0, "spread": 0.1, "GiB": 1.0, "attention": 0.5}
+
+    def fail(error):
+        raise error
+
+    rows = {
+        "first": lambda: figures,
+        "second": lambda: fail(torch.OutOfMemoryError()),
+        "third": lambda: fail(RuntimeError("an error\nof two lines")),
+        "fourth": lambda: figures,
+    }
+    monkeypatch.setattr(gpu, "list_rows", lambda arguments: [(n, "eager", 4, build, 1e9) for n, build in rows.items()])
+    arguments = parse(gpu, monkeypatch, "--output", tmp_path)
+    measured = gpu.measure_steps(arguments, time.monotonic(), peak=1e12)
+    first = next(measured)
+    assert (first["model"], first["MFU"]) == ("first", 0.5)
+    assert "| first |" in capsys.readouterr().out  # before the second is measured
+    assert [row["model"] for row in measured] == ["fourth"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| second | eager | 4 | out of memory |"
+    assert lines[1] == "| third | eager | 4 | RuntimeError: an error of two lines |"
+    assert lines[2].startswith("| fourth | eager | 4 | 2.0 |")
+    late = gpu.measure_steps(arguments, time.monotonic() - 1000, peak=1e12)
+    assert list(late) == [] and capsys.readouterr().out.count("no time left") == 4
+
+
+def test_peers_wait_for_nothing():
+    """A peer that waits for the device would be measured as slower than it is."""
+    pytest.importorskip("timm")
+    import peers
+
+    with FakeTensorMode():
+        config = peers.small_config(reconstruct="both", contrastive_loss="none")
+        peers.TimmPeer(config)(torch.randn(2, 2, 3, 64, 64)).backward()
+        peers.ViTMAEPeer(config)(torch.randn(2, 2, 3, 64, 64)).backward()
 
 
 def test_without_a_gpu_updates_from_a_store_are_measured(tmp_path):
