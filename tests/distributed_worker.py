@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from tiny_models import random_tensor, shake, tiny_config
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 
 from vicmae_hf import ViCMAEForPreTraining
 
@@ -41,6 +42,13 @@ def outcome(model: ViCMAEForPreTraining, loss: torch.Tensor) -> dict:
     }
 
 
+def count_exchanges(model: ViCMAEForPreTraining, share: dict[str, torch.Tensor]) -> int:
+    """How often the processes exchange tensors in a forward and backward pass, besides averaging gradients."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        model(**share).loss.backward()
+    return sum(event.count for event in profiler.key_averages() if event.key.startswith("c10d::"))
+
+
 def main(output_dir: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -51,7 +59,8 @@ def main(output_dir: Path) -> None:
         model = DistributedDataParallel(seeded_model(objective))
         loss = model(**share).loss
         loss.backward()
-        outcomes[objective] = outcome(model.module, loss)
+        exchanges = count_exchanges(seeded_model(objective), share)
+        outcomes[objective] = outcome(model.module, loss) | {"exchanges": exchanges}
     torch.save(outcomes, output_dir / f"rank_{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

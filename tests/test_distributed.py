@@ -38,3 +38,10 @@ def test_processes_on_shares_of_a_batch_equal_one_process_on_the_whole(outcomes,
             )
         for name, buffer in expected["buffers"].items():
             torch.testing.assert_close(outcome["buffers"][name], buffer, **TOLERANCE, msg=name)
+
+
+@pytest.mark.parametrize("objective", distributed_worker.OBJECTIVES)
+def test_processes_exchange_as_seldom_as_they_can(outcomes, objective):
+    # The statistics of the projector's batch norms and the projections, of both views at once; SimSiam compares a pair
+    # where it is. The backward pass sends as many back.
+    assert {outcome[objective]["exchanges"] for outcome in outcomes} == {4 if objective == "simsiam" else 6}
