@@ -71,6 +71,12 @@ def test_what_is_given_stays_also_where_it_is_the_default():
     assert arguments.config_overrides == "num_hidden_layers=3"
 
 
+@pytest.mark.parametrize("overrides", ["contrastive_weight=0.1", "projector_hidden_size=256"])
+def test_settings_that_are_no_sizes_of_the_model_leave_the_choice_of_sizes(overrides):
+    """The name `projector_hidden_size` holds that of a size of the encoder."""
+    assert fitted(1200, "--config_overrides", overrides).config_overrides.startswith(f"{overrides},hidden_size=384,")
+
+
 def test_a_run_of_so_many_updates_and_one_from_weights():
     arguments = fitted(1280, "--max_train_steps", 400, "--model_name_or_path", "mae")
     assert arguments.checkpointing_steps == 40
