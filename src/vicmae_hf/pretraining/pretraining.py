@@ -84,7 +84,7 @@ def pretrain(
         BadFilesError, CheckpointError, NonFiniteError, RunStopped: see `run_pretraining`.
     """
     schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples)
-    # What may be refused comes before `checkpoints.start`, which deletes the checkpoints of an older run.
+    # What may be refused comes before `run.begin`, which deletes the checkpoints of an older run.
     check_contrast(arguments, model.config, schedule)
     build_loader(accelerator, dataset, arguments, schedule)
     # Table 1. The schedule sets the learning rate before every update.
