@@ -28,8 +28,8 @@ from ..evaluation.temporal_ablation import FrameOrders
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
+from ..training.session.calling import Data, call, start
 from ..training.session.output_folder import refuse_data_folder
-from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)

@@ -30,8 +30,8 @@ from ..training.arguments import ProcessArguments
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from ..training.reporting import RESULTS_FILE, say_unreadable
+from ..training.session.calling import Data, call, start
 from ..training.session.output_folder import refuse_data_folder
-from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)

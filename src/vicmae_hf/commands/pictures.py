@@ -17,7 +17,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..command_line import parse_arguments
 from ..data.media.bad_files import BadFiles, BadFilesArguments
 from ..data.media.reading import MediaLoader, ReadingArguments
 from ..data.samples.frame_sampling import FrameSampling
@@ -29,8 +28,8 @@ from ..files import write_json, writing
 from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
 from ..settings import REQUIRED, setting
 from ..training.reporting import RESULTS_FILE, say_unreadable
+from ..training.session.calling import start
 from ..training.session.output_folder import refuse_data_folder
-from ..training.session.scripts import run_script
 
 
 @dataclass(kw_only=True)
@@ -76,4 +75,4 @@ def run(arguments: PicturesArguments) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_script(lambda: run(parse_arguments(PicturesArguments, argv)))
+    start(PicturesArguments, run, argv)
