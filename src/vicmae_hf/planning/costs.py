@@ -10,8 +10,8 @@ from ..pretraining.flops import layer_flops, update_flops
 from ..training.reporting import PEAK_FLOPS
 
 
-# What ViT-B/16 reaches here on an H100 in bf16, eager (docs/performance.md: 17 % with 128 pairs, 25 % with 512; ViT-L
-# 27 to 38 %).
+# What ViT-B/16 reaches on an H100 in bf16, eager, with 512 pairs. With 128 or 512, eager or compiled, it is 17 to
+# 30 %, and of ViT-L 27 to 38 % (docs/performance.md).
 DEFAULT_MFU = 0.25
 # Small batches wait for the program, not for the GPU: ViT-B's 20 layers take 56 ms or more (docs/performance.md).
 LAYER_SECONDS = 0.056 / 20
