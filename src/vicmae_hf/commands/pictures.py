@@ -21,7 +21,8 @@ from ..data.media.bad_files import BadFiles, BadFilesArguments
 from ..data.media.reading import MediaLoader, ReadingArguments
 from ..data.samples.frame_sampling import FrameSampling
 from ..data.samples.pairs import FramePairDataset
-from ..data.sources.sources import SourceSettings, open_source
+from ..data.sources.labelled import CheckpointSourceSettings
+from ..data.sources.sources import open_source
 from ..evaluation.features import load_encoder
 from ..evaluation.results import check_output_dir
 from ..files import write_json, writing
@@ -33,15 +34,10 @@ from ..training.session.output_folder import refuse_data_folder
 
 
 @dataclass(kw_only=True)
-class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
+class PicturesArguments(ReadingArguments, BadFilesArguments, CheckpointSourceSettings):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store to take the frames from")
     output_dir: str = setting(REQUIRED, f"folder for {', '.join(PICTURES)}")
-    image_range: str | None = setting(
-        None,
-        "values that become black and white in images of more than 8 bits: type, file or LOW,HIGH (docs/data.md); "
-        "default: the checkpoint's",
-    )
 
 
 def run(arguments: PicturesArguments) -> dict[str, Any]:

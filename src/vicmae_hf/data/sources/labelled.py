@@ -77,14 +77,20 @@ class LabelledSource:
 
 
 @dataclass(kw_only=True)
-class HeldOutSettings(SourceSettings):
-    """Settings of data to train on, and of data to evaluate on."""
+class CheckpointSourceSettings(SourceSettings):
+    """Settings of data for a checkpoint, which says how images were read when it was trained."""
 
     image_range: str | None = setting(
         None,
         "values that become black and white in images of more than 8 bits: type, file or LOW,HIGH (docs/data.md); "
         "default: the checkpoint's",
     )
+
+
+@dataclass(kw_only=True)
+class HeldOutSettings(CheckpointSourceSettings):
+    """Settings of data to train on, and of data to evaluate on."""
+
     eval_split: str | None = setting(None, "split of eval_data, if it is on the Hub; default: validation")
 
     @property
