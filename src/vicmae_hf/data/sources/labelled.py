@@ -251,6 +251,9 @@ def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> M
     rows = [(path, labels[place[0]]) for path, place in zip(media, places, strict=True) if len(place) == 2]
     if not rows:
         return None
+    if settings.label_column is not None:  # it may be that of other data, such as a list to evaluate on
+        message = "%s: has no column %r (--label_column) beside its files; its folders are the classes."
+        logger.warning(message, name, settings.label_column)
     if len(rows) < len(media):
         first = next(path for path, place in zip(media, places, strict=True) if len(place) != 2)
         logger.warning(
