@@ -21,8 +21,12 @@ def name_excerpt(start: float | None, end: float | None) -> str:
 def draw_part(reader: MediaReader, seconds: float, generator: np.random.Generator) -> MediaReader:
     """Draws a part of a long video, longer than the `seconds` of a sample, so that it may lie anywhere."""
     length = max(2 * seconds, MIN_PART_SECONDS)
-    start = generator.uniform(0.0, max(reader.duration - length, 0.0))
-    part = Excerpt(reader, start, start + length, name_excerpt(round(start, 3), round(start + length, 3)))
+    # Some parts begin before the video or end behind it, and are cut. Else samples at its ends would be rare: few
+    # parts have them, and within a part a sample lies anywhere.
+    margin = (length - seconds) / 2
+    start = generator.uniform(-margin, max(reader.duration - length + margin, -margin))
+    start, end = max(start, 0.0), start + length
+    part = Excerpt(reader, start, end, name_excerpt(round(start, 3), round(end, 3)))
     if part.num_frames > 1:
         return part
     reader.read_whole()  # one picture stands still there; elsewhere there are others
