@@ -42,13 +42,13 @@ from vicmae_hf.data.samples.augmentation import RandomView
 from vicmae_hf.data.samples.frame_sampling import FrameSampling
 from vicmae_hf.data.samples.pairs import load_frame_pairs
 from vicmae_hf.pretraining.flops import update_flops
+from vicmae_hf.training.reporting import PEAK_FLOPS
 
 
 IMAGE_SIZE, CROP_SCALE, BATCH_SIZE = 224, (0.5, 1.0), 32
 STORE = "frame store"
 FRAMES_PER_VIDEO, SHORT_SIDE, QUALITY = 32, 256, 90
 PAIRS_PER_VIDEO = 16  # drawn beforehand for ffcv and decord; our store draws its own
-H100_FLOPS = 989.4e12  # a second: dense bf16, from NVIDIA's data sheet
 UTILISATION, UPDATE_PAIRS = 0.35, 128  # of the GPU that is to be fed (MFU); the pairs of its updates
 PREFETCHED_BATCHES = 8  # waiting in the queues of two workers when a turn begins
 TABLE_ROWS, FORMAT_READS = 256, 400  # in the comparison of formats
@@ -249,7 +249,8 @@ def print_rates(turns: dict[tuple[str, int], list[Turn]]) -> None:
             f"| {name} | {num_workers} | {rate:.0f} | {rates[store] / rate:.2f}x | {1e6 * cost:.0f} us | "
             f"{cost / costs[store]:.2f}x |"
         )
-    pairs_per_second = UTILISATION * H100_FLOPS / (update_flops(CONFIGS["large"](), UPDATE_PAIRS) / UPDATE_PAIRS)
+    flops_per_pair = update_flops(CONFIGS["large"](), UPDATE_PAIRS) / UPDATE_PAIRS
+    pairs_per_second = UTILISATION * PEAK_FLOPS["NVIDIA H100"] / flops_per_pair
     cores = {name: pairs_per_second * cost for (name, num_workers), cost in costs.items() if num_workers}
     print(
         f"\nOne H100 at {UTILISATION:.0%} of its FLOPs takes {pairs_per_second:.0f} pairs a second (L/16). Cores like "

@@ -27,7 +27,7 @@ COMMANDS = {
     "evaluate": ("vicmae_hf.commands.evaluate", "evaluate a classifier of videos or images"),
     "probe": ("vicmae_hf.commands.probe", "train a linear probe of an encoder, beside one with random weights"),
     "features": ("vicmae_hf.commands.features", "write the features of videos and images to a file"),
-    "pictures": ("vicmae_hf.pretraining.pictures", "show what an encoder has learned, beside random weights"),
+    "pictures": ("vicmae_hf.commands.pictures", "show what an encoder has learned, beside random weights"),
     "demo": ("vicmae_hf.demo.command", "open a page that shows what a checkpoint makes of your files"),
     "export": ("vicmae_hf.commands.export", "export a model to ONNX or torch.export, for serving"),
     "pack": ("vicmae_hf.commands.pack", "decode videos once and store their frames, to train faster"),

@@ -146,6 +146,12 @@ def test_data_and_output_have_short_forms(tmp_path):
         parse_arguments(EvaluationArguments, ["clips", "more", *evaluation])
 
 
+def test_a_protocol_without_views_is_refused_before_the_model_is_loaded():
+    flags = ["clips", "--model_name_or_path", "model", "-o", "out", "--num_clips", "5", "1", "--num_crops", "3", "0"]
+    with pytest.raises(ArgumentsError, match=r"--num_crops must be at least 1, got 0\."):
+        parse_arguments(EvaluationArguments, flags)
+
+
 def test_help_shows_the_short_forms_and_what_is_optional():
     page = build_parser(PretrainingArguments).format_help()
     assert "DATA -o OUTPUT [--flag value ...]\n" in page

@@ -1,6 +1,7 @@
 """The layout of the package: short functions, small folders, imports that run one way. Read off the syntax trees."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -152,6 +153,21 @@ def find_upward_imports(package: Path) -> list[str]:
     ]
 
 
+def find_imports_against(folders: list[str], package: Path) -> list[str]:
+    """`file imports file` for each import of a folder that stands before the importing one in the list."""
+
+    def place(path: str) -> int | None:
+        names = [name for name in folders if path.startswith(f"{name}/")]
+        return folders.index(max(names, key=len)) if names else None
+
+    return [
+        f"{path} imports {target}"
+        for path, targets in module_graph(package).items()
+        for target in sorted(targets)
+        if None not in (place(path), place(target)) and place(target) < place(path)
+    ]
+
+
 def find_imports_that_do_not_travel(package: Path) -> list[str]:
     """`file: import` for each import of a model file that the Hub's exporter would not resolve."""
     wrong = []
@@ -186,6 +202,14 @@ def test_folders_are_small():
 def test_imports_run_one_way():
     assert find_upward_imports(PACKAGE) == []
     assert find_cycle(room_graph(PACKAGE)) == []
+
+
+def test_the_readme_lists_folders_from_top_to_bottom():
+    readme = (PACKAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("\nsrc/vicmae_hf/\n")[2].partition("\ntests/")[0]
+    folders = [name for line in tree.splitlines() for name in re.findall(r"([\w/]+)/", line[:22])]
+    assert {"commands", "data/media", "convert_checkpoint"} <= set(folders)
+    assert find_imports_against(folders, PACKAGE) == []
 
 
 def test_model_files_import_each_other_as_the_hub_can_follow():
@@ -225,6 +249,9 @@ def test_a_crooked_package_is_found_out(crooked):
     assert find_long_functions(crooked) == {"training/session.py long": 61}
     assert find_full_folders(crooked) == {"evaluation": 11}
     assert find_upward_imports(crooked) == ["files.py imports data/media/video.py"]
+    assert find_imports_against(["reports", "data/media", "training"], crooked) == [
+        "training/loop.py imports reports/plots.py"
+    ]
     assert module_graph(crooked)["settings.py"] == {"errors.py"}
     assert module_graph(crooked)["video_processing_vicmae.py"] == {"settings.py", "files.py"}
     assert sorted(find_cycle(room_graph(crooked))[1:]) == ["reports", "training"]

@@ -1,10 +1,11 @@
-"""Small encoded videos for the tests: every frame carries its own number in its pixels."""
+"""Small encoded videos for the tests, every frame of which carries its own number in its pixels, and small images."""
 
 from fractions import Fraction
 
 import av
 import numpy as np
 import torch
+from PIL import Image
 
 
 NUMBER_OF_BITS = 8
@@ -63,3 +64,11 @@ def write_video(
             frame.time_base = time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def write_images(folder, count: int, cells: int = 6, side: int = 48) -> None:
+    """Writes 0.png, 1.png, ... of `side` pixels, which all differ: enlarged from `cells` x `cells` random colours."""
+    folder.mkdir(exist_ok=True)
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 255, (cells, cells, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((side, side)).save(folder / f"{index}.png")

@@ -147,12 +147,9 @@ class ViCMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ["hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"]:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}.")
-        for name in [
-            "contrastive_weight",
-            *(f"vicreg_{part}_weight" for part in ("invariance", "variance", "covariance")),
-        ]:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for part in ["contrastive", "vicreg_invariance", "vicreg_variance", "vicreg_covariance"]:
+            if getattr(self, f"{part}_weight") < 0:
+                raise ValueError(f"{part}_weight must not be negative, got {getattr(self, f'{part}_weight')}.")
         # Not 0 either: the pixel loss is a mean over masked patches, of which there would be none.
         if not 0 < self.mask_ratio < 1:
             raise ValueError(

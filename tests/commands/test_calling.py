@@ -16,11 +16,11 @@ from PIL import Image
 from tiny_models import tiny_overrides
 
 import vicmae_hf
-from vicmae_hf.commands.calling import as_before, speaking
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.probes import balanced_subset
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.reporting import MetricsLog
+from vicmae_hf.training.session.calling import as_before, speaking
 from vicmae_hf.training.stopping import RunStopped
 
 

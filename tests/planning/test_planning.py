@@ -4,7 +4,6 @@ import json
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from launching import run_here, run_together, undone
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_config, tiny_overrides
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from video_files import numbered_frames, write_video
+from video_files import numbered_frames, write_images, write_video
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining, ViCMAEForVideoClassification
 from vicmae_hf.command_line import parse_arguments, parse_config_overrides
@@ -39,9 +38,7 @@ def media(tmp_path_factory):
     folder = tmp_path_factory.mktemp("media")
     for seconds in (4, 8):
         write_video(folder / f"{seconds}.mp4", numbered_frames(10 * seconds), fps=10)
-    for index in range(5):
-        pixels = np.random.default_rng(index).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
+    write_images(folder, 5, cells=40, side=40)
     (folder / "broken.mp4").write_bytes(b"no video")
     return folder
 

@@ -4,7 +4,6 @@ import json
 from contextlib import nullcontext
 
 import contrast_worker
-import numpy as np
 import pytest
 import torch
 from contrast_worker import (
@@ -20,8 +19,8 @@ from contrast_worker import (
     train,
 )
 from launching import forget_accelerate, run_here, run_together
-from PIL import Image
 from tiny_models import tiny_overrides
+from video_files import write_images
 
 from vicmae_hf import ViCMAEImageProcessor
 from vicmae_hf.data.samples.augmentation import PixelNormalizer
@@ -213,9 +212,7 @@ def test_in_fp16_small_gradients_are_scaled_on_their_way_through_the_projector(a
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    for index in range(8):
-        pixels = np.random.default_rng(index).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((48, 48)).save(folder / f"{index}.png")
+    write_images(folder, 8, cells=4)
     return folder
 
 

@@ -3,15 +3,14 @@
 import json
 import logging
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import PartialState
 from launching import run_here, undone
-from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_config, tiny_overrides
+from video_files import write_images
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
 from vicmae_hf.command_line import parse_arguments
@@ -69,6 +68,12 @@ def test_what_is_given_stays_also_where_it_is_the_default():
     assert (arguments.num_train_epochs, arguments.warmup_epochs, arguments.segment_seconds) == (800, 40, 5)
     assert (arguments.per_device_train_batch_size, arguments.contrastive_start_epoch) == (32, 200)
     assert arguments.config_overrides == "num_hidden_layers=3"
+
+
+@pytest.mark.parametrize("overrides", ["contrastive_weight=0.1", "projector_hidden_size=256"])
+def test_settings_that_are_no_sizes_of_the_model_leave_the_choice_of_sizes(overrides):
+    """The name `projector_hidden_size` holds that of a size of the encoder."""
+    assert fitted(1200, "--config_overrides", overrides).config_overrides.startswith(f"{overrides},hidden_size=384,")
 
 
 def test_a_run_of_so_many_updates_and_one_from_weights():
@@ -149,10 +154,7 @@ def test_a_mask_of_all_patches_or_none_is_refused_before_the_data(image_size, ma
 
 @pytest.mark.slow
 def test_a_run_on_frozen_layers_of_a_run_with_the_preset(tmp_path):
-    (tmp_path / "images").mkdir()
-    for index in range(12):
-        pixels = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    write_images(tmp_path / "images", 12, cells=32, side=32)
     common = ["--train_data", tmp_path / "images", "--dataloader_num_workers", 0, "--preset", "small-data"]
     common += ["--image_size", 32, "--num_train_epochs", 8]
     model = ["--config_overrides", tiny_overrides(num_hidden_layers=2)]

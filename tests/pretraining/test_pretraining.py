@@ -2,13 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from launching import run_here, run_together
-from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_overrides
+from video_files import write_images
 
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 
@@ -19,9 +18,7 @@ MODEL = tiny_overrides(learnable_temperature="true")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    for index in range(8):
-        pixels = np.random.default_rng(index).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((48, 48)).save(folder / f"{index}.png")
+    write_images(folder, 8, cells=4)
     return folder
 
 

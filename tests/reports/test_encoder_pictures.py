@@ -16,9 +16,9 @@ from video_files import numbered_frames, read_numbers, write_video
 
 import vicmae_command
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEImageProcessor, ViCMAEModel
+from vicmae_hf.commands import pictures
 from vicmae_hf.data.samples.pairs import load_frame_pairs
 from vicmae_hf.data.sources.selection import list_files
-from vicmae_hf.pretraining import pictures
 from vicmae_hf.processors import build_processors
 from vicmae_hf.reports import encoder_pictures
 from vicmae_hf.reports.encoder_pictures import (

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
-from vicmae_hf.reports.reconstructions import reconstruct_views, with_random_weights
+from vicmae_hf.reports.baselines import with_random_weights
+from vicmae_hf.reports.reconstructions import reconstruct_views
 
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]

@@ -145,7 +145,10 @@ def test_utilisation_and_memory_in_the_log(tmp_path, monkeypatch):
 
 def test_peaks_are_those_of_known_devices(monkeypatch):
     assert peak_flops(torch.device("cpu")) is None
-    for name, peak in {"NVIDIA H100 80GB HBM3": 989.4e12, "NVIDIA H100 PCIe": 756e12, "Some GPU": None}.items():
+    peaks = {"NVIDIA H100 80GB HBM3": 989.4e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA L4": 121e12, "NVIDIA L40": 181e12}
+    peaks |= {"NVIDIA GeForce RTX 3090": 71e12, "NVIDIA GeForce RTX 3090 Ti": None, "Some GPU": None}
+    peaks |= {"NVIDIA GeForce RTX 4090 D": None, "NVIDIA GeForce RTX 4090 Laptop GPU": None}
+    for name, peak in peaks.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_flops(torch.device("cuda")) == peak
 

@@ -128,6 +128,12 @@ def test_a_config_that_cannot_be_is_one_line(overrides):
         build_model(ViCMAEForPreTraining, arguments(config_overrides=overrides))
 
 
+def test_a_field_that_is_given_twice_is_refused():
+    twice = arguments(config_overrides="image_size=96,num_frames=4", image_size=[64])
+    with pytest.raises(ArgumentsError, match="other settings or the data decide image_size and num_frames; leave"):
+        build_model(ViCMAEForPreTraining, twice, num_frames=8)
+
+
 def test_an_output_folder_of_data_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "linked").symlink_to(tmp_path / "data")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from launching import EXAMPLES, Forked, run, run_together
 from local_hub import run_local_hub
-from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_config, tiny_overrides
+from video_files import write_images
 
 from vicmae_hf import ViCMAEForPreTraining
 from vicmae_hf.training.devices.sharding import prepare_sharding
@@ -30,9 +30,7 @@ FSDP2 = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    for index in range(16):
-        pixels = np.random.default_rng(index).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((48, 48)).save(folder / f"{index}.png")
+    write_images(folder, 16)
     return folder
 
 

@@ -70,7 +70,7 @@ def train_classifier(
     resolve_settings(arguments, model.config, accelerator.num_processes)
     output_dir = Path(arguments.output_dir)
     bad_files = BadFiles(output_dir / "bad_files.jsonl", len(train_source) + len(eval_source), arguments.max_bad_files)
-    # All that may be refused comes before `checkpoints.start`, which deletes the run that this one replaces.
+    # All that may be refused comes before `run.begin`, which deletes the run that this one replaces.
     schedule = plan_run(arguments, accelerator.num_processes, len(train_source))
     view = build_view(model.config, arguments)
     module = LinearClassifier(model) if arguments.method == "linear" else model

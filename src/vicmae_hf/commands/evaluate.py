@@ -28,8 +28,8 @@ from ..evaluation.temporal_ablation import FrameOrders
 from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
+from ..training.session.calling import Data, call, start
 from ..training.session.output_folder import refuse_data_folder
-from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)
@@ -37,8 +37,8 @@ class EvaluationArguments(InferenceArguments):
     model_name_or_path: str = setting(REQUIRED, "classifier: a folder, or a name on the Hub")
     data: str = setting(REQUIRED, "labelled folder ROOT/CLASS_NAME/FILE, list of `path label`, or dataset with labels")
     output_dir: str = setting(REQUIRED, "folder to write results, tables and pictures to")
-    num_clips: list[int] = setting([1], "temporal views per video; each number is a protocol of its own")
-    num_crops: list[int] = setting([1], "spatial views per clip; as many numbers as --num_clips")
+    num_clips: list[int] = setting([1], "temporal views per video; each number is a protocol of its own", minimum=1)
+    num_crops: list[int] = setting([1], "spatial views per clip; as many numbers as --num_clips", minimum=1)
     label_names: str | None = setting(None, "file of class names in the order of the model's outputs, one per line")
     temporal_ablation: bool = setting(
         False, "evaluate also with shuffled and with repeated frames, on views of the first protocol"

@@ -28,8 +28,8 @@ from ..errors import InputError
 from ..evaluation.features import load_encoder
 from ..files import check_writable, writing
 from ..settings import REQUIRED, ArgumentsError, Settings, setting
+from ..training.session.calling import start
 from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
-from .calling import start
 
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}

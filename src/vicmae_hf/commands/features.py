@@ -47,7 +47,7 @@ from ..settings import REQUIRED, ArgumentsError, setting
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from ..training.reporting import say_unreadable
-from .calling import Data, call, start
+from ..training.session.calling import Data, call, start
 
 
 @dataclass(kw_only=True)

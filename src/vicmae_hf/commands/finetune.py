@@ -19,8 +19,8 @@ from ..classification.arguments import ClassificationArguments
 from ..classification.classification import train_classifier
 from ..classification.setup import build_classifier, open_sources
 from ..evaluation.metrics.accuracy import describe_figures
+from ..training.session.calling import Data, call, start
 from ..training.session.session import end_session, start_session
-from .calling import Data, call, start
 
 
 def run(arguments: ClassificationArguments) -> dict[str, Any]:

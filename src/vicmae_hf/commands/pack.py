@@ -24,7 +24,7 @@ from ..data.sources.selection import refuse_dataset_in_data
 from ..data.sources.sources import STORE_FILE, SourceSettings
 from ..files import check_writable
 from ..settings import REQUIRED, setting
-from .calling import start
+from ..training.session.calling import start
 
 
 @dataclass(kw_only=True)

@@ -26,7 +26,7 @@ from ..planning.trainings import open_classification, open_pretraining, scratch_
 from ..pretraining.presets import PresetArguments
 from ..settings import ArgumentsError, setting
 from ..training.engines import check_engine
-from .calling import start
+from ..training.session.calling import start
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from ..data.media.reading import MediaLoader, ReadingArguments
 from ..data.preparing.preparation import prepare_dataset, summarize
 from ..data.sources.labelled import read_class_names
 from ..settings import REQUIRED, setting
-from .calling import start
+from ..training.session.calling import start
 
 
 @dataclass(kw_only=True)

@@ -21,9 +21,9 @@ from ..pretraining.arguments import PretrainingArguments
 from ..pretraining.presets import PresetArguments, check_mask, freeze_layers
 from ..pretraining.run import run_pretraining
 from ..training.reporting import say_unreadable
+from ..training.session.calling import Data, call, start
 from ..training.session.models import build_model
 from ..training.session.session import end_session, start_session
-from .calling import Data, call, start
 
 
 logger = get_logger(__name__)

@@ -30,8 +30,8 @@ from ..training.arguments import ProcessArguments
 from ..training.devices.hardware import set_threads
 from ..training.engines import check_engine
 from ..training.reporting import RESULTS_FILE, say_unreadable
+from ..training.session.calling import Data, call, start
 from ..training.session.output_folder import refuse_data_folder
-from .calling import Data, call, start
 
 
 @dataclass(kw_only=True)
@@ -88,8 +88,8 @@ def run(arguments: ProbeArguments) -> dict[str, Any]:
         output_dir = Path(arguments.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         write_failures(output_dir / "bad_files.jsonl", failures)
-        write_json(output_dir / RESULTS_FILE, results)
         write_json(output_dir / "arguments.json", asdict(arguments))
+        write_json(output_dir / RESULTS_FILE, results)  # last: who finds it finds the others
         print(f"{describe(results, arguments.num_seeds, output_dir)} Results: {output_dir / RESULTS_FILE}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

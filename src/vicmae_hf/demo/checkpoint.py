@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..evaluation.classifier_loading import Classifier, load_classifier
 from ..evaluation.features import load_encoder
 from ..modeling_vicmae import ViCMAEForPreTraining, ViCMAEModel
-from ..reports.reconstructions import with_random_weights
+from ..reports.baselines import with_random_weights
 from ..training.session.models import MODEL_ERRORS, NO_FOREIGN_CODE, explain
 
 

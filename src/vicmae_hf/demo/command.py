@@ -23,12 +23,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..command_line import parse_arguments
 from ..data.media.bad_files import BadFilesArguments
 from ..data.media.reading import MediaLoader, ReadingArguments
 from ..errors import InputError
 from ..settings import REQUIRED, Settings, setting
-from ..training.session.scripts import run_script
+from ..training.session.calling import start
 from .checkpoint import open_checkpoint
 from .neighbours import encode_folder
 
@@ -110,4 +109,4 @@ def check_address(host: str, port: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_script(lambda: run(parse_arguments(DemoArguments, argv)))
+    start(DemoArguments, run, argv)

@@ -18,7 +18,7 @@ from ..data.samples.label_fraction import take_share
 from ..data.samples.views import ViewDataset
 from ..errors import InputError
 from ..modeling_vicmae import ViCMAEModel
-from ..reports.reconstructions import with_random_weights
+from ..reports.baselines import with_random_weights
 from ..training.optimization import learning_rate_factor, scaled_learning_rate, set_learning_rate
 from ..training.reporting import Progress
 from .feature_table import LabelledFeatures, nearest_neighbour_scores, predict_blocks

@@ -7,10 +7,11 @@ from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..pretraining.flops import layer_flops, update_flops
+from ..training.reporting import PEAK_FLOPS
 
 
-# What ViT-B/16 reaches here on an H100 in bf16, eager (docs/performance.md: 17 % with 128 pairs, 25 % with 512; ViT-L
-# 27 to 38 %).
+# What ViT-B/16 reaches on an H100 in bf16, eager, with 512 pairs. With 128 or 512, eager or compiled, it is 17 to
+# 30 %, and of ViT-L 27 to 38 % (docs/performance.md).
 DEFAULT_MFU = 0.25
 # Small batches wait for the program, not for the GPU: ViT-B's 20 layers take 56 ms or more (docs/performance.md).
 LAYER_SECONDS = 0.056 / 20
@@ -18,7 +19,7 @@ LAYER_SECONDS = 0.056 / 20
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU by its data sheet: dense FLOP/s of its tensor cores in half precision with float32 sums, and memory."""
+    """A GPU by its data sheet: peak (see `PEAK_FLOPS`) and memory."""
 
     name: str
     flops: float
@@ -26,11 +27,11 @@ class GPU:
 
 
 GPUS = (
-    GPU("H100 80 GB", 989.4e12, 80),
-    GPU("A100 80 GB", 312e12, 80),
-    GPU("L4 24 GB", 121e12, 24),
-    GPU("RTX 4090 24 GB", 165.2e12, 24),
-    GPU("RTX 3060 12 GB", 25.5e12, 12),
+    GPU("H100 80 GB", PEAK_FLOPS["NVIDIA H100"], 80),
+    GPU("A100 80 GB", PEAK_FLOPS["NVIDIA A100"], 80),
+    GPU("L4 24 GB", PEAK_FLOPS["NVIDIA L4"], 24),
+    GPU("RTX 4090 24 GB", PEAK_FLOPS["NVIDIA GeForce RTX 4090"], 24),
+    GPU("RTX 3060 12 GB", PEAK_FLOPS["NVIDIA GeForce RTX 3060"], 12),
 )
 CUDA_GIB = 0.6  # what CUDA and its libraries take before a model is there
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from accelerate.logging import get_logger
 from torch import nn
 
+from ..command_line import parse_config_overrides
 from ..configuration_vicmae import ViCMAEConfig
 from ..data.sources.sources import is_saved_dataset
 from ..files import read_json
@@ -26,7 +27,7 @@ SMALL_CHECKPOINTS = 10
 SMALL_SEGMENT_SECONDS = 10.0
 # Samples below which Table 1's schedule, made for more than a million, gets a word.
 FEW_SAMPLES = 10_000
-# ViT-S/16 with MAE's decoder for it scaled alike.
+# ViT-S/16: half of ViT-B's widths and heads. The decoder also has half of its layers, where the released code has all.
 SMALL_MODEL = {
     "hidden_size": 384,
     "num_attention_heads": 6,
@@ -86,11 +87,10 @@ class PresetArguments(PretrainingArguments):
         # Frame stores can't be divided, and their recordings were when they were packed.
         if self.segment_seconds is None and not any(map(is_saved_dataset_name, self.train_data)):
             self.segment_seconds = SMALL_SEGMENT_SECONDS
-        overrides = self.config_overrides or ""
-        has_sizes = any(name in overrides for name in (*SMALL_MODEL, "num_hidden_layers"))
-        if self.model_name_or_path is None and not has_sizes:
+        given = parse_config_overrides(ViCMAEConfig, self.config_overrides)
+        if self.model_name_or_path is None and given.keys().isdisjoint({*SMALL_MODEL, "num_hidden_layers"}):
             sizes = ",".join(f"{name}={value}" for name, value in SMALL_MODEL.items())
-            self.config_overrides = f"{overrides},{sizes}" if overrides else sizes
+            self.config_overrides = f"{self.config_overrides},{sizes}" if self.config_overrides else sizes
 
 
 def is_saved_dataset_name(name: str) -> bool:

@@ -20,6 +20,7 @@ from .objective import Objective
 
 
 if TYPE_CHECKING:  # only for annotations: how a model is trained is read without them
+    from ..data.samples.streaming import FramePairStream
     from ..image_processing_vicmae import ViCMAEImageProcessor
     from ..training.run_folder import RunFolder
     from ..video_processing_vicmae import ViCMAEVideoProcessor
@@ -38,9 +39,11 @@ class Measure(Protocol):
         """
 
 
-def build_frame_pairs(accelerator: Accelerator, config: ViCMAEConfig, arguments: PretrainingArguments):
+def build_frame_pairs(
+    accelerator: Accelerator, config: ViCMAEConfig, arguments: PretrainingArguments
+) -> "FramePairDataset | FramePairStream":
     """
-    Opens the pairs to train a model of `config` on: a `FramePairDataset`, or with `--streaming` a `FramePairStream`.
+    Opens the pairs to train a model of `config` on; a stream with `--streaming`.
 
     Raises:
         BadFilesError: if no pair can be read.
@@ -63,7 +66,7 @@ def build_frame_pairs(accelerator: Accelerator, config: ViCMAEConfig, arguments:
 def pretrain(
     accelerator: Accelerator,
     model: ViCMAEForPreTraining,
-    dataset: FramePairDataset,
+    dataset: "FramePairDataset | FramePairStream",
     arguments: PretrainingArguments,
     run: "RunFolder",
     processors: tuple["ViCMAEImageProcessor", "ViCMAEVideoProcessor"],
@@ -84,7 +87,7 @@ def pretrain(
         BadFilesError, CheckpointError, NonFiniteError, RunStopped: see `run_pretraining`.
     """
     schedule = plan_run(arguments, accelerator.num_processes, dataset.num_samples)
-    # What may be refused comes before `checkpoints.start`, which deletes the checkpoints of an older run.
+    # What may be refused comes before `run.begin`, which deletes the checkpoints of an older run.
     check_contrast(arguments, model.config, schedule)
     build_loader(accelerator, dataset, arguments, schedule)
     # Table 1. The schedule sets the learning rate before every update.
@@ -123,7 +126,7 @@ def pretrain(
 
 def build_loader(
     accelerator: Accelerator,
-    dataset: FramePairDataset,
+    dataset: "FramePairDataset | FramePairStream",
     arguments: PretrainingArguments,
     schedule: Schedule,
     num_batches: int = 0,
@@ -147,7 +150,10 @@ def build_loader(
 
 
 def load_batches(
-    accelerator: Accelerator, dataset: FramePairDataset, arguments: PretrainingArguments, schedule: Schedule
+    accelerator: Accelerator,
+    dataset: "FramePairDataset | FramePairStream",
+    arguments: PretrainingArguments,
+    schedule: Schedule,
 ) -> Iterable[dict[str, torch.Tensor]]:
     """
     Loads the batches still to come, `{"pixel_values": uint8 (B, 2, 3, H, W), "noise": (B, 2, L), "name"}`, to this

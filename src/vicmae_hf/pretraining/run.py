@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +31,9 @@ from .online_probe import OnlineProbe
 from .presets import fit_to_data
 from .pretraining import Measure, build_frame_pairs, pretrain
 
+
+if TYPE_CHECKING:  # only for an annotation: most people never load it
+    from ..data.samples.streaming import FramePairStream
 
 logger = get_logger(__name__)
 
@@ -96,7 +99,7 @@ def run_pretraining(
 
 def write_report(
     model: ViCMAEForPreTraining,
-    dataset: FramePairDataset,
+    dataset: "FramePairDataset | FramePairStream",
     processor: ViCMAEImageProcessor,
     arguments: PretrainingArguments,
     results: dict[str, Any],

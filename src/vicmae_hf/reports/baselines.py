@@ -1,11 +1,16 @@
-"""Values of the figures without learning: the dashed lines of the plots."""
+"""What there is without learning: values of the figures, the dashed lines of the plots, and random weights."""
 
 import math
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from ..configuration_vicmae import ViCMAEConfig
 
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Values of figures by their names, and what gives these values.
 Baselines = dict[str, tuple[float, str]]
@@ -45,3 +50,10 @@ def classification_baselines(labels: np.ndarray) -> Baselines:
         "eval_top1": (100 * float(shares[0]), "chance: the most frequent class"),
         "eval_top5": (100 * float(shares[:5].sum()), "chance: the five most frequent classes"),
     }
+
+
+def with_random_weights(model: Model, seed: int = 0, **options: Any) -> Model:
+    """Builds the same model on the same device, with random weights, in eval mode. `options` go to its class."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which would seed the GPUs, too
+        return type(model)(model.config, **options).to(model.device, model.dtype).eval()

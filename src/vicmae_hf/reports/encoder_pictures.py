@@ -19,9 +19,9 @@ from ..errors import MediaDecodingError
 from ..image_processing_vicmae import ViCMAEImageProcessor
 from ..modeling_vicmae import ViCMAEModel
 from ..video_processing_vicmae import nearest_frames
+from .baselines import with_random_weights
 from .film import write_film
 from .plots import plot_attention, plot_neighbours
-from .reconstructions import with_random_weights
 
 
 if TYPE_CHECKING:  # only for annotations: most people never load it

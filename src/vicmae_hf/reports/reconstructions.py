@@ -2,16 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
 from ..data.samples.augmentation import PixelNormalizer
 from ..modeling_vicmae import ViCMAEForPreTraining, patchify
-
-
-Model = TypeVar("Model", bound=PreTrainedModel)
+from .baselines import with_random_weights
 
 
 def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int) -> torch.Tensor:
@@ -22,13 +18,6 @@ def unpatchify(patches: torch.Tensor, height: int, width: int, num_channels: int
     patches = patches.reshape(*batch, rows, columns, patch_size, patch_size, num_channels)  # (..., h, w, p, p, C)
     order = [patches.ndim + axis for axis in (-1, -5, -3, -4, -2)]
     return patches.permute(*range(len(batch)), *order).reshape(*batch, num_channels, height, width)
-
-
-def with_random_weights(model: Model, seed: int = 0, **options: Any) -> Model:
-    """Builds the same model on the same device, with random weights, in eval mode. `options` go to its class."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which would seed the GPUs, too
-        return type(model)(model.config, **options).to(model.device, model.dtype).eval()
 
 
 @torch.no_grad()

@@ -118,13 +118,14 @@ PEAK_FLOPS = {
     "NVIDIA A10G": 70e12,
     "NVIDIA GeForce RTX 4090": 165.2e12,
     "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 3060": 25.5e12,
 }
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Looks up the peak of a device; None if it is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if "Laptop" in name:  # they share names with larger ones
+    if name.endswith((" Laptop GPU", " Ti", " D")):  # their names begin like those of others
         return None
     return next((peak for beginning, peak in PEAK_FLOPS.items() if name.startswith(beginning)), None)
 

@@ -4,7 +4,9 @@ from PIL import Image
 from video_files import numbered_frames, read_numbers, write_video
 
 from vicmae_hf.data.media.excerpts import name_excerpt, view_video
-from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
+from vicmae_hf.data.media.images import MediaReader
+from vicmae_hf.data.media.reading import EncodedItem, MediaLoader, part_at_random
+from vicmae_hf.data.samples.frame_sampling import FrameSampling
 from vicmae_hf.errors import MediaDecodingError
 
 
@@ -88,3 +90,31 @@ def test_names_of_excerpts():
         "[0.0-2.0 s]",
         "[1.0-end s]",
     ]
+
+
+class Recording(MediaReader):
+    """Ten frames a second of a long video, of which only the times are asked for."""
+
+    def __init__(self, duration: float):
+        self.duration = duration
+        self.timestamps = np.arange(int(10 * duration)) / 10
+        self.num_frames = len(self.timestamps)
+        self.is_long = True
+
+    def read_part(self, start: float, end: float) -> None:
+        self.is_long = False
+
+
+def test_pairs_are_as_frequent_at_the_ends_of_a_long_video_as_elsewhere():
+    sampling, generator = FrameSampling(), np.random.default_rng(0)
+    found = []
+    for _ in range(5000):
+        part = part_at_random(Recording(130.0), sampling.span, generator)
+        first, _ = sampling.sample(part.timestamps, part.duration, generator)
+        found.append(0.1 * (part.first + first))
+    # A window of 2.13 s begins anywhere, and the first frame is from its first half.
+    windows = np.random.default_rng(1).uniform(0, 130 - 64 / 30, 10**6)
+    expected = windows + np.random.default_rng(2).uniform(0, 32 / 30, 10**6)
+    for start, end in ((0, 5), (5, 10), (60, 65), (120, 125), (125, 130)):
+        share, wanted = (np.mean((start <= np.array(times)) & (np.array(times) < end)) for times in (found, expected))
+        assert share == pytest.approx(wanted, rel=0.3), (start, end)

@@ -435,6 +435,7 @@ def test_a_bad_row_is_named_by_its_place(tmp_path):
         ({"image_size": 0}, "image_size must be"),
         ({"frame_sampling": "far"}, "frame_sampling must be one of"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale must be"),
+        ({"frames_per_second": 10, "source_frames_per_second": 30}, "another name for .*: give one"),
     ],
 )
 def test_bad_options(mixed, options, message):

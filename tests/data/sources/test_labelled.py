@@ -33,6 +33,15 @@ def test_classes_follow_sorted_names(tmp_path):
     assert source.class_names == ["Zoo", "jump", "wash"]
 
 
+def test_a_label_column_that_folders_do_not_have_is_told_of(tmp_path, caplog):
+    make_files(tmp_path, "jump/c.webm", "wash/b.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,label\njump/c.webm,dance\nwash/b.mp4,clean\n")
+    assert open_labelled(tmp_path).class_names == ["clean", "dance"]
+    assert not caplog.records
+    assert open_labelled(tmp_path, settings=SourceSettings(label_column="action")).class_names == ["jump", "wash"]
+    assert "has no column 'action' (--label_column) beside its files; its folders are the classes" in caplog.text
+
+
 def test_classes_in_a_given_order(tmp_path):
     make_files(tmp_path, "wash/b.mp4", "jump/c.webm")
     source = open_labelled(tmp_path, class_names=["wash", "sing", "jump"])

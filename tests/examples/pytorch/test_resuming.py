@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 from launching import Forked, run_here, run_together, script_path
-from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_overrides
-from video_files import numbered_frames, write_video
+from video_files import numbered_frames, write_images, write_video
 
 from vicmae_hf.training.checkpointing import find_damage
 from vicmae_hf.training.session import output_folder
@@ -30,9 +29,7 @@ MODEL = tiny_overrides()
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    for index in range(8):
-        pixels = np.random.default_rng(index).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((48, 48)).save(folder / f"{index}.png")
+    write_images(folder, 8)
     for index in range(8):
         write_video(folder / f"{index}.mp4", numbered_frames(12, 48, 48, seed=index), 10)
     return folder

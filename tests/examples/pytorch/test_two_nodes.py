@@ -7,12 +7,11 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from launching import ON_CPU, run_together, script_path
-from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_overrides
+from video_files import write_images
 
 
 def run_on_two_nodes(*flags):
@@ -39,10 +38,7 @@ def run_on_two_nodes(*flags):
 @pytest.mark.slow
 def test_two_nodes_pretrain_and_resume(tmp_path):
     data, whole = tmp_path / "data", tmp_path / "whole"
-    data.mkdir()
-    for index in range(16):
-        pixels = np.random.default_rng(index).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((48, 48)).save(data / f"{index}.png")
+    write_images(data, 16)
     flags = [
         *("--train_data", data, "--image_size", 32, "--config_overrides", tiny_overrides(drop_path_rate=0.1)),
         *("--num_train_epochs", 2, "--warmup_epochs", 1, "--contrastive_start_epoch", 1),

@@ -1,20 +1,16 @@
 """Other views of an open video: a part of it, as if it were a file of its own, and frames by number, not by time."""
 
-import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ...errors import MediaDecodingError
+from .images import MediaReader, check_indices
 
 
 MIN_PART_SECONDS = 10.0  # of a long video: at least some frames, whatever the frame rate
 ROUNDING_SECONDS = 1e-6  # of times that a user or a table gives
-
-if TYPE_CHECKING:  # it imports this module where a part is asked for
-    from .reading import MediaReader
 
 
 def name_excerpt(start: float | None, end: float | None) -> str:
@@ -22,11 +18,15 @@ def name_excerpt(start: float | None, end: float | None) -> str:
     return f"[{0.0 if start is None else start}-{'end' if end is None else end} s]"
 
 
-def draw_part(reader: "MediaReader", seconds: float, generator: np.random.Generator) -> "MediaReader":
+def draw_part(reader: MediaReader, seconds: float, generator: np.random.Generator) -> MediaReader:
     """Draws a part of a long video, longer than the `seconds` of a sample, so that it may lie anywhere."""
     length = max(2 * seconds, MIN_PART_SECONDS)
-    start = generator.uniform(0.0, max(reader.duration - length, 0.0))
-    part = Excerpt(reader, start, start + length, name_excerpt(round(start, 3), round(start + length, 3)))
+    # Some parts begin before the video or end behind it, and are cut. Else samples at its ends would be rare: few
+    # parts have them, and within a part a sample lies anywhere.
+    margin = (length - seconds) / 2
+    start = generator.uniform(-margin, max(reader.duration - length + margin, -margin))
+    start, end = max(start, 0.0), start + length
+    part = Excerpt(reader, start, end, name_excerpt(round(start, 3), round(end, 3)))
     if part.num_frames > 1:
         return part
     reader.read_whole()  # one picture stands still there; elsewhere there are others
@@ -34,7 +34,7 @@ def draw_part(reader: "MediaReader", seconds: float, generator: np.random.Genera
 
 
 def view_video(
-    reader: "MediaReader", start: float | None, end: float | None, name: str, frames_per_second: float | None
+    reader: MediaReader, start: float | None, end: float | None, name: str, frames_per_second: float | None
 ) -> "Excerpt | EvenFrames":
     """
     Returns a part of a video (see `Excerpt`), with `frames_per_second` by number of frames (see `EvenFrames`). Closes
@@ -49,29 +49,22 @@ def view_video(
         raise
 
 
-class View:
-    """An open video shown in another way, with the interface of `MediaReader`. It closes the video."""
+class View(MediaReader):
+    """An open video shown in another way. It closes the video."""
 
-    is_long = False
-    reader: "MediaReader"
+    reader: MediaReader
 
     def close(self) -> None:
         self.reader.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
 
 class EvenFrames(View):
     """
-    The frames of an open video as if they followed each other at `frames_per_second`, with the interface of
-    `MediaReader`. It takes the number of frames, so the whole index of a long video is read.
+    The frames of an open video as if they followed each other at `frames_per_second`. It takes the number of frames,
+    so the whole index of a long video is read.
     """
 
-    def __init__(self, reader: "MediaReader", frames_per_second: float):
+    def __init__(self, reader: MediaReader, frames_per_second: float):
         self.reader = reader
         self.num_frames = reader.num_frames
         self.timestamps = np.arange(self.num_frames) / frames_per_second
@@ -83,9 +76,8 @@ class EvenFrames(View):
 
 class Excerpt(View):
     """
-    The frames that an open video shows between two times, with the interface of `MediaReader`. Its first frame is the
-    one on the screen at `start`, which is its time 0. It ends at `end`, or with the video if that is earlier. Of a
-    long video only this part is read.
+    The frames that an open video shows between two times. Its first frame is the one on the screen at `start`, which
+    is its time 0. It ends at `end`, or with the video if that is earlier. Of a long video only this part is read.
 
     Args:
         reader: the video, which the excerpt closes.
@@ -96,7 +88,7 @@ class Excerpt(View):
         MediaDecodingError: if the video is over before `start`, or cannot be read.
     """
 
-    def __init__(self, reader: "MediaReader", start: float | None, end: float | None, name: str):
+    def __init__(self, reader: MediaReader, start: float | None, end: float | None, name: str):
         self.reader = reader
         start = 0.0 if start is None else start
         end = reader.duration if end is None else min(end, reader.duration)
@@ -114,8 +106,5 @@ class Excerpt(View):
         self.duration = end - start
 
     def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """Returns frames of the excerpt, as `MediaReader` does. Raises a ValueError for one that is not in it."""
-        indices = [operator.index(index) for index in indices]
-        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
-            raise ValueError(f"The excerpt has frames 0 to {self.num_frames - 1}, asked for {indices}")
+        indices = check_indices(indices, self.num_frames, "The excerpt")
         return self.reader.get_frames([self.first + index for index in indices])

@@ -4,13 +4,13 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from ...errors import InputError
-from .images import IMAGE_EXTENSIONS, ImageDecodingError, ImageOptions, read_image
+from .images import IMAGE_EXTENSIONS, ImageDecodingError, ImageOptions, MediaReader, check_indices, read_image
 from .video import warn_once
 
 
@@ -19,14 +19,12 @@ logger = logging.getLogger(__name__)
 NUMBERED = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # what comes before the number, and the number
 
 
-class FrameFolderReader:
+class FrameFolderReader(MediaReader):
     """
     The images of a folder as the frames of a video (see `MediaReader`), in the order of their numbers: frame_2 comes
     before frame_10. They follow each other at `frames_per_second`, also where numbers are left out. Only frames that
     are asked for are read.
     """
-
-    is_long = False
 
     def __init__(self, folder: str, options: ImageOptions):
         self.folder = folder
@@ -41,23 +39,15 @@ class FrameFolderReader:
         self.timestamps = np.arange(self.num_frames) / options.frames_per_second
         self.duration = self.num_frames / options.frames_per_second
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
     def close(self) -> None:
         """Nothing stays open."""
 
-    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+    def get_frames(self, indices: Iterable[int]) -> torch.Tensor:
         """
-        Returns frames `(len(indices), 3, H, W)`, uint8, in any order and with repetitions. Raises an
-        ImageDecodingError if one cannot be read, or if they differ in size.
+        Frames at `indices` (see `MediaReader`). Raises an ImageDecodingError if one cannot be read, or if they differ
+        in size.
         """
-        indices = list(map(int, indices))
-        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
-            raise ValueError(f"{self.folder} has frames 0 to {self.num_frames - 1}, asked for {indices}")
+        indices = check_indices(indices, self.num_frames, self.folder)
         paths = {index: os.path.join(self.folder, self.names[index]) for index in indices}
         frames = {index: read_image(path, self.options).permute(1, 2, 0) for index, path in paths.items()}
         first = frames[indices[0]]

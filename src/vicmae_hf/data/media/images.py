@@ -1,13 +1,14 @@
 """
-Reading of images: files, and the frames of a store. Here are plain JPEGs, which nearly all are; `other_images.py` has
-what Pillow reads, and images that are videos.
+Reading of images: files, and the frames of a store; and what all readers share. Here are plain JPEGs, which nearly all
+are; `other_images.py` has what Pillow reads, and images that are videos.
 """
 
 import contextlib
 import importlib.util
 import io
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,22 +59,65 @@ class ImageOptions:
 DEFAULT_OPTIONS = ImageOptions()
 
 
-class ImageReader:
+class MediaReader:
+    """
+    An open video, image or row of a frame store; a context manager.
+
+    Attributes:
+        timestamps: float64 array (T,), seconds: when each frame is shown, ascending from 0.
+        duration: seconds, to the end of the last frame.
+        num_frames: T.
+        is_long: whether `timestamps` and `num_frames` are still to be read, which takes long; `read_part` saves it.
+    """
+
+    timestamps: np.ndarray
+    duration: float
+    num_frames: int
+    is_long = False
+
+    def read_part(self, start: float, end: float) -> None:
+        """
+        Reads only the frames that are shown between two times in seconds; only called where `is_long`. `timestamps`
+        are those of the whole, as is `duration`; some before and after may be listed, and others left out.
+        """
+
+    def read_whole(self) -> None:
+        """Takes `read_part` back."""
+
+    def get_frames(self, indices: Iterable[int]) -> torch.Tensor:
+        """
+        Frames (len(indices), 3, H, W), uint8, upright, in any order and with repetitions. In memory the channels are
+        last. Raises a MediaDecodingError if one cannot be read, and a ValueError as `check_indices`.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def check_indices(indices: Iterable[int], num_frames: int, name: str) -> list[int]:
+    """Lists indices. Raises a ValueError if there is none, or one that `name`, of so many frames, does not have."""
+    indices = [operator.index(index) for index in indices]
+    if not indices or min(indices) < 0 or max(indices) >= num_frames:
+        raise ValueError(f"{name} has frames 0 to {num_frames - 1}, asked for {indices}")
+    return indices
+
+
+class ImageReader(MediaReader):
     """An image (3, H, W), uint8, as a video of one frame (see `MediaReader`), so that both go the same way."""
 
     timestamps = np.zeros(1)
     duration = 0.0
     num_frames = 1
-    is_long = False
 
     def __init__(self, image: torch.Tensor):
         self.image = image
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
 
     def close(self) -> None:
         self.image = None

@@ -4,14 +4,14 @@ import contextlib
 import io
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from ...media_reading_vicmae import IMAGE_FORMATS, list_frames, to_rgb
-from .images import ImageDecodingError, ImageOptions, ImageReader
+from .images import ImageDecodingError, ImageOptions, ImageReader, MediaReader, check_indices
 from .video import warn_once
 
 
@@ -42,13 +42,11 @@ def to_tensor(image: Image.Image, options: ImageOptions) -> torch.Tensor:
     return torch.from_numpy(np.require(to_rgb(image, options.image_range), requirements="W")).permute(2, 0, 1)
 
 
-class AnimationReader:
+class AnimationReader(MediaReader):
     """
     An animated GIF, PNG, WebP or AVIF, or a TIFF of several pages of one size, as a video (see `MediaReader`). Frames
     are shown as long as the file says, or follow each other at `frames_per_second`. Pages of a TIFF have no times.
     """
-
-    is_long = False
 
     def __init__(self, image: Image.Image, frames: list[int], name: str, options: ImageOptions):
         self.image = image
@@ -60,29 +58,21 @@ class AnimationReader:
         self.timestamps = np.concatenate([[0.0], ends[:-1]])
         self.duration = float(ends[-1])
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
     def close(self) -> None:
         self.image.close()
 
-    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+    def get_frames(self, indices: Iterable[int]) -> torch.Tensor:
         """
-        Returns frames `(len(indices), 3, H, W)`, uint8, in any order and with repetitions. A TIFF reads only these;
-        frames of an animation are differences from the one before, and are decoded from the first.
+        Frames at `indices` (see `MediaReader`). A TIFF reads only these; frames of an animation are differences from
+        the one before, and are decoded from the first.
         """
-        distinct = sorted(set(map(int, indices)))
-        if not distinct or distinct[0] < 0 or distinct[-1] >= self.num_frames:
-            raise ValueError(f"{self.name} has frames 0 to {self.num_frames - 1}, asked for {list(indices)}")
+        indices = check_indices(indices, self.num_frames, self.name)
         pictures = {}
         with as_image_error(self.name):
-            for index in distinct:
+            for index in sorted(set(indices)):
                 self.image.seek(self.frames[index])
                 pictures[index] = to_tensor(self.image, self.options).permute(1, 2, 0)
-        return torch.stack([pictures[int(index)] for index in indices]).permute(0, 3, 1, 2)
+        return torch.stack([pictures[index] for index in indices]).permute(0, 3, 1, 2)
 
     def _read_durations(self) -> np.ndarray:
         """Returns how long each frame is shown, in seconds."""

@@ -12,7 +12,7 @@ import torch
 
 from ...errors import InputError, MediaDecodingError
 from ...settings import Settings, setting
-from .images import DEFAULT_OPTIONS, ImageOptions, open_image
+from .images import DEFAULT_OPTIONS, ImageOptions, MediaReader, open_image
 from .video import open_video
 
 
@@ -22,41 +22,6 @@ class TimeLimitError(MediaDecodingError):
 
 class DamagedPlaceError(MediaDecodingError):
     """Some frames of a file cannot be read. Others may be."""
-
-
-class MediaReader(Protocol):
-    """
-    An open video, image or row of a frame store; a context manager.
-
-    Attributes:
-        timestamps: float64 array (T,), seconds: when each frame is shown, ascending from 0.
-        duration: seconds, to the end of the last frame.
-        num_frames: T.
-        is_long: whether `timestamps` and `num_frames` are still to be read, which takes long; `read_part` saves it.
-    """
-
-    timestamps: np.ndarray
-    duration: float
-    num_frames: int
-    is_long: bool
-
-    def read_part(self, start: float, end: float) -> None:
-        """
-        Reads only the frames that are shown between two times in seconds; only called where `is_long`. `timestamps`
-        are those of the whole, as is `duration`; some before and after may be listed, and others left out.
-        """
-
-    def read_whole(self) -> None:
-        """Takes `read_part` back."""
-
-    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """Frames (len(indices), 3, H, W), uint8, upright, in any order and with repetitions."""
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> "MediaReader": ...
-
-    def __exit__(self, *exception) -> None: ...
 
 
 class MediaItem(Protocol):

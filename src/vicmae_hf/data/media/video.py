@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import logging
 import math
-import operator
 import os
 import re
 import threading
@@ -27,6 +26,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from ...errors import MediaDecodingError
+from .images import MediaReader, check_indices
 
 
 logger = logging.getLogger(__name__)
@@ -392,7 +392,7 @@ class PyAVDecoder:
         return np.rot90(picture, round(frame.rotation / 90))  # phones store pictures as the sensor lies
 
 
-class VideoReader:
+class VideoReader(MediaReader):
     """
     An open video (see `MediaReader`), its frames in the order in which they are shown.
 
@@ -447,28 +447,13 @@ class VideoReader:
         except BackendError as error:
             raise VideoDecodingError(self.path, {"pyav": str(error)}) from error
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
     def close(self) -> None:
         self._index.close()
         self._decoder = None
 
     def get_frames(self, indices: Iterable[int]) -> torch.Tensor:
-        """
-        Returns the frames at `indices`, (T, 3, H, W), uint8, upright. The indices may be in any order and repeat
-        themselves. In memory the channels are last.
-
-        Raises:
-            VideoDecodingError: if one of them cannot be decoded.
-            ValueError: if there is no index, or one that the video doesn't have.
-        """
-        indices = [operator.index(index) for index in indices]
-        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
-            raise ValueError(f"{self.path} has frames 0 to {self.num_frames - 1}, asked for {indices}")
+        """Frames at `indices` (see `MediaReader`). Raises a VideoDecodingError if one of them cannot be decoded."""
+        indices = check_indices(indices, self.num_frames, self.path)
         distinct = sorted(set(indices))
         frames = self._decode(distinct)
         if indices != distinct:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ...errors import InputError
-from ...settings import MAX_SEED, part_of, setting
+from ...settings import MAX_SEED, ArgumentsError, part_of, setting
 from ..loading.loader import SampleKey, draw_items
 from ..media.bad_files import BadFiles, BadFilesArguments
 from ..media.reading import MediaItem, MediaLoader, ReadingArguments, part_at_random
@@ -142,6 +142,8 @@ class PairSettings(FrameSampling, ReadingArguments, BadFilesArguments, SourceSet
 
     def __post_init__(self):
         if self.frames_per_second is not None:
+            if self.source_frames_per_second not in (None, self.frames_per_second):
+                raise ArgumentsError("--frames_per_second is another name for --source_frames_per_second: give one.")
             self.source_frames_per_second = self.frames_per_second
         super().__post_init__()
 

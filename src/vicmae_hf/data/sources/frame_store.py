@@ -1,7 +1,7 @@
 """Reads frame stores: tables whose rows are lists of encoded frames."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from ...errors import MediaDecodingError
-from ..media.images import decode_jpegs, read_image
+from ..media.images import MediaReader, check_indices, decode_jpegs, read_image
 
 
 ROW_COLUMNS = ("frames", "timestamps", "duration")
@@ -86,13 +86,11 @@ class StoredItem:
         return StoredFrames(self)
 
 
-class StoredFrames:
+class StoredFrames(MediaReader):
     """
     The frames of a row as an open video (see `MediaReader`). Raises a MediaDecodingError if the row has no frames, or
     not a timestamp for each.
     """
-
-    is_long = False
 
     def __init__(self, item: StoredItem):
         self.name = item.name
@@ -105,27 +103,15 @@ class StoredFrames:
         if len(self.timestamps) != self.num_frames:
             raise MediaDecodingError(f"{item.name}: {self.num_frames} frames, but {len(self.timestamps)} timestamps")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
     def close(self) -> None:
         self._frames = None  # lets go of the mapped file
 
-    def get_frames(self, indices: Sequence[int]) -> torch.Tensor:
+    def get_frames(self, indices: Iterable[int]) -> torch.Tensor:
         """
-        Returns the frames at `indices`, (T, 3, H, W), uint8. The indices may be in any order and repeat themselves. In
-        memory the channels are last. Other frames of the row are not touched.
-
-        Raises:
-            MediaDecodingError: if one of them is damaged, or they differ in size.
-            ValueError: if there is no index, or one that the row doesn't have.
+        Frames at `indices` (see `MediaReader`). Other frames of the row are not touched. Raises a MediaDecodingError
+        if one of them is damaged, or they differ in size.
         """
-        indices = [operator.index(index) for index in indices]
-        if not indices or min(indices) < 0 or max(indices) >= self.num_frames:
-            raise ValueError(f"{self.name} has frames 0 to {self.num_frames - 1}, asked for {indices}")
+        indices = check_indices(indices, self.num_frames, self.name)
         distinct = list(dict.fromkeys(indices))
         encoded = [self._read(index) for index in distinct]
         frames = decode_jpegs(encoded)  # the fast way for the usual case: all are JPEGs of one size

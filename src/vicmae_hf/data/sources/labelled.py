@@ -77,14 +77,20 @@ class LabelledSource:
 
 
 @dataclass(kw_only=True)
-class HeldOutSettings(SourceSettings):
-    """Settings of data to train on, and of data to evaluate on."""
+class CheckpointSourceSettings(SourceSettings):
+    """Settings of data for a checkpoint, which says how images were read when it was trained."""
 
     image_range: str | None = setting(
         None,
         "values that become black and white in images of more than 8 bits: type, file or LOW,HIGH (docs/data.md); "
         "default: the checkpoint's",
     )
+
+
+@dataclass(kw_only=True)
+class HeldOutSettings(CheckpointSourceSettings):
+    """Settings of data to train on, and of data to evaluate on."""
+
     eval_split: str | None = setting(None, "split of eval_data, if it is on the Hub; default: validation")
 
     @property
@@ -245,6 +251,9 @@ def open_labelled_folder(name: str, folder: Path, settings: SourceSettings) -> M
     rows = [(path, labels[place[0]]) for path, place in zip(media, places, strict=True) if len(place) == 2]
     if not rows:
         return None
+    if settings.label_column is not None:  # it may be that of other data, such as a list to evaluate on
+        message = "%s: has no column %r (--label_column) beside its files; its folders are the classes."
+        logger.warning(message, name, settings.label_column)
     if len(rows) < len(media):
         first = next(path for path, place in zip(media, places, strict=True) if len(place) != 2)
         logger.warning(

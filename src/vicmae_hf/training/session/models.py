@@ -45,11 +45,16 @@ def build_model(
 
     Raises:
         ArgumentsError: if there is no such checkpoint, the settings do not fit together, or its weights do not fit
-            them.
+            them; if `--config_overrides` has a field that `settings` or `--image_size` decide.
     """
-    changes = parse_config_overrides(model_class.config_class, arguments.config_overrides) | settings
+    overrides = parse_config_overrides(model_class.config_class, arguments.config_overrides)
     if arguments.image_size is not None:
-        changes["image_size"] = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size[0]
+        settings["image_size"] = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size[0]
+    if twice := overrides.keys() & settings.keys():  # else the override would be lost without a word
+        raise ArgumentsError(
+            f"--config_overrides: other settings or the data decide {' and '.join(sorted(twice))}; leave that out."
+        )
+    changes = overrides | settings
     try:
         if arguments.model_name_or_path is None:
             model = model_class(model_class.config_class(**changes))

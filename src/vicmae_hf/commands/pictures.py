@@ -17,32 +17,27 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..command_line import parse_arguments
 from ..data.media.bad_files import BadFiles, BadFilesArguments
 from ..data.media.reading import MediaLoader, ReadingArguments
 from ..data.samples.frame_sampling import FrameSampling
 from ..data.samples.pairs import FramePairDataset
-from ..data.sources.sources import SourceSettings, open_source
+from ..data.sources.labelled import CheckpointSourceSettings
+from ..data.sources.sources import open_source
 from ..evaluation.features import load_encoder
 from ..evaluation.results import check_output_dir
 from ..files import write_json, writing
 from ..reports.encoder_pictures import PICTURES, WholeView, write_encoder_pictures
 from ..settings import REQUIRED, setting
 from ..training.reporting import RESULTS_FILE, say_unreadable
+from ..training.session.calling import start
 from ..training.session.output_folder import refuse_data_folder
-from ..training.session.scripts import run_script
 
 
 @dataclass(kw_only=True)
-class PicturesArguments(ReadingArguments, BadFilesArguments, SourceSettings):
+class PicturesArguments(ReadingArguments, BadFilesArguments, CheckpointSourceSettings):
     model_name_or_path: str = setting(REQUIRED, "any ViC-MAE checkpoint; its encoder is used")
     data: str = setting(REQUIRED, "folder, list, Parquet file, dataset or frame store to take the frames from")
     output_dir: str = setting(REQUIRED, f"folder for {', '.join(PICTURES)}")
-    image_range: str | None = setting(
-        None,
-        "values that become black and white in images of more than 8 bits: type, file or LOW,HIGH (docs/data.md); "
-        "default: the checkpoint's",
-    )
 
 
 def run(arguments: PicturesArguments) -> dict[str, Any]:
@@ -76,4 +71,4 @@ def run(arguments: PicturesArguments) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_script(lambda: run(parse_arguments(PicturesArguments, argv)))
+    start(PicturesArguments, run, argv)

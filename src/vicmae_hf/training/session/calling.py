@@ -11,11 +11,11 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from ..command_line import parse_arguments, parse_keywords
-from ..settings import Settings
-from ..training.session.output_folder import release_output_dir
-from ..training.session.scripts import run_script, said_once
-from ..training.stopping import RunStopped
+from ...command_line import parse_arguments, parse_keywords
+from ...settings import Settings
+from ..stopping import RunStopped
+from .output_folder import release_output_dir
+from .scripts import run_script, said_once
 
 
 Data = str | os.PathLike  # a path, or the name of a dataset or a model on the Hub
