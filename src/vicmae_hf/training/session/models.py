@@ -45,12 +45,13 @@ def build_model(
 
     Raises:
         ArgumentsError: if there is no such checkpoint, the settings do not fit together, or its weights do not fit
-            them; if `--config_overrides` has a field that `settings` or `--image_size` decide.
+            them; if `--config_overrides` has another value of a field that `settings` or `--image_size` decide.
     """
     overrides = parse_config_overrides(model_class.config_class, arguments.config_overrides)
     if arguments.image_size is not None:
         settings["image_size"] = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size[0]
-    if twice := overrides.keys() & settings.keys():  # else the override would be lost without a word
+    # Else the override would be lost without a word.
+    if twice := [name for name in overrides.keys() & settings.keys() if overrides[name] != settings[name]]:
         raise ArgumentsError(
             f"--config_overrides: other settings or the data decide {' and '.join(sorted(twice))}; leave that out."
         )
