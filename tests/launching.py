@@ -72,6 +72,8 @@ class Forked:
 
     def __init__(self, script: str, *flags, **environment: str):
         self.logs = tempfile.TemporaryDirectory()
+        for name in ("stdout", "stderr"):  # also where it is killed before it can make them
+            Path(self.logs.name, name).touch()
         arguments = ([script_path(script), *map(str, flags)], ON_CPU | environment, self.logs.name, are_blank())
         self.process = FORKS.Process(target=_run_forked, args=arguments)
         self.process.start()

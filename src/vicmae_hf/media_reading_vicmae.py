@@ -20,7 +20,6 @@ import importlib
 import io
 import math
 import os
-import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -47,6 +46,8 @@ ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
 # section 19.
 SUBFILE_TYPE, BITS_PER_SAMPLE, SAMPLE_FORMAT = 254, 258, 339
 SMALLER_COPY, UNSIGNED = 1, 1
+# An APNG states how many pictures it has, whatever its size: a list of all that it claims would fill the memory.
+MAX_PICTURES = 1_000_000
 # Formats that name other files or addresses, which FFmpeg would open, wherever they are.
 PLAYLISTS = {"concat", "dash", "hls", "imf", "sdp", "webm_dash_manifest"}
 # Three times 8K. Some kilobytes may unpack to larger frames, and a clip of them would fill the memory.
@@ -55,8 +56,9 @@ MAX_FRAME_PIXELS = 100_000_000
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     """
-    Opens a path, a URL, bytes, or bytes in base 64, at the first of its frames (`list_frames`). Raises what Pillow
-    raises, and what the HTTP client does; a ValueError for more pixels than Pillow reads, 179 million.
+    Opens a path, a URL, bytes, or bytes in base 64, at the first of its frames (`list_frames`). Raises what the HTTP
+    client raises; an OSError for what is no image, a ValueError for more pixels than Pillow reads, 179 million. Damage
+    raises either, or shows only when the pixels are decoded (`to_rgb`), and then raises what Pillow raises.
     """
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         httpx = importlib.import_module("httpx")  # Transformers fetches images by it
@@ -70,8 +72,10 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
             logger.warning_once("Of TIFF files whose pages have several sizes, only the largest page is read.")
         image.seek(frames[0])
         return image
-    # Of kinds that nobody expects: all but the first are what Pillow's parsers do on damaged bytes.
-    except (Image.DecompressionBombError, EOFError, LookupError, RuntimeError, TypeError, struct.error) as error:
+    except OSError:
+        raise
+    # Of kinds that nobody expects: on damaged bytes, Pillow's parsers raise nearly all that there are.
+    except Exception as error:
         name = source if isinstance(source, str | os.PathLike) else "image"
         raise ValueError(f"{name}: cannot be read: {error}") from error
 
@@ -80,10 +84,13 @@ def list_frames(image: Image.Image) -> tuple[list[int], int]:
     """
     Lists which pictures of an opened file are the frames of a video; one, if it is a still image. Thumbnails are left
     out, and so is the picture of an animated PNG for programs that know no animations. Pages of several sizes are no
-    video: then the largest of them is the image, of equals the first. Also counts the other pages of these.
+    video: then the largest of them is the image, of equals the first. Also counts the other pages of these. Raises a
+    ValueError for more than MAX_PICTURES.
     """
     if image.format not in ANIMATED_FORMATS or not getattr(image, "is_animated", False):
         return [0], 0
+    if image.n_frames > MAX_PICTURES:
+        raise ValueError(f"it claims {image.n_frames:,} pictures, and at most {MAX_PICTURES:,} are read")
     frames = list(range(image.n_frames))
     if image.format == "PNG" and getattr(image, "default_image", False):
         return frames[1:], 0

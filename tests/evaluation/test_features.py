@@ -13,7 +13,14 @@ from PIL import Image
 from safetensors import safe_open
 from tiny_features import table as features_of
 from tiny_models import shake, tiny_config
-from transformers import AutoImageProcessor, AutoVideoProcessor, VideoMAEConfig, VideoMAEModel
+from transformers import (
+    AutoImageProcessor,
+    AutoVideoProcessor,
+    LlavaOnevisionVideoProcessor,
+    VideoMAEConfig,
+    VideoMAEModel,
+    ViTImageProcessor,
+)
 from video_files import numbered_frames, write_video
 
 from vicmae_hf import ViCMAEForPreTraining, ViCMAEForVideoClassification, ViCMAEModel
@@ -181,6 +188,10 @@ def test_a_checkpoint_of_a_run_takes_the_processors_of_its_folder(tmp_path, pool
     shutil.copytree(tmp_path / "checkpoint-3", tmp_path / "copy")  # the folder around it need not be its run's
     with pytest.raises(InputError, match=r"no encoder can be loaded from there: .*processor"):
         load_encoder(str(tmp_path / "copy"), pooling)
+    other = LlavaOnevisionVideoProcessor() if pooling == "clip" else ViTImageProcessor()
+    other.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"checkpoint-3: expected .* of ViC-MAE, got {type(other).__name__}"):
+        load_encoder(str(tmp_path / "checkpoint-3"), pooling)
 
 
 def test_only_whole_encoders_of_this_package_are_loaded(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet
@@ -22,6 +23,7 @@ from vicmae_hf.data.sources.selection import list_media
 from vicmae_hf.errors import InputError
 from vicmae_hf.evaluation.prediction import Predictions, ViewPredictions
 from vicmae_hf.evaluation.results import check_output_dir, write_evaluation
+from vicmae_hf.evaluation.temporal_ablation import FrameOrders
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +75,38 @@ def test_tables_and_figures_of_known_predictions(evaluated, tmp_path):
     assert (tmp_path / "out" / "plots" / "confusion.png").stat().st_size > 1000
 
 
-def test_pictures_of_a_stopped_evaluation_are_no_data(evaluated, videos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("earlier", [False, True])
+def test_pictures_of_a_stopped_evaluation_are_no_data(earlier, evaluated, videos, tmp_path, monkeypatch):
+    out = tmp_path / "all" / "out"
     shutil.copytree(videos, tmp_path / "all" / "videos")
-    write_evaluation(tmp_path / "all" / "out", *evaluated, None, {"task": "video"})
+    if earlier:
+        write_evaluation(out, *evaluated, None, {"task": "video"})
 
     def stop(path, failures):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vicmae_hf.evaluation.results.write_failures", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_evaluation(tmp_path / "all" / "out", *evaluated, None, {"task": "video"})
-    assert (tmp_path / "all" / "out" / "plots" / "confusion.png").exists()
-    assert not (tmp_path / "all" / "out" / "all_results.json").exists()
+        write_evaluation(out, *evaluated, None, {"task": "video"})
+    assert (out / "plots" / "confusion.png").exists()
+    assert not (out / "all_results.json").exists()
     files, _ = list_media("all", tmp_path / "all")
     assert len(files) == 7 and all("/videos/" in file for file in files)
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_no_file_of_an_earlier_evaluation_is_left(is_multi_label, evaluated, tmp_path):
+    dataset, outcome = evaluated
+    reordered = torch.zeros(6, 3, 3, dtype=torch.int64)  # in one other order, and either frame twice
+    write_evaluation(tmp_path / "out", dataset, replace(outcome, reordered=reordered), FrameOrders(2, 0), {})
+    if is_multi_label:
+        (predictions,) = outcome.protocols
+        targets = torch.nn.functional.one_hot(predictions.labels, 3)
+        outcome = replace(outcome, protocols=[replace(predictions, labels=targets)])
+    for folder in ("out", "new"):
+        write_evaluation(tmp_path / folder, dataset, outcome, None, {})
+    left, expected = ({path.name for path in (tmp_path / folder).rglob("*")} for folder in ("out", "new"))
+    assert left == expected
 
 
 def test_the_hash_of_a_list_is_that_of_names_and_classes(videos, tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import Forked, Together
+from pictures import drawn
 from safetensors.torch import load_file
 from tiny_models import tiny_overrides
 from video_files import numbered_frames, write_video
@@ -94,9 +95,10 @@ def settings(tmp_path_factory):
 
 
 def start(num_processes: int, *flags) -> Forked | Together:
-    if num_processes == 1:
-        return Forked("run_pretraining.py", *flags)
-    return Together("run_pretraining.py", *flags, num_processes=num_processes)
+    with drawn():  # else the last kill would strike when there is nothing left to write
+        if num_processes == 1:
+            return Forked("run_pretraining.py", *flags)
+        return Together("run_pretraining.py", *flags, num_processes=num_processes)
 
 
 def wait_until(process: Forked | Together, folder: Path, comes: Callable[[Listing, Listing], bool]) -> None:

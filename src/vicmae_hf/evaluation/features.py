@@ -49,6 +49,8 @@ def load_encoder(name: str, pooling: Literal["frame", "clip", "patch"]) -> tuple
         raise
     except MODEL_ERRORS as error:
         raise InputError(f"{name}: no encoder can be loaded from there: {explain(error)}") from error
+    if not hasattr(processor, "image_range"):  # of another model, which lies in the folder around a checkpoint
+        raise InputError(f"{name}: expected a processor of ViC-MAE, got {type(processor).__name__}.")
     # Transformers only warns, and features of random weights look like features.
     if loading["missing_keys"]:
         raise InputError(f"{name}: lacks weights of the encoder, the first: {min(loading['missing_keys'])}.")

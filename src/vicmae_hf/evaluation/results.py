@@ -25,6 +25,8 @@ from .prediction import Predictions, ViewPredictions, write_failures
 from .temporal_ablation import FrameOrders
 
 
+# Written by some evaluations only: an earlier one may have left them in the same folder.
+NOT_ALWAYS = ("temporal_ablation.csv", "plots/temporal_ablation.png", "confusion.csv", "plots/confusion.png")
 SHORT_NAMES = {"eval_top1": "top-1", "eval_top5": "top-5", "eval_map": "mAP"}
 
 
@@ -63,9 +65,10 @@ def write_evaluation(
     plots = output_dir / "plots"
     with writing(plots):
         plots.mkdir(parents=True, exist_ok=True)
+        for name in (RESULTS_FILE, *NOT_ALWAYS):  # the results first: they are absent until all is of this evaluation
+            (output_dir / name).unlink(missing_ok=True)
     class_names = dataset.source.class_names
     first = predictions.protocols[0]
-    (output_dir / RESULTS_FILE).unlink(missing_ok=True)  # until all files are of this evaluation
     # First: these two mark the folder as one whose pictures are no data, also where the process is killed meanwhile.
     write_json(output_dir / "arguments.json", settings)
     write_predictions(output_dir, dataset, predictions)

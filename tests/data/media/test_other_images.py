@@ -2,6 +2,7 @@
 
 import io
 import logging
+import zlib
 
 import numpy as np
 import pytest
@@ -167,6 +168,18 @@ def test_damaged_bytes_are_an_unreadable_file_and_no_other_error(name, pictures)
         except ImageDecodingError:
             num_unreadable += 1
     assert 0 < num_unreadable < len(damaged)
+
+
+def test_an_animation_that_claims_too_many_pictures_is_refused(pictures):
+    file = io.BytesIO()
+    first, *others = map(Image.fromarray, pictures)
+    first.save(file, "PNG", save_all=True, append_images=others)
+    data = bytearray(file.getvalue())
+    start = data.index(b"acTL")  # then two numbers of 4 bytes, the first that of pictures, and a sum over all of it
+    data[start + 4 : start + 8] = (2_000_000_000).to_bytes(4, "big")
+    data[start + 12 : start + 16] = zlib.crc32(data[start : start + 12]).to_bytes(4, "big")
+    with pytest.raises(ImageDecodingError, match="it claims 2,000,000,000 pictures, and at most 1,000,000 are read"):
+        open_image(bytes(data))
 
 
 def test_only_the_wanted_pages_of_a_stack_are_decoded(tmp_path, monkeypatch):
