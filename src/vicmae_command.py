@@ -68,7 +68,12 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
         show((help_folder() / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n"))
         sys.exit(0)
     with unread_at_will():
-        importlib.import_module(COMMANDS[name][0]).main(argv)
+        try:
+            command = importlib.import_module(COMMANDS[name][0])
+        except KeyboardInterrupt:  # these are seconds, and nothing has begun
+            print("Interrupted.", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        command.main(argv)
 
 
 def show(text: str) -> None:

@@ -381,6 +381,10 @@ def test_a_checkpoint_of_this_package_stays_where_it_is(tmp_path):
     with pytest.raises(OSError, match="nothing"), own_checkpoint(str(tmp_path / "nothing")):
         pass
     (tmp_path / "broken.pth").write_bytes(b"no file of PyTorch")
+    ViCMAEForPreTraining(tiny_config()).save_pretrained(tmp_path / "own")
+    weights = str(tmp_path / "own" / "model.safetensors")
+    with pytest.raises(InputError, match=r"give its folder, .*/own, whose"), own_checkpoint(weights):
+        pass
     with pytest.raises(InputError, match=r"broken\.pth: "), own_checkpoint(str(tmp_path / "broken.pth")):
         pass
 

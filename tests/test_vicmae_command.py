@@ -83,6 +83,16 @@ def test_a_command_goes_on_when_nobody_reads_it_any_more(monkeypatch, name):
     assert done == [0, 1, 2]
 
 
+def test_an_interrupt_while_the_program_is_loaded_is_one_word(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vicmae_command.importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        vicmae_command.run("features", ["clips"])
+    assert ended.value.code == 130 and capsys.readouterr().err == "Interrupted.\n"
+
+
 def test_a_misspelt_command_gets_the_nearest_name():
     process = start("pretrian", "clips")
     assert process.stderr.read() == "error: there is no `vicmae pretrian`. Did you mean `vicmae pretrain`?\n"

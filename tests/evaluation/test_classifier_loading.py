@@ -62,10 +62,11 @@ def test_missing_weights_are_not_made_up(tmp_path):
 @pytest.mark.parametrize("model_class", [ViCMAEForImageClassification, ViCMAEForVideoClassification])
 def test_a_checkpoint_of_a_run_takes_the_processors_of_its_folder(model_class, tmp_path):
     model = save_classifier(tmp_path, fps=3, model_class=model_class)
-    model.save_pretrained(tmp_path / "checkpoint-3")
-    classifier = load_classifier(str(tmp_path / "checkpoint-3"))
-    assert classifier.task == ("image" if model_class is ViCMAEForImageClassification else "video")
-    assert classifier.frames_per_second == 3
+    for place in ("checkpoint-3", "checkpoint-3/best"):
+        model.save_pretrained(tmp_path / place)
+        classifier = load_classifier(str(tmp_path / place))
+        assert classifier.task == ("image" if model_class is ViCMAEForImageClassification else "video")
+        assert classifier.frames_per_second == 3
 
 
 # A name of two parts may be one on the Hub, which tests do not reach.

@@ -13,7 +13,7 @@ from tiny_models import tiny_config, tiny_overrides
 from video_files import write_images
 
 from vicmae_hf import ViCMAEConfig, ViCMAEForPreTraining
-from vicmae_hf.command_line import parse_arguments
+from vicmae_hf.command_line import parse_arguments, parse_config_overrides
 from vicmae_hf.pretraining.arguments import PretrainingArguments
 from vicmae_hf.pretraining.presets import PresetArguments, fit_to_data, freeze_layers
 from vicmae_hf.settings import ArgumentsError
@@ -67,7 +67,27 @@ def test_what_is_given_stays_also_where_it_is_the_default():
     arguments = fitted(1200, *given, "--segment_seconds", 5, "--config_overrides", "num_hidden_layers=3")
     assert (arguments.num_train_epochs, arguments.warmup_epochs, arguments.segment_seconds) == (800, 40, 5)
     assert (arguments.per_device_train_batch_size, arguments.contrastive_start_epoch) == (32, 200)
-    assert arguments.config_overrides == "num_hidden_layers=3"
+    assert arguments.config_overrides.startswith("num_hidden_layers=3,decoder_hidden_size=256,")
+
+
+def test_sizes_of_one_part_leave_the_choice_of_the_other():
+    model = ViCMAEConfig(**parse_config_overrides(ViCMAEConfig, fitted(40).config_overrides))
+    given = fitted(40, "--config_overrides", "decoder_num_hidden_layers=2").config_overrides
+    assert given == "decoder_num_hidden_layers=2,hidden_size=384,num_attention_heads=6,intermediate_size=1536"
+    given = fitted(40, "--config_overrides", "hidden_size=192").config_overrides
+    decoder = ViCMAEConfig(**parse_config_overrides(ViCMAEConfig, given))
+    assert (decoder.hidden_size, decoder.intermediate_size) == (192, ViCMAEConfig().intermediate_size)
+    assert (decoder.decoder_hidden_size, decoder.decoder_num_hidden_layers) == (
+        model.decoder_hidden_size,
+        model.decoder_num_hidden_layers,
+    )
+    both = "hidden_size=192,decoder_num_attention_heads=4"
+    assert fitted(40, "--config_overrides", both).config_overrides == both
+
+
+def test_a_stream_has_nothing_to_be_weighed_against():
+    with pytest.raises(ArgumentsError, match="--train_data_weights: a stream is one source"):
+        parse("--streaming", "--train_data_weights", 2)
 
 
 @pytest.mark.parametrize("overrides", ["contrastive_weight=0.1", "projector_hidden_size=256"])

@@ -13,6 +13,7 @@ docs/evaluation.md explains.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -96,7 +97,8 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
     if accelerator.is_main_process:
         settings = asdict(arguments) | {"task": classifier.task, "num_processes": accelerator.num_processes}
         results = write_evaluation(arguments.output_dir, dataset, predictions, frame_orders, settings)
-        print(f"{describe(results)}\nTables and pictures: {arguments.output_dir}")
+        listed = f" (listed in {Path(arguments.output_dir) / 'bad_files.jsonl'})" if results["num_failed"] else ""
+        print(f"{describe(results, listed)}\nTables and pictures: {arguments.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results

@@ -13,12 +13,14 @@ Settings come from the file and from flags; flags win. Tables 2, 3 and 5 are the
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..classification.arguments import ClassificationArguments
 from ..classification.classification import train_classifier
 from ..classification.setup import build_classifier, open_sources
 from ..evaluation.metrics.accuracy import describe_figures
+from ..training.reporting import say_unreadable
 from ..training.session.calling import Data, call, start
 from ..training.session.session import end_session, start_session
 
@@ -35,10 +37,12 @@ def run(arguments: ClassificationArguments) -> dict[str, Any]:
     results = train_classifier(accelerator, model, train_source, eval_source, arguments)
     end_session(accelerator, arguments)  # the upload first: a closed pipe would end the program below
     if accelerator.is_main_process:
+        num_failed = results["num_train_failed"] + results["num_failed"]
+        unreadable = say_unreadable(num_failed, Path(arguments.output_dir) / "bad_files.jsonl")
         print(
             f"{describe_figures(results, model.config.num_labels)} of {results['num_eval_samples']} held-out samples "
-            f"after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation. "
-            f"Model, curves and card: {arguments.output_dir}"
+            f"after {results['best_epoch']:g} of {results['epochs']:g} epochs, the best evaluation; "
+            f"{unreadable}. Model, curves and card: {arguments.output_dir}"
         )
     return results
 

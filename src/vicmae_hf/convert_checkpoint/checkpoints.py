@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, ViTMAEConfig
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
+from ..configuration_vicmae import ViCMAEConfig
 from ..errors import InputError
 from ..files import check_writable, read_json, writing
 from ..modeling_vicmae import ViCMAEPreTrainedModel
@@ -174,6 +176,9 @@ def own_checkpoint(name: str, changes: dict[str, Any] | None = None) -> Iterator
             return
         if not checkpoint.is_dir():
             checkpoint = download_checkpoint(name)
+    beside = checkpoint.parent / "config.json" if checkpoint.name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME) else None
+    if beside and beside.is_file() and read_json(beside).get("model_type") == ViCMAEConfig.model_type:
+        raise InputError(f"{name}: give its folder, {checkpoint.parent}, whose config.json says what it holds.")
     heads = {field: value for field, value in (changes or {}).items() if field.endswith("num_attention_heads")}
     with tempfile.TemporaryDirectory(prefix="vicmae-converted-") as folder:
         model = convert_checkpoint(checkpoint, folder, **heads)

@@ -206,9 +206,9 @@ def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:
     write_csv(output_dir / "temporal_ablation.csv", ["frames", "permutation or frame", "top1"], rows)
 
 
-def describe(results: dict[str, Any]) -> str:
-    """Formats the figures of an evaluation as a short table."""
-    lines = [f"{results['num_eval_samples']} evaluated, {results['num_failed']} unreadable"]
+def describe(results: dict[str, Any], listed: str = "") -> str:
+    """Formats the figures of an evaluation as a short table. `listed` says where the unreadable files are listed."""
+    lines = [f"{results['num_eval_samples']} evaluated, {results['num_failed']} unreadable{listed}"]
     shown = shown_figures(results, results["num_classes"])
     lines += [f"{'views (spatial x temporal)':<26}" + "".join(f"  {SHORT_NAMES[name]:>6}" for name in shown)]
     ablation = results.get("temporal_ablation", {})

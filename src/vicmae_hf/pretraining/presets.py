@@ -28,10 +28,8 @@ SMALL_SEGMENT_SECONDS = 10.0
 # Samples below which Table 1's schedule, made for more than a million, gets a word.
 FEW_SAMPLES = 10_000
 # ViT-S/16: half of ViT-B's widths and heads. The decoder also has half of its layers, where the released code has all.
-SMALL_MODEL = {
-    "hidden_size": 384,
-    "num_attention_heads": 6,
-    "intermediate_size": 1536,
+SMALL_ENCODER = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+SMALL_DECODER = {
     "decoder_hidden_size": 256,
     "decoder_num_hidden_layers": 4,
     "decoder_num_attention_heads": 8,
@@ -80,6 +78,8 @@ class PresetArguments(PretrainingArguments):
         elif self.preset == "small-data":
             self._choose_items_and_model()
         super().__post_init__()
+        if self.streaming and self.train_data_weights is not None:
+            raise ArgumentsError("--train_data_weights: a stream is one source, with nothing to weigh it against.")
         if self.freeze_layers is not None and self.model_name_or_path is None:
             raise ArgumentsError("--freeze_layers freezes weights of a checkpoint: give --model_name_or_path.")
 
@@ -87,10 +87,15 @@ class PresetArguments(PretrainingArguments):
         # Frame stores can't be divided, and their recordings were when they were packed.
         if self.segment_seconds is None and not any(map(is_saved_dataset_name, self.train_data)):
             self.segment_seconds = SMALL_SEGMENT_SECONDS
-        given = parse_config_overrides(ViCMAEConfig, self.config_overrides)
-        if self.model_name_or_path is None and given.keys().isdisjoint({*SMALL_MODEL, "num_hidden_layers"}):
-            sizes = ",".join(f"{name}={value}" for name, value in SMALL_MODEL.items())
-            self.config_overrides = f"{self.config_overrides},{sizes}" if self.config_overrides else sizes
+        if self.model_name_or_path is not None:
+            return
+        given = parse_config_overrides(ViCMAEConfig, self.config_overrides).keys()
+        chosen = {
+            **(SMALL_ENCODER if given.isdisjoint({*SMALL_ENCODER, "num_hidden_layers"}) else {}),
+            **(SMALL_DECODER if given.isdisjoint(SMALL_DECODER) else {}),
+        }
+        sizes = [f"{name}={value}" for name, value in chosen.items()]
+        self.config_overrides = ",".join([self.config_overrides, *sizes] if self.config_overrides else sizes)
 
 
 def is_saved_dataset_name(name: str) -> bool:

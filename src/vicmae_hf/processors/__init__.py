@@ -9,10 +9,14 @@ from ..video_processing_vicmae import ViCMAEVideoProcessor
 
 
 def processor_folder(checkpoint: str, name: str = "preprocessor_config.json") -> str:
-    """Where a checkpoint's processors are: in its own folder, or for a training's `checkpoint-N` in the training's."""
+    """
+    Where a checkpoint's processors are: in its own folder, or for a training's `checkpoint-N`, and the best model in
+    it (`checkpoint-N/best`), in the training's.
+    """
     folder = Path(checkpoint).resolve()
-    is_of_training = folder.name.startswith("checkpoint-") and not (folder / name).exists()
-    return str(folder.parent) if is_of_training and (folder.parent / name).is_file() else checkpoint
+    of_training = folder.parent if folder.name == "best" else folder
+    is_of_training = of_training.name.startswith("checkpoint-") and not (folder / name).exists()
+    return str(of_training.parent) if is_of_training and (of_training.parent / name).is_file() else checkpoint
 
 
 def read_image_range(checkpoint: str | None) -> str:
