@@ -68,12 +68,19 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
         show((help_folder() / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n"))
         sys.exit(0)
     with unread_at_will():
-        try:
+        with interruptible():
             command = importlib.import_module(COMMANDS[name][0])
-        except KeyboardInterrupt:  # these are seconds, and nothing has begun
-            print("Interrupted.", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
         command.main(argv)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end the program with one word while modules are loaded, which takes seconds: nothing has begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def show(text: str) -> None:
@@ -149,7 +156,8 @@ def fail(message: str) -> NoReturn:
 def count_gpus() -> int:
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
         return 1
-    import torch  # imported here, because help needs none of it
+    with interruptible():
+        import torch  # imported here, because help needs none of it
 
     return torch.cuda.device_count()
 
