@@ -36,7 +36,7 @@ COMMANDS = {
     "convert": ("vicmae_hf.convert_checkpoint.conversion", "convert checkpoints of ViC-MAE's authors, MAE and ViTMAE"),
 }
 # They run in one process for each GPU.
-IN_SEVERAL_PROCESSES = ("pretrain", "finetune", "evaluate", "features")
+IN_SEVERAL_PROCESSES = ("pretrain", "finetune", "evaluate", "probe", "features")
 # Set by accelerate launch and torchrun in the processes that they start.
 LAUNCHED = ("RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
 
