@@ -11,7 +11,7 @@ from local_hub import unreachable_hub
 from video_files import read_numbers
 
 from vicmae_hf.data.media.reading import MediaLoader
-from vicmae_hf.data.preparing.layouts import read_official_class_names
+from vicmae_hf.data.preparing.listing import read_official_class_names
 from vicmae_hf.data.preparing.preparation import prepare_dataset
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.errors import InputError

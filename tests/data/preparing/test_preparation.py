@@ -15,7 +15,7 @@ from video_files import read_numbers
 
 from vicmae_hf.data.media.reading import EncodedItem, MediaLoader
 from vicmae_hf.data.preparing import preparation
-from vicmae_hf.data.preparing.layouts import read_official_class_names
+from vicmae_hf.data.preparing.listing import read_official_class_names
 from vicmae_hf.data.preparing.preparation import prepare_dataset, read_bytes, summarize
 from vicmae_hf.data.sources.labelled import open_labelled
 from vicmae_hf.data.sources.sources import SourceSettings, open_source

@@ -24,7 +24,9 @@ from ..media.reading import EncodedItem, MediaLoader, MediaReader
 from ..sources.labelled import format_list
 from ..sources.segments import read_duration
 from ..sources.sources import MediaSource
-from .layouts import LAYOUTS, NO_LABEL, Listing, Request, is_imagenet_table, open_imagenet_table
+from .imagenet import is_imagenet_table, open_imagenet_table
+from .layouts import LAYOUTS
+from .listing import NO_LABEL, Listing, Request
 
 
 logger = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ def prepare_dataset(
 
     Args:
         dataset: a key of `LAYOUTS`.
-        root, split, annotations, media, class_names: see `layouts.Request`.
+        root, split, annotations, media, class_names: see `listing.Request`.
         check: how far each file is read. "none" only checks that it is there; "header" opens it (of a video, reads
             the index of its frames; an image is decoded); "decode" decodes the first and the last frame.
         num_proc: processes that check.
