@@ -31,8 +31,8 @@ from peers import CONFIGS as PEER_CONFIGS  # noqa: E402
 
 from vicmae_hf import ViCMAEConfig  # noqa: E402
 from vicmae_hf.pretraining.contrast import look_ahead  # noqa: E402
+from vicmae_hf.training.devices.peaks import peak_memory_mib  # noqa: E402
 from vicmae_hf.training.loop import Updates  # noqa: E402
-from vicmae_hf.training.reporting import peak_memory_mib  # noqa: E402
 
 
 ON_GPU = torch.cuda.is_available()

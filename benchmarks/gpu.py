@@ -41,8 +41,8 @@ from peers import CONFIGS, AuthorsPeer, TimmPeer, ViTMAEPeer  # noqa: E402
 from vicmae_hf import ViCMAEConfig  # noqa: E402
 from vicmae_hf.data.samples.augmentation import PixelNormalizer  # noqa: E402
 from vicmae_hf.pretraining.flops import update_flops  # noqa: E402
+from vicmae_hf.training.devices.peaks import peak_flops  # noqa: E402
 from vicmae_hf.training.loop import gradient_norm  # noqa: E402
-from vicmae_hf.training.reporting import peak_flops  # noqa: E402
 
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -42,7 +42,7 @@ from vicmae_hf.data.samples.augmentation import RandomView
 from vicmae_hf.data.samples.frame_sampling import FrameSampling
 from vicmae_hf.data.samples.pairs import load_frame_pairs
 from vicmae_hf.pretraining.flops import update_flops
-from vicmae_hf.training.reporting import PEAK_FLOPS
+from vicmae_hf.training.devices.peaks import PEAK_FLOPS
 
 
 IMAGE_SIZE, CROP_SCALE, BATCH_SIZE = 224, (0.5, 1.0), 32

@@ -20,8 +20,9 @@ from vicmae_hf.training.devices.hardware import (
     set_threads,
     usable_cores,
 )
+from vicmae_hf.training.devices.peaks import peak_flops
 from vicmae_hf.training.loop import Stopwatch
-from vicmae_hf.training.reporting import MetricsLog, peak_flops
+from vicmae_hf.training.reporting import MetricsLog
 
 
 def test_a_small_model_leaves_cores_to_loading():

@@ -34,14 +34,10 @@ from ..reports.model_card import write_classification_card
 from ..reports.plots import plot_accuracies, plot_losses
 from ..settings import ArgumentsError
 from ..training.checkpointing import save_finite, unwrap
+from ..training.devices.peaks import peak_memory_mib
 from ..training.loop import Updates, train
 from ..training.optimization import Schedule, order_batches, parameter_groups, plan_run
-from ..training.reporting import (
-    RESULTS_FILE,
-    peak_memory_mib,
-    read_metrics,
-    read_results,
-)
+from ..training.reporting import RESULTS_FILE, read_metrics, read_results
 from ..training.run_folder import RunFolder
 from .arguments import ClassificationArguments
 from .best_model import BestModel

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..configuration_vicmae import ViCMAEConfig
 from ..pretraining.flops import layer_flops, update_flops
-from ..training.reporting import PEAK_FLOPS
+from ..training.devices.peaks import PEAK_FLOPS
 
 
 # What ViT-B/16 reaches on an H100 in bf16, eager, with 512 pairs. With 128 or 512, eager or compiled, it is 17 to

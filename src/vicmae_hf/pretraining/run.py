@@ -21,8 +21,9 @@ from ..reports.encoder_pictures import write_encoder_pictures
 from ..reports.model_card import write_pretraining_card
 from ..reports.plots import plot_losses, plot_reconstructions
 from ..reports.reconstructions import reconstruct_views
+from ..training.devices.peaks import peak_memory_mib
 from ..training.devices.sharding import prepare_sharding
-from ..training.reporting import RESULTS_FILE, peak_memory_mib, read_metrics, read_results
+from ..training.reporting import RESULTS_FILE, read_metrics, read_results
 from ..training.run_folder import RunFolder
 from .arguments import PretrainingArguments
 from .collapse import CollapseFigures

@@ -1,1 +1,1 @@
-"""What training asks of its devices: threads, compiled layers, a model sharded over processes."""
+"""What training asks of its devices: threads, compiled layers, sharded models; and what their peaks are."""
