@@ -252,7 +252,7 @@ def test_frame_folders_with_a_first_frame_or_missing(tmp_path, caplog):
         ("path,start\nb.mp4,soon\n", "line 2: expected seconds from 0 on as `start`, got 'soon'"),
         ("path,end\nb.mp4,inf\n", "line 2: expected seconds from 0 on as `end`, got 'inf'"),
         ("\0\1\2", "is not a video, image or Parquet file, nor a list of them: it holds binary data"),
-        (b"\xe9\xff.mp4 1", "nor a list of them in UTF-8"),
+        (b"\xe9\xff.mp4 1", r"nor a list of them in UTF-8 .* Save a list as UTF-8 \(in Excel: CSV UTF-8\)"),
     ],
 )
 def test_lists_that_are_malformed(folder, text, reason):
