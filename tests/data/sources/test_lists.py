@@ -271,6 +271,9 @@ def test_lists_without_labels(folder):
         assert source.labels is None
         with pytest.raises(InputError, match="has no labels"):
             open_labelled(path)
+    path = write(folder / "table.csv", "file,behaviour\nb.mp4,run\n")
+    with pytest.raises(InputError, match="or a column called `label`; name another with --label_column"):
+        open_labelled(path)
     # VideoMAE's lists for pretraining.
     path = write(folder / "all.txt", "b.mp4 0 -1\nmy clips/a, 1.mp4 0 -1\n")
     assert len(open_source(path)) == 2
