@@ -73,6 +73,14 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:  # these are seconds, and nothing has begun
             print("Interrupted.", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
+        except (ImportError, RuntimeError) as error:
+            # Transformers hides the cause behind "Could not import module", below some forty lines.
+            if "torchvision::nms" not in f"{error} {error.__cause__}":
+                raise
+            fail(
+                "error: torch and torchvision are different builds (operator torchvision::nms does not exist). "
+                "Install both from one index: docs/installation.md."
+            )
         command.main(argv)
 
 
