@@ -68,8 +68,17 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
         show((help_folder() / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n"))
         sys.exit(0)
     with unread_at_will():
-        with interruptible():
-            command = importlib.import_module(COMMANDS[name][0])
+        try:
+            with interruptible():
+                command = importlib.import_module(COMMANDS[name][0])
+        except (ImportError, RuntimeError) as error:
+            # Transformers hides the cause behind "Could not import module", below some forty lines.
+            if "torchvision::nms" not in f"{error} {error.__cause__}":
+                raise
+            fail(
+                "error: torch and torchvision are different builds (operator torchvision::nms does not exist). "
+                "Install both from one index: docs/installation.md."
+            )
         command.main(argv)
 
 

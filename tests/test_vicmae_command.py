@@ -93,6 +93,17 @@ def test_an_interrupt_while_the_program_is_loaded_is_one_word(monkeypatch, capsy
     assert ended.value.code == 130 and capsys.readouterr().err == "Interrupted.\n"
 
 
+def test_torch_and_torchvision_of_different_builds_are_one_line(monkeypatch, capsys):
+    def fail_to_import(name):
+        cause = RuntimeError("operator torchvision::nms does not exist")
+        raise ModuleNotFoundError("Could not import module 'AutoImageProcessor'.") from cause
+
+    monkeypatch.setattr(vicmae_command.importlib, "import_module", fail_to_import)
+    with pytest.raises(SystemExit):
+        vicmae_command.run("features", ["data"])
+    assert "Install both from one index" in capsys.readouterr().err
+
+
 def test_a_misspelt_command_gets_the_nearest_name():
     process = start("pretrian", "clips")
     assert process.stderr.read() == "error: there is no `vicmae pretrian`. Did you mean `vicmae pretrain`?\n"

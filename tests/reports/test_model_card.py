@@ -42,6 +42,7 @@ def test_the_card_of_a_classifier_can_be_read_by_the_hub(task, tmp_path):
     }
     text = ModelCard.load(tmp_path / "README.md").text
     assert f'pipeline("{task}-classification", model="someone/tiny", trust_remote_code=True)' in text
+    assert "pip install torch torchvision transformers av" in text
     assert "| eval_top1 | 81.25 |" in text
     assert "| label_fraction | 0.1 |" in text
     assert "16 samples of Clips, held out" in text

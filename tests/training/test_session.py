@@ -120,6 +120,12 @@ def test_other_models_are_refused_with_what_is_expected(tmp_path):
         build_model(ViCMAEForPreTraining, arguments(model_name_or_path=str(tmp_path)))
 
 
+def test_the_folder_of_a_run_that_wrote_no_model_is_named_so(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ArgumentsError, match=r"has no config\.json that names a model\. A run that ended"):
+        build_model(ViCMAEForPreTraining, arguments(model_name_or_path=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     "overrides", ["image_size=[64,96,3]", "hidden_size=abc", "mask_ratio=[1]", "hidden_size=0", "patch_size=-1"]
 )

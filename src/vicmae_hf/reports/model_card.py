@@ -26,7 +26,7 @@ CARD = """---
 ```
 
 The model comes with its own code, which `trust_remote_code=True` runs. If the package is installed, `import vicmae_hf`
-replaces it.
+replaces it. Without the package: `pip install torch torchvision transformers av` (av reads videos).
 
 ## Training
 

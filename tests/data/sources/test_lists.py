@@ -252,7 +252,7 @@ def test_frame_folders_with_a_first_frame_or_missing(tmp_path, caplog):
         ("path,start\nb.mp4,soon\n", "line 2: expected seconds from 0 on as `start`, got 'soon'"),
         ("path,end\nb.mp4,inf\n", "line 2: expected seconds from 0 on as `end`, got 'inf'"),
         ("\0\1\2", "is not a video, image or Parquet file, nor a list of them: it holds binary data"),
-        (b"\xe9\xff.mp4 1", "nor a list of them in UTF-8"),
+        (b"\xe9\xff.mp4 1", r"nor a list of them in UTF-8 .* Save a list as UTF-8 \(in Excel: CSV UTF-8\)"),
     ],
 )
 def test_lists_that_are_malformed(folder, text, reason):
@@ -271,6 +271,9 @@ def test_lists_without_labels(folder):
         assert source.labels is None
         with pytest.raises(InputError, match="has no labels"):
             open_labelled(path)
+    path = write(folder / "table.csv", "file,behaviour\nb.mp4,run\n")
+    with pytest.raises(InputError, match="or a column called `label`; name another with --label_column"):
+        open_labelled(path)
     # VideoMAE's lists for pretraining.
     path = write(folder / "all.txt", "b.mp4 0 -1\nmy clips/a, 1.mp4 0 -1\n")
     assert len(open_source(path)) == 2

@@ -15,6 +15,7 @@ from ...settings import setting
 from ..media.reading import MediaItem
 from .frame_store import FrameStoreSource
 from .label_lists import has_no_label, renumber, to_targets, used_classes
+from .lists import ListedSource
 from .selection import finish_source, list_files, select_media, table_of_paths
 from .sources import MediaSource, SourceSettings, is_saved_dataset, open_source
 
@@ -213,6 +214,8 @@ def describe_labels(source: MediaSource | FrameStoreSource) -> str:
     """Says where labels could come from, for a source without."""
     if isinstance(source, FrameStoreSource):
         return "a store that was packed with --labelled, or --label_column"
+    if isinstance(source, ListedSource):
+        return "lines of `path label`, or a column called `label`; name another with --label_column"
     if source.table.column_names == ["path"]:
         return "ROOT/CLASS_NAME/FILE, or a list of `path label`, or with --frame_folders ROOT/CLASS_NAME/VIDEO/FRAME"
     return "a column of type ClassLabel or one called `label`; name another with --label_column"

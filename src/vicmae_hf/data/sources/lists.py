@@ -207,7 +207,7 @@ def decode_file(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: is not a video, image or Parquet file, nor a list of them in UTF-8 ({error.reason} at byte "
-            f"{error.start})."
+            f"{error.start}). Save a list as UTF-8 (in Excel: CSV UTF-8)."
         ) from error
     if "\0" in text:
         raise InputError(f"{path}: is not a video, image or Parquet file, nor a list of them: it holds binary data.")

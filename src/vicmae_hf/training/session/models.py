@@ -87,6 +87,8 @@ def explain(error: Exception) -> str:
         return "it needs code that comes with it, and such code is never run here. Nothing of it was run."
     if "Repo id must" in text:  # the Hub's rule for names, which says nothing to those who meant a folder
         return "there is no such file or folder, and a name on the Hub is OWNER/MODEL."
+    if "Should have a `model_type` key" in text:  # of a folder without config.json, too
+        return "it has no config.json that names a model. A run that ended early leaves such a folder."
     if "couldn't connect to" in text:  # what a mistyped folder of two parts comes to without a network
         return "there is no such file or folder, and the Hub, where a model of this name may be, cannot be reached."
     return text
