@@ -24,7 +24,7 @@ from vicmae_hf.planning.plan import Rates, Training, describe_store
 from vicmae_hf.planning.report import judge_store, readable_time, report
 from vicmae_hf.planning.survey import Items, StoreTrial, Survey, survey_items, upper_bound
 from vicmae_hf.planning.trainings import scratch_folder
-from vicmae_hf.planning.trial import Trial, activation_bytes
+from vicmae_hf.planning.trial import Trial, activation_bytes, with_recomputed_layer
 from vicmae_hf.pretraining.presets import freeze_layers
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
@@ -91,6 +91,7 @@ def test_a_plan_and_the_run_that_it_plans(media, tmp_path, capsys):
     assert data["bytes"] == sum(path.stat().st_size for path in media.iterdir())
     assert [failure["path"] for failure in data["failures"]] == [str(media / "broken.mp4")]
     assert data["unreadable_share"] == data["unreadable_share_at_most"] == 1 / 8
+    assert not data["is_too_unreadable"] and "--max_bad_files" not in report(planned)
     # What was found by reading a part of the files is said to be so.
     assert " 2 videos of 0.00333 h, 5 images (read: all)\n" in report(planned)
     of_a_part = report(planned | {"data": data | {"num_sampled": 4}})
@@ -121,6 +122,11 @@ def test_a_plan_and_the_run_that_it_plans(media, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_plan_says_that_too_many_files_are_unreadable(media):
+    planned = plan(media, "--max_bad_files", 0)
+    assert " more than --max_bad_files 0 allows: a run would stop\n" in report(planned)
+
+
 def test_the_first_of_two_processes_plans_for_both(media, tmp_path):
     flags = ["--train_data", media, "--output_dir", tmp_path / "out", *FLAGS, "--plan"]
     flags[flags.index("--per_device_train_batch_size") + 1] = 2
@@ -261,6 +267,11 @@ def test_activations_are_counted_by_the_sample():
     counted = activation_bytes(model, lambda batch: {"loss": model(batch["x"]).sum()}, samples)
     assert counted["float32"] == (4 * (8 + 16), 0)
     assert 2 * (8 + 16) <= counted["bf16"][0] <= 4 * (8 + 16)
+
+
+def test_a_layer_is_computed_again_at_a_time():
+    """Ten layers keep 40 bytes of a sample, or 10 with checkpointing, and 3 more whatever the batch."""
+    assert with_recomputed_layer({"bf16": (10.0, 1.0)}, {"bf16": (40.0, 3.0)}, 10) == {"bf16": (13.0, 1.2)}
 
 
 def test_activations_are_those_of_the_run(media, tmp_path):

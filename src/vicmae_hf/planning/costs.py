@@ -32,6 +32,8 @@ GPUS = (
     GPU("L4 24 GB", PEAK_FLOPS["NVIDIA L4"], 24),
     GPU("RTX 4090 24 GB", PEAK_FLOPS["NVIDIA GeForce RTX 4090"], 24),
     GPU("RTX 3060 12 GB", PEAK_FLOPS["NVIDIA GeForce RTX 3060"], 12),
+    GPU("RTX 4060 8 GB", 30.2e12, 8),
+    GPU("RTX 3050 Laptop 4 GB", 8.7e12, 4),  # 2,048 cores at the lowest of the boost clocks that it is sold with
 )
 CUDA_GIB = 0.6  # what CUDA and its libraries take before a model is there
 

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..data.media.bad_files import allowed_bad_files
 from ..data.preparing.store_rows import PackingSettings
 from ..training.arguments import TrainingArguments
 from ..training.devices.hardware import usable_cores
@@ -21,7 +22,7 @@ from .costs import (
     state_bytes,
 )
 from .survey import Items, StoreTrial, Survey, batches_of, survey_items, try_store
-from .trial import Batch, Trial, activation_bytes, try_updates
+from .trial import Batch, Trial, activation_bytes, try_updates, with_recomputed_layer
 
 
 GIB = 2**30
@@ -83,12 +84,17 @@ def plan_training(accelerator: Accelerator, training: Training, mfu: float) -> d
     # In training mode: a loaded model is in evaluation mode, where no layer is checkpointed.
     model = training.model.to(accelerator.device).train()
     # Before it is prepared: Accelerate puts the autocast of the run around the model.
-    kept = activation_bytes(model, training.build_objective(model), samples)
+    objective = training.build_objective(model)
+    kept = activation_bytes(model, objective, samples)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+        kept = with_recomputed_layer(kept, activation_bytes(model, objective, samples), training.num_layers)
+        model.gradient_checkpointing_enable()
     prepared = accelerator.prepare(model)
     trial = try_updates(
         accelerator, prepared, training.build_objective(prepared), samples, arguments.per_device_train_batch_size
     )
-    data = describe_data(items, survey)
+    data = describe_data(items, survey, arguments.max_bad_files)
     rates = Rates(training, survey, store, trial, mfu)
     return {
         "data": data,
@@ -102,7 +108,7 @@ def plan_training(accelerator: Accelerator, training: Training, mfu: float) -> d
     }
 
 
-def describe_data(items: Items, survey: Survey) -> dict[str, Any]:
+def describe_data(items: Items, survey: Survey, max_bad_files: float) -> dict[str, Any]:
     share, at_most = survey.unreadable_share(len(items))
     readable = len(survey.readable)
     num_items = len(items) * (1 - share)
@@ -118,6 +124,7 @@ def describe_data(items: Items, survey: Survey) -> dict[str, Any]:
         "hours": num_items * survey.video_seconds / readable / 3600,
         "unreadable_share": share,
         "unreadable_share_at_most": at_most,
+        "is_too_unreadable": share * len(items) > allowed_bad_files(len(items), max_bad_files),
         "failures": survey.failures,
         "read_seconds": survey.read_seconds,
         "is_stored": survey.is_stored,

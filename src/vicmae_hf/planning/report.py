@@ -25,7 +25,7 @@ def report(plan: dict[str, Any]) -> str:
     """Puts a plan into words, in lines that fit a terminal."""
     return "\n".join(
         [
-            *report_data(plan["data"]),
+            *report_data(plan["data"], plan["settings"]),
             *report_run(plan["run"], plan["settings"], plan["data"]["num_samples"]),
             *report_checkpoints(plan["checkpoints"]),
             *report_costs(plan["compute"], plan["memory"]),
@@ -35,7 +35,7 @@ def report(plan: dict[str, Any]) -> str:
     )
 
 
-def report_data(data: dict[str, Any]) -> list[str]:
+def report_data(data: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     size = "" if data["bytes"] is None else f", {readable_size(data['bytes'])}"
     divided = "" if data["num_items"] == data["num_files"] else f" ({data['num_items']:,} segments)"
     about, sampled = "", "read: all"
@@ -49,6 +49,8 @@ def report_data(data: dict[str, Any]) -> list[str]:
     bound = data["unreadable_share_at_most"]
     at_most = "" if bound == data["unreadable_share"] else f"; of all, with 95 % confidence, at most {bound:.1%}"
     lines.append(f"              unreadable: {len(data['failures'])} of {data['num_sampled']}{at_most}")
+    if data["is_too_unreadable"]:
+        lines.append(f"              more than --max_bad_files {settings['max_bad_files']:g} allows: a run would stop")
     return lines + [f"              - {failure['error']}" for failure in data["failures"][:3]]
 
 
@@ -125,14 +127,14 @@ def report_time(times: dict[str, Any], memory: dict[str, Any]) -> list[str]:
         f"{'' if lines else 'time':<14}computed for one GPU per process, in bf16, at {mfu:.0%} of its FLOP/s "
         "(MFU; docs/performance.md: ViT-B",
         f"              17 to 30 %, ViT-L 27 to 38 % on an H100), and at least {floor} per layer and step:",
-        "                GPU             samples/s         time   with this machine's loading   memory",
+        "                GPU                  samples/s         time   with this machine's loading   memory",
     ]
     for gpu in times["gpus"]:
         fit = "fits" if memory["total"]["bf16"] / GIB + CUDA_GIB < gpu["gib"] else "too small"
         alone, loaded = (readable_time(gpu[name]) for name in ("seconds", "seconds_with_loading_here"))
         waits = f"{loaded}, waits {gpu['wait_share_with_loading_here']:.0%}"
         rate = f"{gpu['samples_per_second']:,.0f}"
-        lines.append(f"                {gpu['name']:<15} {rate:>9} {alone:>12}   {waits:>27}   {fit}")
+        lines.append(f"                {gpu['name']:<20} {rate:>9} {alone:>12}   {waits:>27}   {fit}")
     return lines
 
 

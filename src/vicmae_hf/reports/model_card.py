@@ -191,7 +191,11 @@ def write_classification_card(
             source=_source(output_dir, arguments),
             example={"image": "picture.jpg", "video": "video.mp4"}[task],
         ),
-        below_figures=f"\n\nEvaluated on {results['num_eval_samples']} samples of {dataset_name}, in percent.",
+        below_figures=(
+            f"\n\nEvaluated on {results['num_eval_samples']} samples of {dataset_name}, in percent. The model is "
+            "that of the best\nevaluation on them, so its figure is a little high; files that chose nothing give a "
+            "fairer one."
+        ),
         limits=(
             "It knows only the classes it was trained on, whatever the input shows. It has the gaps and biases of its "
             "training\ndata, and its accuracy on data other than the above is not known."

@@ -48,12 +48,16 @@ class BadFilesError(InputError):
     """Too many files could not be read."""
 
 
+def allowed_bad_files(num_files: int, max_share: float) -> int:
+    return max(1, int(max_share * num_files)) if max_share > 0 else 0
+
+
 def check_bad_files(errors: Sequence[str], num_files: int, max_share: float, remedy: str) -> None:
     """
     Raises a BadFilesError, which names the first errors, if more than a share of the files are bad or no good file is
     left. One bad file is always allowed, unless the share is 0: small folders should not stop at one.
     """
-    max_files = max(1, int(max_share * num_files)) if max_share > 0 else 0
+    max_files = allowed_bad_files(num_files, max_share)
     if len(errors) > max_files:
         reason = f"--max_bad_files {max_share} allows {max_files}. {remedy}"
     elif len(errors) >= num_files:

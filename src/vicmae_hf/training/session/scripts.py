@@ -61,6 +61,8 @@ def run_script(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", "This DataLoader will create")
     # PyTorch calls it so since 2.13; Accelerate knows no other name.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+    # Transformers calls it `activation_checkpointing_...` since 5.23, and knows both names until 6.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing_(en|dis)able` is deprecated")
     try:
         main()
     except (CheckpointError, NonFiniteError) as error:
