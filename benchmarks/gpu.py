@@ -298,6 +298,8 @@ def main() -> None:
         sys.exit("error: --authors needs timm: pip install timm")
     if not has_gpu and not arguments.store:
         sys.exit("error: no CUDA device is available; this benchmark measures one (without one, only --store)")
+    if arguments.store and not Path(arguments.store).exists():  # else every row would say so, one by one
+        sys.exit(f"error: --store {arguments.store}: there is no such folder or file")
     if arguments.store and (missing := NEEDED_BY_STORES.intersection(MISSING)):
         sys.exit(f"error: --store needs {' and '.join(sorted(missing))}: pip install {' '.join(sorted(missing))}")
     name = torch.cuda.get_device_name() if has_gpu else f"CPU, {torch.get_num_threads()} threads"

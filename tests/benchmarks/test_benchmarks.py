@@ -200,6 +200,11 @@ def test_a_folder_that_is_no_checkout_of_the_authors_is_refused_before_anything_
     assert process.returncode == 1 and "no models_vicmae.py" in process.stderr
 
 
+def test_a_store_that_is_not_there_is_refused_before_anything_is_measured(tmp_path):
+    process = Forked(BENCHMARKS / "gpu.py", "--store", tmp_path / "nowhere").finish()
+    assert process.returncode == 1 and "nowhere: there is no such folder or file" in process.stderr
+
+
 def test_a_row_that_fails_leaves_the_others(gpu, monkeypatch, capsys, tmp_path):
     figures = {"ms": 2.0, "spread": 0.1, "GiB": 1.0, "attention": 0.5}
 

@@ -77,6 +77,12 @@ def test_there_is_no_such_model(name):
         load_classifier(name)
 
 
+def test_a_file_of_weights_is_no_classifier(tmp_path):
+    save_classifier(tmp_path)
+    with pytest.raises(InputError, match=r"model\.safetensors: is a file; give the folder of a classifier"):
+        load_classifier(str(tmp_path / "model.safetensors"))
+
+
 def test_views_that_the_model_cannot_take_are_refused(videos, tmp_path):
     save_classifier(tmp_path)
     classifier = load_classifier(str(tmp_path))

@@ -131,6 +131,18 @@ def test_a_run_that_goes_on_from_a_named_checkpoint_keeps_its_values(tmp_path):
     assert fitted(40, *goes_on, "--warmup_epochs", 5).warmup_epochs == 5
 
 
+def test_a_run_that_goes_on_keeps_the_sizes_that_were_chosen_when_it_began(tmp_path):
+    checkpoint = tmp_path / "checkpoint-7"
+    checkpoint.mkdir()
+    model = {"hidden_size": 192, "decoder_hidden_size": 512, "decoder_num_hidden_layers": 8}
+    settings = {"run_settings": {"total_batch_size": 8, "model": model}}
+    (checkpoint / "training_state.json").write_text(json.dumps(settings))
+    flags = ["--config_overrides", "hidden_size=192", "--resume_from_checkpoint", checkpoint]
+    sizes = parse_config_overrides(ViCMAEConfig, fitted(40, *flags).config_overrides)
+    assert (sizes["decoder_hidden_size"], sizes["decoder_num_hidden_layers"]) == (512, 8)
+    assert sizes["decoder_num_attention_heads"] == 8  # the checkpoint does not say
+
+
 def test_the_first_process_speaks_for_all(process, caplog):
     with caplog.at_level(logging.INFO):
         fitted(40, num_processes=2)

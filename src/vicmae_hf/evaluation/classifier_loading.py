@@ -55,6 +55,8 @@ def load_classifier(name: str, label_names: str | os.PathLike | None = None) -> 
         InputError: if there is no such checkpoint, it is no classifier, lacks weights or class names, or has another
             number of them.
     """
+    if os.path.isfile(name):
+        raise InputError(f"{name}: is a file; give the folder of a classifier, with its config.json, or a Hub name.")
     # Configuration first: a wrong kind of model is reported before gigabytes of weights are downloaded.
     try:
         config = AutoConfig.from_pretrained(name, **NO_FOREIGN_CODE)

@@ -94,6 +94,8 @@ class PresetArguments(PretrainingArguments):
             **(SMALL_ENCODER if given.isdisjoint({*SMALL_ENCODER, "num_hidden_layers"}) else {}),
             **(SMALL_DECODER if given.isdisjoint(SMALL_DECODER) else {}),
         }
+        begun_with = settings_of_resumed(self).get("model", {})  # maybe when other sizes were chosen
+        chosen = {name: begun_with.get(name, value) for name, value in chosen.items()}
         sizes = [f"{name}={value}" for name, value in chosen.items()]
         self.config_overrides = ",".join([self.config_overrides, *sizes] if self.config_overrides else sizes)
 
@@ -159,7 +161,7 @@ def fill_in_preset(arguments: PresetArguments, num_samples: int, num_processes: 
 
 def settings_of_resumed(arguments: PretrainingArguments) -> dict[str, Any]:
     """All settings of the run that is to go on from a checkpoint; none if there is no checkpoint."""
-    resumed, folder = arguments.resume_from_checkpoint, Path(arguments.output_dir)
+    resumed, folder = arguments.resume_from_checkpoint, Path(arguments.output_dir or "")  # a plan may have none
     if resumed is None or (resumed == "latest" and not list_checkpoints(folder)):
         return {}
     path = folder / "arguments.json" if resumed == "latest" else Path(resumed) / STATE_FILE

@@ -52,9 +52,8 @@ def build_model(
         settings["image_size"] = arguments.image_size if len(arguments.image_size) == 2 else arguments.image_size[0]
     # Else the override would be lost without a word.
     if twice := [name for name in overrides.keys() & settings.keys() if overrides[name] != settings[name]]:
-        raise ArgumentsError(
-            f"--config_overrides: other settings or the data decide {' and '.join(sorted(twice))}; leave that out."
-        )
+        given = ", ".join(f"{name}={overrides[name]}" for name in sorted(twice))
+        raise ArgumentsError(f"--config_overrides {given}: other settings or the data decide that; leave it out.")
     changes = overrides | settings
     try:
         if arguments.model_name_or_path is None:
