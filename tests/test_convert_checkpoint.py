@@ -428,6 +428,9 @@ def test_vit_mae_folder_is_the_same_model(tmp_path, kind):
 
 
 def test_folder_of_another_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vicmae"}')
+    with pytest.raises(InputError, match="is a checkpoint of this package; there is nothing to convert"):
+        convert_checkpoint(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="expected model_type 'vit_mae', got 'bert'"):
         convert_checkpoint(tmp_path, tmp_path / "out")

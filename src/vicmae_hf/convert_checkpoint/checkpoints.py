@@ -66,6 +66,8 @@ def read_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     if not config_file.is_file():
         raise InputError(f"{folder}: expected a folder with config.json, as written by save_pretrained.")
     fields = read_json(config_file)
+    if fields.get("model_type") == ViCMAEConfig.model_type:
+        raise InputError(f"{folder}: is a checkpoint of this package; there is nothing to convert.")
     if fields.get("model_type") != "vit_mae":
         raise InputError(f"{config_file}: expected model_type 'vit_mae', got {fields.get('model_type')!r}.")
     config = ViTMAEConfig.from_dict(fields)
