@@ -24,7 +24,7 @@ from vicmae_hf.planning.plan import Rates, Training, describe_store
 from vicmae_hf.planning.report import judge_store, readable_time, report
 from vicmae_hf.planning.survey import Items, StoreTrial, Survey, survey_items, upper_bound
 from vicmae_hf.planning.trainings import scratch_folder
-from vicmae_hf.planning.trial import Trial, activation_bytes, with_recomputed_layer
+from vicmae_hf.planning.trial import Trial, activation_bytes
 from vicmae_hf.pretraining.presets import freeze_layers
 from vicmae_hf.settings import ArgumentsError
 from vicmae_hf.training.arguments import TrainingArguments
@@ -230,6 +230,8 @@ def test_a_plan_of_a_finetuning(tmp_path):
     assert lines[place + 1].strip() == "an epoch is one pass over 8 samples, in 2 updates; the run has 3 epochs"
     assert "--max_train_steps" not in process.stdout
     assert "contrastive" not in process.stdout and not (tmp_path / "out").exists()
+    linear = run_here("run_classification.py", *flags, "--method", "linear")
+    assert linear.returncode == 0 and " 6 updates of 4 samples each (" in linear.stdout, linear.stderr
 
 
 @pytest.mark.parametrize(("num_steps", "interval"), [(10, 3), (9, 3), (2, 5), (7, 0)])
@@ -269,11 +271,6 @@ def test_activations_are_counted_by_the_sample():
     assert 2 * (8 + 16) <= counted["bf16"][0] <= 4 * (8 + 16)
 
 
-def test_a_layer_is_computed_again_at_a_time():
-    """Ten layers keep 40 bytes of a sample, or 10 with checkpointing, and 3 more whatever the batch."""
-    assert with_recomputed_layer({"bf16": (10.0, 1.0)}, {"bf16": (40.0, 3.0)}, 10) == {"bf16": (13.0, 1.2)}
-
-
 def test_activations_are_those_of_the_run(media, tmp_path):
     """Whatever mode a model was loaded in, and whatever autocast Accelerate puts around it."""
     settings = parse_config_overrides(ViCMAEConfig, tiny_overrides()) | {"image_size": 32}
@@ -289,6 +286,30 @@ def test_activations_are_those_of_the_run(media, tmp_path):
     loaded = ["--model_name_or_path", tmp_path, "--gradient_checkpointing"]
     assert kept(*loaded) == checkpointed
     assert kept(*loaded, "--mixed_precision", "bf16") == checkpointed
+
+
+def test_a_layer_is_computed_again_at_a_time(media):
+    """What a plan with checkpointing saves is what all layers but one would keep."""
+    one = tiny_overrides(num_hidden_layers=1, decoder_num_hidden_layers=1)
+    plans = [plan(media, "--config_overrides", one, *flags) for flags in ([], ["--gradient_checkpointing"])]
+    model = ViCMAEForPreTraining(ViCMAEConfig(**parse_config_overrides(ViCMAEConfig, one), image_size=32)).train()
+
+    def samples(size):
+        while True:
+            yield {"pixel_values": torch.randn(size, 2, 3, 32, 32)}
+
+    def losses(batch):
+        return {"loss": model(**batch).loss}
+
+    model.gradient_checkpointing_enable()
+    forward_alone, _ = activation_bytes(model, losses, samples)["float32"]
+    model.decoder.decoder_layers[0].gradient_checkpointing = False
+    with_a_layer, _ = activation_bytes(model, losses, samples)["float32"]
+    whole, counted = (planned["memory"]["activations_per_sample"]["float32"] for planned in plans)
+    model.gradient_checkpointing_disable()
+    everything, _ = activation_bytes(model, losses, samples)["float32"]
+    assert with_a_layer > forward_alone
+    assert whole - counted == everything - with_a_layer > 0
 
 
 def test_times_in_words():

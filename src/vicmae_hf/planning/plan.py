@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data.media.bad_files import allowed_bad_files
 from ..data.preparing.store_rows import PackingSettings
+from ..modeling_vicmae import ViCMAELayer
 from ..training.arguments import TrainingArguments
 from ..training.devices.hardware import usable_cores
 from ..training.optimization import Schedule
@@ -22,7 +23,7 @@ from .costs import (
     state_bytes,
 )
 from .survey import Items, StoreTrial, Survey, batches_of, survey_items, try_store
-from .trial import Batch, Trial, activation_bytes, try_updates, with_recomputed_layer
+from .trial import Batch, Trial, activation_bytes, try_updates
 
 
 GIB = 2**30
@@ -84,12 +85,10 @@ def plan_training(accelerator: Accelerator, training: Training, mfu: float) -> d
     # In training mode: a loaded model is in evaluation mode, where no layer is checkpointed.
     model = training.model.to(accelerator.device).train()
     # Before it is prepared: Accelerate puts the autocast of the run around the model.
-    objective = training.build_objective(model)
-    kept = activation_bytes(model, objective, samples)
-    if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
-        kept = with_recomputed_layer(kept, activation_bytes(model, objective, samples), training.num_layers)
-        model.gradient_checkpointing_enable()
+    *_, layer = (module for module in model.modules() if isinstance(module, ViCMAELayer))
+    layer.gradient_checkpointing = False  # the backward pass computes one layer at a time again: it counts whole
+    kept = activation_bytes(model, training.build_objective(model), samples)
+    layer.gradient_checkpointing = arguments.gradient_checkpointing
     prepared = accelerator.prepare(model)
     trial = try_updates(
         accelerator, prepared, training.build_objective(prepared), samples, arguments.per_device_train_batch_size

@@ -80,20 +80,6 @@ def activation_bytes(
     return counted
 
 
-def with_recomputed_layer(
-    kept: dict[str, tuple[float, float]], whole: dict[str, tuple[float, float]], num_layers: int
-) -> dict[str, tuple[float, float]]:
-    """
-    Adds to what a forward pass with gradient checkpointing keeps what its backward pass takes besides: one layer at a
-    time is computed again, an average one of the `num_layers`, of which the forward pass without checkpointing (see
-    `activation_bytes`) keeps `whole`.
-    """
-    return {
-        name: tuple(few + (all_ - few) / num_layers for few, all_ in zip(kept[name], whole[name], strict=True))
-        for name in kept
-    }
-
-
 def try_updates(
     accelerator: Accelerator,
     model: nn.Module,
