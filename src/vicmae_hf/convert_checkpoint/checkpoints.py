@@ -58,6 +58,13 @@ def read_checkpoint(checkpoint: str | Path) -> tuple[dict, dict]:
     path = Path(checkpoint)
     if path.is_dir():
         return read_folder(path)
+    config_file = path.parent / "config.json"
+    is_of_transformers = path.name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME) and config_file.is_file()
+    if is_of_transformers and read_json(config_file).get("model_type") == ViCMAEConfig.model_type:
+        raise InputError(
+            f"{path}: is of this package, so there is nothing to convert; give its folder, {path.parent}, whose "
+            "config.json says what it holds."
+        )
     return read_file(path), {}
 
 
@@ -178,9 +185,6 @@ def own_checkpoint(name: str, changes: dict[str, Any] | None = None) -> Iterator
             return
         if not checkpoint.is_dir():
             checkpoint = download_checkpoint(name)
-    beside = checkpoint.parent / "config.json" if checkpoint.name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME) else None
-    if beside and beside.is_file() and read_json(beside).get("model_type") == ViCMAEConfig.model_type:
-        raise InputError(f"{name}: give its folder, {checkpoint.parent}, whose config.json says what it holds.")
     heads = {field: value for field, value in (changes or {}).items() if field.endswith("num_attention_heads")}
     with tempfile.TemporaryDirectory(prefix="vicmae-converted-") as folder:
         model = convert_checkpoint(checkpoint, folder, **heads)
