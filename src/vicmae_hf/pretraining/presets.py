@@ -161,10 +161,14 @@ def fill_in_preset(arguments: PresetArguments, num_samples: int, num_processes: 
 
 def settings_of_resumed(arguments: PretrainingArguments) -> dict[str, Any]:
     """All settings of the run that is to go on from a checkpoint; none if there is no checkpoint."""
-    resumed, folder = arguments.resume_from_checkpoint, Path(arguments.output_dir or "")  # a plan may have none
-    if resumed is None or (resumed == "latest" and not list_checkpoints(folder)):
+    resumed = arguments.resume_from_checkpoint
+    if resumed is None:
         return {}
-    path = folder / "arguments.json" if resumed == "latest" else Path(resumed) / STATE_FILE
+    path = Path(resumed) / STATE_FILE
+    if resumed == "latest":
+        if arguments.output_dir is None or not list_checkpoints(Path(arguments.output_dir)):  # a plan may have none
+            return {}
+        path = Path(arguments.output_dir) / "arguments.json"
     settings = read_json(path) if path.is_file() else {}
     return settings.get("run_settings", settings)
 
