@@ -192,9 +192,9 @@ def write_classification_card(
             example={"image": "picture.jpg", "video": "video.mp4"}[task],
         ),
         below_figures=(
-            f"\n\nEvaluated on {results['num_eval_samples']} samples of {dataset_name}, in percent. The model is "
-            "that of the best\nevaluation on them, so its figure is a little high; files that chose nothing give a "
-            "fairer one."
+            f"\n\nEvaluated on {results['num_eval_samples']} samples of {dataset_name}, in percent. If "
+            "there were several\nevaluations, the model is that of the best, so its figure is a little high; files "
+            "that chose nothing give a fairer one."
         ),
         limits=(
             "It knows only the classes it was trained on, whatever the input shows. It has the gaps and biases of its "
