@@ -97,8 +97,7 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
     if accelerator.is_main_process:
         settings = asdict(arguments) | {"task": classifier.task, "num_processes": accelerator.num_processes}
         results = write_evaluation(arguments.output_dir, dataset, predictions, frame_orders, settings)
-        listed = f" (listed in {Path(arguments.output_dir) / 'bad_files.jsonl'})" if results["num_failed"] else ""
-        print(f"{describe(results, listed)}\nTables and pictures: {arguments.output_dir}")
+        print(f"{describe(results, Path(arguments.output_dir))}\nTables and pictures: {arguments.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return results

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..files import check_writable, partial_file, write_csv, write_json, writing
 from ..reports.baselines import classification_baselines
 from ..reports.plots import plot_confusion, plot_temporal_ablation
-from ..training.reporting import RESULTS_FILE
+from ..training.reporting import RESULTS_FILE, say_unreadable
 from .feature_files import matrix_column
 from .metrics.accuracy import FIGURES, likeliest_classes, shown_figures
 from .metrics.multi_label import average_precisions
@@ -206,9 +206,10 @@ def write_temporal_ablation(output_dir: Path, ablation: dict[str, Any]) -> None:
     write_csv(output_dir / "temporal_ablation.csv", ["frames", "permutation or frame", "top1"], rows)
 
 
-def describe(results: dict[str, Any], listed: str = "") -> str:
-    """Formats the figures of an evaluation as a short table. `listed` says where the unreadable files are listed."""
-    lines = [f"{results['num_eval_samples']} evaluated, {results['num_failed']} unreadable{listed}"]
+def describe(results: dict[str, Any], output_dir: Path) -> str:
+    """Formats the figures of an evaluation as a short table."""
+    unreadable = say_unreadable(results["num_failed"], output_dir / "bad_files.jsonl")
+    lines = [f"{results['num_eval_samples']} evaluated, {unreadable}"]
     shown = shown_figures(results, results["num_classes"])
     lines += [f"{'views (spatial x temporal)':<26}" + "".join(f"  {SHORT_NAMES[name]:>6}" for name in shown)]
     ablation = results.get("temporal_ablation", {})
